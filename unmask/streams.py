@@ -1,0 +1,110 @@
+"""Random numbers that belong to a sequence: counter-based, so no sample depends on its batch mates.
+
+Every uniform is a pure function of (stream, position, purpose, visit). The *stream* is a 64-bit integer owned by one
+sequence; *position* counts inside the sequence, not counting padding; *purpose* separates the uniform that draws a
+token from the one that orders positions; *visit* counts how often the position has been drawn before (0 unless a rule
+masks again). Rows, batch sizes and step counters never enter.
+
+References:
+    Salmon, Moraes, Dror, Shaw (2011), "Parallel random numbers: as easy as 1, 2, 3": Philox4x32-10.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from enum import IntEnum
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+_WORD = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+
+
+class Purpose(IntEnum):
+    """What a uniform is for; different purposes are independent."""
+
+    TOKEN = 0
+    """Which token a position takes."""
+    ORDER = 1
+    """When a position is unmasked: its random order, or its first-hitting time."""
+
+
+def derive(seed: int, *parts: int | bytes | str | Iterable[int]) -> int:
+    """Derives the 64-bit stream named by a seed and any further labels.
+
+    `sample(seed=s)` gives row `r` the stream `derive(s, r)`. The commands use `derive(seed, tokens, copy)`, so that an
+    answer depends on what was asked, not on where in a file it stood.
+
+    Args:
+        seed: Any integer.
+        *parts: Integers, strings, bytes or iterables of integers; their boundaries matter, so `(1, 23)` and `(12, 3)`
+            name different streams.
+
+    Returns:
+        An integer in `[0, 2**64)`: the first eight bytes of BLAKE2b over the labels.
+    """
+    digest = hashlib.blake2b(digest_size=8, person=b"unmask.stream")
+    for part in (seed, *parts):
+        if isinstance(part, str):
+            blob = b"s" + part.encode()
+        elif isinstance(part, bytes):
+            blob = b"b" + part
+        elif isinstance(part, int):
+            blob = b"i" + str(int(part)).encode()
+        else:
+            blob = b"l" + ",".join(str(int(value)) for value in part).encode()
+        digest.update(len(blob).to_bytes(8, "little") + blob)
+    return int.from_bytes(digest.digest(), "little")
+
+
+def as_streams(streams: Iterable[int], device: torch.device | str | None = None) -> Int[Tensor, " batch"]:
+    """Packs 64-bit integers into an int64 tensor, two's complement.
+
+    Raises:
+        ValueError: If a stream is not an integer in `[-2**63, 2**64)`.
+    """
+    packed = []
+    for stream in streams:
+        if isinstance(stream, bool) or not isinstance(stream, int) or not -(2**63) <= stream < 2**64:
+            raise ValueError(f"a stream is a 64-bit integer, got {stream!r}; derive(seed, row) makes one")
+        packed.append(stream - 2**64 if stream >= 2**63 else stream)
+    return torch.tensor(packed, dtype=torch.int64, device=device)
+
+
+def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+    """Evaluates the Philox4x32-10 block function on 32-bit words held in int64 tensors (broadcast together)."""
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(10):
+        # A 32x32-bit product fills 64 bits; int64 wraps, and the arithmetic shift is masked back to the high word.
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c2 = (p1 >> 32 & _WORD) ^ c1 ^ k0, (p0 >> 32 & _WORD) ^ c3 ^ k1
+        c1, c3 = p1 & _WORD, p0 & _WORD
+        k0, k1 = k0 + _WEYL[0] & _WORD, k1 + _WEYL[1] & _WORD
+    return c0, c1, c2, c3
+
+
+def uniforms(
+    streams: Int[Tensor, "*shape"],
+    positions: Int[Tensor, "*shape"],
+    purpose: Purpose,
+    visits: Int[Tensor, "*shape"] | int = 0,
+) -> Float[Tensor, "*shape"]:
+    """Returns float64 uniforms in `[0, 1)`, multiples of 2⁻⁵³, one per (stream, position, purpose, visit).
+
+    Args:
+        streams: 64-bit streams as int64; broadcast against `positions`.
+        positions: Positions inside the sequence, `0 <= position < 2**32`.
+        purpose: What the numbers are for.
+        visits: How often each position was drawn before.
+    """
+    streams, positions = torch.broadcast_tensors(streams, positions)
+    zero = torch.zeros_like(positions)
+    counter = (positions & _WORD, zero + visits, zero + int(purpose), zero)
+    w0, w1, _, _ = philox(counter, (streams & _WORD, streams >> 32 & _WORD))
+    bits = (w0 << 21) | (w1 >> 11)  # 32 + 21 = 53 random bits
+    return bits.double() * 2.0**-53
