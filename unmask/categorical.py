@@ -1,0 +1,187 @@
+"""A batch of marginals: entropy, confidence, margin and argmax in one pass over the logits, and exact draws.
+
+Everything works on *rows*: the logits of candidate positions only, `[rows, vocab]`. Statistics never subtract two large
+numbers to get a small one, so an entropy of 1e-9 nats is 1e-9 and not 0; draws invert the CDF with one 53-bit uniform,
+so a class of probability 1e-7 comes up once in 10⁷, which a 32-bit Gumbel cannot do (arXiv:2409.02908, section 4).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .errors import LogitsError
+
+_CHUNK = 1 << 22
+"""Elements of logits worked on at once: bounds what a pass allocates beyond the logits themselves."""
+
+
+@dataclass(frozen=True)
+class Marginals:
+    """Statistics of one categorical distribution per row, natural logarithms throughout.
+
+    Confidence and margin are kept as their distance from 1, which stays exact where they round to 1: that is where
+    orders have to tell positions apart.
+
+    Attributes:
+        entropy: `-Σ p log p` in nats.
+        doubt: `1 - max p`.
+        closeness: `1 - (p₁ - p₂)`, with `p₁ ≥ p₂` the two largest probabilities.
+        token: The most probable token, the lowest id among ties.
+        log_norm: `log Σ exp(logit)`, so that `logit - log_norm` is a log-probability.
+    """
+
+    entropy: Float[Tensor, " rows"]
+    doubt: Float[Tensor, " rows"]
+    closeness: Float[Tensor, " rows"]
+    token: Int[Tensor, " rows"]
+    log_norm: Float[Tensor, " rows"]
+
+    @property
+    def confidence(self) -> Float[Tensor, " rows"]:
+        """The largest probability."""
+        return 1 - self.doubt
+
+    @property
+    def margin(self) -> Float[Tensor, " rows"]:
+        """The largest probability minus the second largest."""
+        return 1 - self.closeness
+
+
+def forbid(logits: Float[Tensor, "rows vocab"], tokens: Sequence[int]) -> None:
+    """Takes tokens out of every row, in place: their logits become `-inf`, which renormalises the rest."""
+    if len(tokens):
+        logits.index_fill_(1, torch.as_tensor(tokens, dtype=torch.int64, device=logits.device), -torch.inf)
+
+
+def marginals(logits: Float[Tensor, "rows vocab"]) -> Marginals:
+    """Computes all statistics of every row in one pass, in float32 or better (float64 stays float64).
+
+    With `d_k = logit_k - max`, `s = Σ_{k≠argmax} e^{d_k}` and `t = Σ_{k≠argmax} e^{d_k}·(-d_k)`:
+    `H = log1p(s) + t/(1+s)`, `1 - max p = s/(1+s)` and `1 - margin = (s + e^{d₂})/(1+s)`, none of which cancels
+    (the usual `logsumexp - E[logit]` returns 0 where the truth is 4e-7, and a budget of γ = 0 would then unmask
+    undetermined positions).
+
+    Args:
+        logits: Any float dtype. `-inf` entries have probability 0 and leave every statistic finite.
+
+    Raises:
+        LogitsError: If a row contains NaN or `+inf`, or has no finite logit; it names the first such row.
+        ValueError: If `logits` is not a floating-point matrix with at least one column.
+    """
+    if logits.ndim != 2 or logits.shape[1] < 1 or not logits.dtype.is_floating_point:
+        raise ValueError(
+            f"logits must be a float tensor of shape (rows, vocab), got {logits.dtype} {tuple(logits.shape)}"
+        )
+    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    size = max(1, _CHUNK // logits.shape[1])
+    parts = [_statistics(chunk.to(dtype)) for chunk in logits.split(size)]
+    if not parts:
+        none = logits.new_zeros(0, dtype=dtype)
+        return Marginals(none, none, none, none.long(), none)
+    columns = parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    top, token, *statistics = columns
+    bad = ~top.isfinite()
+    if bad.any():
+        row = int(bad.nonzero()[0])
+        value = float(top[row])
+        reason = "contain NaN" if value != value else "contain +inf" if value > 0 else "have no mass: all are -inf"
+        raise LogitsError(row, reason)
+    return Marginals(statistics[0], statistics[1], statistics[2], token, statistics[3])
+
+
+def _statistics(z: Tensor) -> tuple[Tensor, ...]:
+    """Maximum, argmax, entropy, doubt, closeness and log-normaliser of float32 or float64 rows."""
+    top, token = z.max(-1)
+    # A row without a finite maximum is reported by the caller; 0 keeps the arithmetic quiet until then.
+    d = z - torch.where(top.isfinite(), top, 0.0).unsqueeze(-1)
+    d.scatter_(-1, token.unsqueeze(-1), -torch.inf)
+    second = d.amax(-1).exp()
+    e = d.exp()
+    s = e.sum(-1)
+    # exp underflows to 0 far above this floor, so the product is 0 where d is -inf, instead of NaN.
+    t = -(e.mul_(d.clamp_(min=-1e4))).sum(-1)
+    z1 = 1 + s
+    log_z1 = s.log1p()
+    return top, token, log_z1 + t / z1, s / z1, (s + second) / z1, top + log_z1
+
+
+def log_prob(
+    logits: Float[Tensor, "rows vocab"], log_norm: Float[Tensor, " rows"], tokens: Int[Tensor, " rows"]
+) -> Float[Tensor, " rows"]:
+    """Returns the log-probability of one token per row, given the rows' normalisers."""
+    return logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1).to(log_norm.dtype) - log_norm
+
+
+def draw(
+    logits: Float[Tensor, "rows vocab"],
+    uniform: Float[Tensor, " rows"],
+    *,
+    temperature: float | Float[Tensor, " rows"] = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> Int[Tensor, " rows"]:
+    """Draws one token per row by inverting its CDF in float64, in token order.
+
+    Row `r` gets the first token `v` with `Σ_{w≤v} p_w > u_r`; a token of probability 0 is never drawn, not even at
+    `u = 0` or at the largest float below 1.
+
+    Args:
+        logits: Rows to draw from; only these are touched.
+        uniform: One float64 uniform in `[0, 1)` per row.
+        temperature: Divides the logits; 0 takes the argmax (the lowest id among ties). One number, or one per row.
+        top_k: Keep the `k` largest logits (ties with the k-th stay). Applied first.
+        top_p: Then keep the smallest set of most probable tokens whose mass reaches `p`, at the given temperature.
+
+    Raises:
+        ValueError: If a setting is out of range (see `check_draw`).
+    """
+    check_draw(temperature, top_k, top_p)
+    scale = torch.as_tensor(temperature, dtype=torch.float64, device=logits.device).expand(len(logits))
+    size = max(1, _CHUNK // 2 // max(1, logits.shape[1]))
+    parts = [
+        _invert(rows.double(), u.double(), tau, top_k, top_p)
+        for rows, u, tau in zip(logits.split(size), uniform.split(size), scale.split(size), strict=True)
+    ]
+    return torch.cat(parts) if parts else uniform.new_zeros(0, dtype=torch.int64)
+
+
+def truncate(z: Float[Tensor, "rows vocab"], top_k: int | None, top_p: float | None) -> Float[Tensor, "rows vocab"]:
+    """Returns tempered logits with everything outside top-k, then top-p, at `-inf`; a copy if anything changes."""
+    if top_k is not None and top_k < z.shape[1]:
+        smallest = z.topk(top_k, dim=-1).values[:, -1:]
+        z = z.masked_fill(z < smallest, -torch.inf)
+    if top_p is not None and top_p < 1:
+        ranked, index = z.sort(stable=True, dim=-1, descending=True)
+        mass = ranked.softmax(-1)
+        outside = mass.cumsum(-1) - mass >= top_p  # the mass before a token already reaches p
+        outside[:, 0] = False
+        z = z.masked_fill(torch.zeros_like(outside).scatter_(-1, index, outside), -torch.inf)
+    return z
+
+
+def _invert(z: Tensor, u: Tensor, tau: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    greedy = tau == 0
+    z = truncate(z / torch.where(greedy, 1.0, tau).unsqueeze(-1), top_k, top_p)
+    top, token = z.max(-1)
+    cdf = (z - top.unsqueeze(-1)).exp_().cumsum(-1)
+    total = cdf[:, -1:]
+    # u·total can round up to total; one step below it still falls in the last token with mass.
+    target = torch.minimum(u.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    drawn = torch.searchsorted(cdf, target, right=True).squeeze(-1)
+    return torch.where(greedy, token, drawn)
+
+
+def check_draw(temperature: float | Tensor, top_k: int | None, top_p: float | None) -> None:
+    """Raises `ValueError` unless temperature is finite and >= 0, `top_k` >= 1 and `0 < top_p <= 1`."""
+    values = torch.as_tensor(temperature)
+    if values.dtype == torch.bool or not bool((values.isfinite() & (values >= 0)).all()):
+        raise ValueError(f"temperature must be a finite number >= 0 (0 takes the argmax), got {temperature}")
+    if top_k is not None and (isinstance(top_k, bool) or int(top_k) != top_k or top_k < 1):
+        raise ValueError(f"top_k must be an integer >= 1 or None, got {top_k!r}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be in (0, 1] or None, got {top_p!r}")
