@@ -1,4 +1,4 @@
-"""Deterministic tests: hypothesis replays the same examples, statistical tests fix their seeds and state error rates."""
+"""Deterministic tests: hypothesis replays its examples, statistical tests fix seeds and state their error rates."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 from unmask.oracles import TableDenoiser
+
+# Tensors here are tiny, and two threads beside another busy process wait for each other at every operation.
+torch.set_num_threads(1)
 
 settings.register_profile(
     "unmask", derandomize=True, deadline=None, max_examples=100, suppress_health_check=list(HealthCheck)

@@ -19,7 +19,8 @@ from unmask.streams import Purpose, as_streams, derive, philox, uniforms
     ],
 )
 def test_philox_gives_the_known_answers_of_random123(counter, key, expected):
-    words = philox(tuple(torch.tensor([c]) for c in counter), tuple(torch.tensor([k]) for k in key))
+    c0, c1, c2, c3, k0, k1 = (torch.tensor([word]) for word in (*counter, *key))
+    words = philox((c0, c1, c2, c3), (k0, k1))
     assert tuple(int(word) for word in words) == expected
 
 

@@ -1,0 +1,120 @@
+"""What a sampler asks of a model: logits for the masked positions of a batch, and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Query:
+    """One evaluation of a batch of partially masked sequences.
+
+    Attributes:
+        x: Tokens, the mask token where masked, right-padded with the mask token.
+        where: Candidate positions: those whose logits are wanted. Always masked, never padding.
+        valid: False at padding. A denoiser must not let padding influence the rest.
+        sequence: Index of each row's sequence in the sampler's state; rows of finished sequences are absent. Caches
+            key on it.
+        time: Diffusion time of each row in `(0, 1]`, for denoisers that declare `wants_time`; `None` otherwise.
+    """
+
+    x: Int[Tensor, "batch length"]
+    where: Bool[Tensor, "batch length"]
+    valid: Bool[Tensor, "batch length"]
+    sequence: Int[Tensor, " batch"]
+    time: Float[Tensor, " batch"] | None = None
+
+    @staticmethod
+    def of(x: Int[Tensor, "batch length"], mask_id: int) -> Query:
+        """Asks for every masked position of full-length sequences."""
+        rows = torch.arange(len(x), device=x.device)
+        return Query(x, x == mask_id, torch.ones_like(x, dtype=torch.bool), rows)
+
+
+@runtime_checkable
+class Denoiser(Protocol):
+    """Anything that maps a `Query` to the logits of its candidate positions.
+
+    Attributes:
+        vocab_size: Number of token ids, the mask token included: the last dimension of the logits.
+        mask_id: Id of the mask token, in `[0, vocab_size)`. It is never drawn, whatever its logit.
+    """
+
+    @property
+    def vocab_size(self) -> int: ...
+    @property
+    def mask_id(self) -> int: ...
+
+    def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
+        """Returns one row of logits per True in `query.where`, in row-major order (as `logits[query.where]`).
+
+        Rows may be unnormalised and may contain `-inf`. The caller owns the tensor and may write into it. The row of a
+        position may depend on its own sequence only.
+        """
+        ...
+
+
+class FullDenoiser:
+    """Makes a denoiser of any function from tokens to logits of all positions.
+
+    Args:
+        function: Maps tokens `[batch, length]` to logits `[batch, length, vocab_size]`.
+        vocab_size: Number of token ids, the mask token included.
+        mask_id: Id of the mask token.
+
+    Only the candidate rows of its output are copied and used; sequences of different lengths need a denoiser that
+    looks at `query.valid`, and are refused here.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Int[Tensor, "batch length"]], Float[Tensor, "batch length vocab"]],
+        vocab_size: int,
+        mask_id: int,
+    ) -> None:
+        self.function, self.vocab_size, self.mask_id = function, vocab_size, mask_id
+
+    def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
+        if not bool(query.valid.all()):
+            raise ValueError("FullDenoiser takes sequences of one length; group them by length, or use query.valid")
+        logits = self.function(query.x)
+        expected = (*query.x.shape, self.vocab_size)
+        if tuple(logits.shape) != expected:
+            raise ValueError(f"the denoiser's function returned shape {tuple(logits.shape)}, expected {expected}")
+        return logits[query.where]
+
+
+class NetworkDenoiser:
+    """Makes a denoiser of a module with `forward(x, where) -> logits[rows, vocab]`, such as this package's own.
+
+    Args:
+        network: The module; it is put into evaluation mode.
+        vocab_size: Number of token ids, the mask token included.
+        mask_id: Id of the mask token.
+        length: The only sequence length it takes, or `None` for any.
+    """
+
+    def __init__(self, network: torch.nn.Module, vocab_size: int, mask_id: int, length: int | None = None) -> None:
+        self.network = network.eval()
+        self.vocab_size, self.mask_id, self.length = vocab_size, mask_id, length
+
+    def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
+        if self.length is not None and (query.x.shape[1] != self.length or not bool(query.valid.all())):
+            raise ValueError(f"this network takes sequences of {self.length} tokens, got {query.x.shape[1]}")
+        with torch.no_grad():
+            return self.network(query.x, query.where)
+
+
+def check_denoiser(denoiser: Denoiser) -> None:
+    """Raises `ValueError` if the mask token is not one of the denoiser's tokens."""
+    vocab, mask = denoiser.vocab_size, denoiser.mask_id
+    if not isinstance(vocab, int) or vocab < 2:
+        raise ValueError(f"vocab_size counts the token ids, mask included, and is at least 2, got {vocab!r}")
+    if not isinstance(mask, int) or not 0 <= mask < vocab:
+        raise ValueError(f"mask_id {mask!r} is outside the vocabulary: token ids are 0..{vocab - 1}")

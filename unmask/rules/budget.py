@@ -1,0 +1,222 @@
+"""How many positions are unmasked at once. A budget admits some of the ranked candidates, always the first.
+
+A budget may keep a *memory*: a few numbers per sequence, set by `start`, returned changed by `admit`. Everything a
+budget remembers is in there, so that the sampler is a function of (state, memory) and its law can be computed exactly.
+Settings that differ between sequences live there too, and travel with their sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .view import View
+
+
+class Budget(Protocol):
+    """Decides how much of a ranking is unmasked in one step."""
+
+    @property
+    def marginal_free(self) -> bool:
+        """True if the number admitted depends on nothing but how many candidates there are, and on memory."""
+        ...
+
+    def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
+        """Returns the memory of sequences that begin with so many masks."""
+        ...
+
+    def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
+        """Returns which ranked candidates to unmask, at least one where there is one, and the memory after it."""
+        ...
+
+
+def leading(count: Int[Tensor, " batch"], like: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
+    """Marks the first `count` columns of each row."""
+    return torch.arange(like.shape[1], device=like.device) < count.unsqueeze(-1)
+
+
+def no_memory(masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch 0"]:
+    """The memory of a rule that keeps none."""
+    return torch.empty(len(masked), 0, dtype=torch.float64, device=masked.device)
+
+
+def _whole(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+@dataclass(frozen=True)
+class TopK:
+    """The first `k` candidates, or as many as there are. `TopK(1)` is exact: one position per evaluation.
+
+    Raises:
+        ValueError: If `k` is not an integer >= 1.
+    """
+
+    k: int
+    marginal_free: bool = field(default=True, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _whole("k", self.k)
+
+    def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
+        return no_memory(masked)
+
+    def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
+        count = torch.full((len(ranked.candidate),), self.k, device=ranked.candidate.device)
+        return leading(count, ranked.candidate) & ranked.candidate, ranked.memory
+
+
+def One() -> TopK:
+    """One candidate at a time: no dependence error, as many evaluations as masks."""
+    return TopK(1)
+
+
+@dataclass(frozen=True)
+class All:
+    """Every candidate at once: one evaluation per block, the product of the marginals."""
+
+    marginal_free: bool = field(default=True, init=False, repr=False)
+
+    def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
+        return no_memory(masked)
+
+    def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
+        return ranked.candidate, ranked.memory
+
+
+@dataclass(frozen=True)
+class Steps:
+    """A fixed number of evaluations per sequence: each takes `ceil(masks left / steps left)` (LLaDA's quota).
+
+    A sequence with fewer masks than steps takes one each. The memory is (masks left, steps left), kept for the whole
+    sequence, so that with blocks the quota is spread over all of them.
+
+    Raises:
+        ValueError: If `steps` is not an integer >= 1.
+    """
+
+    steps: int
+    marginal_free: bool = field(default=True, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _whole("steps", self.steps)
+
+    def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
+        return torch.stack([masked.double(), torch.full_like(masked, self.steps, dtype=torch.float64)], -1)
+
+    def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
+        left, steps = ranked.memory.unbind(-1)
+        quota = torch.ceil(left / steps.clamp(min=1)).clamp(min=1)
+        admitted = leading(quota, ranked.candidate) & ranked.candidate
+        return admitted, torch.stack([left - admitted.sum(-1), steps - 1], -1)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """The longest prefix whose every `max p` reaches the threshold, and at least one (Fast-dLLM, arXiv:2505.22618).
+
+    Raises:
+        ValueError: If `threshold` is not in `[0, 1]`.
+    """
+
+    threshold: float
+    marginal_free: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold is a probability in [0, 1], got {self.threshold}")
+
+    def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
+        return no_memory(masked)
+
+    def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
+        sure = ranked.candidate & (1 - ranked.doubt.double() >= self.threshold)
+        count = sure.cumprod(-1).sum(-1).clamp(min=1)
+        return leading(count, ranked.candidate) & ranked.candidate, ranked.memory
+
+
+def entropy_bound(
+    entropy: Float[Tensor, "batch length"], gamma: float | Float[Tensor, " batch"]
+) -> Int[Tensor, " batch"]:
+    """Counts the leading positions whose dependence error fits `gamma` nats.
+
+    Takes the longest prefix `U` with `sum(H_U) - max(H_U) <= gamma`. The left side bounds the dependence error of `U`:
+    what is lost by drawing its positions independently. It never decreases as the prefix grows, in any order.
+
+    Args:
+        entropy: Marginal entropies, in nats, in unmasking order; `inf` past the last mask.
+        gamma: The budget, in nats. At 0, everything determined before the second position of positive entropy.
+
+    Returns:
+        How many positions to unmask: at least 1 wherever a mask remains.
+
+    Raises:
+        ValueError: If `gamma` is negative or NaN.
+
+    References:
+        Ben-Hamu et al. (2025), arXiv:2505.24857, the EB-Sampler's unmasking rule.
+    """
+    return (_dependence(entropy) <= check_gamma(gamma).to(entropy.device).reshape(-1, 1)).sum(-1)
+
+
+def _dependence(entropy: Float[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
+    """Sum minus maximum of every prefix, `inf` past the last mask."""
+    # Written as a sum of the smaller of each entropy and the maximum before it: exact where subtracting a running
+    # maximum would round a tiny entropy away and let it through at gamma = 0.
+    h = entropy.double()
+    smaller = torch.minimum(h[:, 1:], h.cummax(-1).values[:, :-1])
+    bound = torch.cat([torch.zeros_like(h[:, :1]), smaller.cumsum(-1)], -1)
+    return bound.masked_fill(~h.isfinite(), torch.nan)  # NaN fits no budget, not even an infinite one
+
+
+def check_gamma(gamma: float | Tensor) -> Float[Tensor, "..."]:
+    """Returns `gamma` as float64, or raises `ValueError` if it is negative or NaN."""
+    values = torch.as_tensor(gamma, dtype=torch.float64)
+    if not bool((values >= 0).all()):
+        raise ValueError(f"gamma must be a number of nats >= 0 (inf unmasks everything), got {values.tolist()}")
+    return values
+
+
+@dataclass(frozen=True, eq=False)
+class EntropyBound:
+    """The EB-Sampler's budget: the longest prefix with `ΣH - max H <= gamma` nats (arXiv:2505.24857).
+
+    Args:
+        gamma: Nats per evaluation, one number for all or one per sequence; never shared between sequences. There is no
+            default: the useful range is 0.001 to 1, and it trades evaluations for dependence error.
+
+    Raises:
+        ValueError: If `gamma` is negative or NaN, or has another length than the batch.
+    """
+
+    gamma: float | Float[Tensor, " batch"]
+    marginal_free: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if check_gamma(self.gamma).ndim > 1:
+            raise ValueError("gamma is one number, or one per sequence")
+
+    def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch 1"]:
+        gamma = check_gamma(self.gamma).to(masked.device)
+        if gamma.ndim == 1 and len(gamma) != len(masked):
+            raise ValueError(f"gamma has {len(gamma)} values for a batch of {len(masked)} sequences")
+        return gamma.expand(len(masked)).unsqueeze(-1)
+
+    def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
+        fits = _dependence(ranked.entropy) <= ranked.memory[:, :1]
+        return fits & ranked.candidate, ranked.memory
+
+    def __repr__(self) -> str:
+        shown = self.gamma if isinstance(self.gamma, (int, float)) else torch.as_tensor(self.gamma).tolist()
+        return f"EntropyBound(gamma={shown})"
+
+
+def format_gamma(gamma: float) -> str:
+    """Writes γ as people do: `inf`, `0`, `0.05`."""
+    return "inf" if math.isinf(gamma) else f"{gamma:g}"

@@ -1,0 +1,110 @@
+"""Rules by name, for the command line and configuration files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .budget import All, Budget, EntropyBound, One, Steps, Threshold, TopK
+from .order import Confidence, Entropy, LeftToRight, Margin, Order, Uniform
+from .rule import Rule
+
+PROXIES: dict[str, type[Order]] = {
+    "entropy": Entropy,
+    "confidence": Confidence,
+    "margin": Margin,
+    "uniform": Uniform,
+}
+
+
+@dataclass(frozen=True)
+class _Family:
+    """How a named rule is put together: its order (`None`: by proxy), its own setting, its default proxy."""
+
+    summary: str
+    order: type[Order] | None = None
+    setting: str | None = None
+    proxy: str = "entropy"
+
+
+FAMILIES: dict[str, _Family] = {
+    "top1-entropy": _Family("lowest entropy, one at a time", Entropy),
+    "top1-confidence": _Family("highest confidence, one at a time", Confidence),
+    "top1-margin": _Family("largest margin, one at a time", Margin),
+    "uniform": _Family("random order, one at a time", Uniform),
+    "left-to-right": _Family("autoregressive, one at a time", LeftToRight),
+    "topk": _Family("the k best at once", setting="k", proxy="confidence"),
+    "threshold": _Family("all with max p >= threshold, at least one", setting="threshold", proxy="confidence"),
+    "entropy-bound": _Family("EB-Sampler: longest prefix with sum H - max H <= gamma", setting="gamma"),
+    "steps": _Family("a fixed number of evaluations", setting="steps", proxy="confidence"),
+    "all": _Family("everything at once", proxy="entropy"),
+}
+
+_SETTINGS = ("gamma", "k", "threshold", "steps")
+
+
+@dataclass(frozen=True)
+class NamedRule:
+    """A rule with the name and settings it was asked for by."""
+
+    name: str
+    settings: dict[str, Any]
+    rule: Rule
+
+    def __str__(self) -> str:
+        inner = ",".join(f"{key}={value}" for key, value in self.settings.items())
+        return f"{self.name}:{inner}" if inner else self.name
+
+
+def named_rule(name: str, **settings: Any) -> NamedRule:
+    """Builds a rule from its name and settings; settings that are `None` count as not given.
+
+    Args:
+        name: One of `FAMILIES`, or `name:key=value,key=value`.
+        **settings: `gamma`, `k`, `threshold`, `steps` and `proxy`, where they apply.
+
+    Raises:
+        ValueError: If the name is unknown, a setting is missing, does not apply, or is out of range.
+    """
+    name, _, inline = name.partition(":")
+    given = {key: value for key, value in settings.items() if value is not None}
+    for item in filter(None, inline.split(",")):
+        key, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"expected key=value after the rule's name, got {item!r}")
+        given[key.strip()] = value.strip()
+    family = FAMILIES.get(name)
+    if family is None:
+        raise ValueError(f"unknown rule {name!r}; choose one of {', '.join(FAMILIES)}")
+    allowed = {family.setting} if family.setting else set()
+    if family.order is None and name != "all":
+        allowed.add("proxy")
+    extra = sorted(set(given) - allowed)
+    if extra:
+        takes = f"it takes {', '.join(sorted(allowed))}" if allowed else "it takes no settings"
+        raise ValueError(f"{', '.join(extra)} does not apply to the rule {name}; {takes}")
+    if family.setting and family.setting not in given:
+        raise ValueError(f"the rule {name} needs a value for {family.setting}")
+    proxy = str(given.get("proxy", family.proxy))
+    if proxy not in PROXIES:
+        raise ValueError(f"unknown proxy {proxy!r}; choose one of {', '.join(PROXIES)}")
+    order = (family.order or PROXIES[proxy])()
+    used: dict[str, Any] = {}
+    budget: Budget = One()
+    if name == "all":
+        budget = All()
+    elif family.setting:
+        value = _number(family.setting, given[family.setting])
+        used[family.setting] = value
+        budget = {"gamma": EntropyBound, "k": TopK, "threshold": Threshold, "steps": Steps}[family.setting](value)
+    if "proxy" in allowed:
+        used["proxy"] = proxy
+    return NamedRule(name, used, Rule(order, budget))
+
+
+def _number(setting: str, value: Any) -> int | float:
+    try:
+        return int(value) if setting in ("k", "steps") else float(value)
+    except (TypeError, ValueError):
+        kind = "a whole number" if setting in ("k", "steps") else "a number"
+        raise ValueError(f"{setting} must be {kind}, got {value!r}") from None

@@ -1,0 +1,79 @@
+"""Which positions come first. An order turns a view into one key per position: the lowest is unmasked first.
+
+The key of an order is the *error proxy* of the EB-Sampler paper. Ties, of any order, go to the lower position.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .view import View
+
+
+class Order(Protocol):
+    """Ranks candidates by a key; positions that are no candidates may get any key.
+
+    Attributes:
+        random: True if the key is a function of `view.noise`, so that the law of a sampler is an average over it.
+    """
+
+    random: ClassVar[bool]
+
+    def key(self, view: View) -> Float[Tensor, "batch length"]: ...
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Lowest entropy first (arXiv:2505.24857, the entropy proxy)."""
+
+    random: ClassVar[bool] = False
+
+    def key(self, view: View) -> Float[Tensor, "batch length"]:
+        return view.entropy
+
+
+@dataclass(frozen=True)
+class Confidence:
+    """Largest `max p` first, ranked by `1 - max p`, which tells apart what rounds to 1 (MaskGIT, LLaDA)."""
+
+    random: ClassVar[bool] = False
+
+    def key(self, view: View) -> Float[Tensor, "batch length"]:
+        return view.doubt
+
+
+@dataclass(frozen=True)
+class Margin:
+    """Largest difference between the two largest probabilities first (arXiv:2502.06768, top-k margin)."""
+
+    random: ClassVar[bool] = False
+
+    def key(self, view: View) -> Float[Tensor, "batch length"]:
+        return view.closeness
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Uniformly random order, drawn once per sequence from its own stream: the order of first-hitting times."""
+
+    random: ClassVar[bool] = True
+
+    def key(self, view: View) -> Float[Tensor, "batch length"]:
+        # First-hitting times decrease with 1 - u, and the latest time is hit first; here the smallest u is first.
+        return view.noise
+
+
+@dataclass(frozen=True)
+class LeftToRight:
+    """Lowest position first: autoregressive decoding."""
+
+    random: ClassVar[bool] = False
+
+    def key(self, view: View) -> Float[Tensor, "batch length"]:
+        length = view.candidate.shape[1]
+        return torch.arange(length, device=view.noise.device, dtype=view.noise.dtype).expand_as(view.noise)

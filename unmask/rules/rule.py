@@ -1,0 +1,43 @@
+"""An unmasking rule = clock + order + budget. A published sampler is a composition of these."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..errors import RuleError
+from .budget import Budget
+from .order import Order
+from .view import View
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Chooses which positions to unmask: ranks the candidates by `order`, takes what `budget` admits.
+
+    It is a function of what it sees, so one object serves any number of batches, threads and exact laws.
+    """
+
+    order: Order
+    budget: Budget
+
+    def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
+        """Returns the rule memory of sequences that begin with so many masks."""
+        return self.budget.start(masked)
+
+    def select(self, view: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
+        """Returns the positions to unmask and the memory after it.
+
+        Raises:
+            RuleError: If the rule leaves a sequence without progress or takes a position that is no candidate.
+        """
+        key = self.order.key(view).masked_fill(~view.candidate, float("inf"))
+        order = key.argsort(dim=-1, stable=True)  # stable: ties go to the lower position
+        admitted, memory = self.budget.admit(view.ranked(order))
+        chosen = admitted.new_zeros(admitted.shape).scatter_(1, order, admitted)
+        stuck = view.candidate.any(-1) & ~chosen.any(-1)
+        if bool(stuck.any() | (chosen & ~view.candidate).any()):
+            raise RuleError(f"{self} must unmask at least one candidate of every sequence, and candidates only")
+        return chosen, memory

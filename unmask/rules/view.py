@@ -1,0 +1,46 @@
+"""What a rule may look at: the marginals of the candidate positions, before and after ranking.
+
+Rules see marginals, never drawn tokens: a position chosen because its *draw* looked confident biases the samples, even
+one at a time. Rules that need more (draws, past predictions, extra evaluations) are separate, named protocols.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class View:
+    """The state of a batch as its rule sees it. Statistics are `+inf` where a position is no candidate.
+
+    Attributes:
+        candidate: Positions that may be unmasked now.
+        entropy: Marginal entropies, in nats.
+        doubt: One minus the largest probability.
+        closeness: One minus the margin between the two largest probabilities.
+        noise: One uniform in `[0, 1)` per position, fixed for the whole sequence by its stream.
+        memory: The rule's own numbers, one row per sequence (see `Budget.start`).
+    """
+
+    candidate: Bool[Tensor, "batch length"]
+    entropy: Float[Tensor, "batch length"]
+    doubt: Float[Tensor, "batch length"]
+    closeness: Float[Tensor, "batch length"]
+    noise: Float[Tensor, "batch length"]
+    memory: Float[Tensor, "batch memory"]
+
+    def ranked(self, order: Int[Tensor, "batch length"]) -> View:
+        """Returns the same view with positions permuted: column `k` holds position `order[:, k]`."""
+        moved = {f.name: getattr(self, f.name).gather(1, order) for f in fields(self) if f.name != "memory"}
+        return View(memory=self.memory, **moved)
+
+
+def spread(
+    values: Float[Tensor, " rows"], where: Bool[Tensor, "batch length"], fill: float = torch.inf
+) -> Float[Tensor, "batch length"]:
+    """Puts one value per candidate (row-major) back at its place, `fill` elsewhere."""
+    return torch.full(where.shape, fill, dtype=values.dtype, device=values.device).masked_scatter_(where, values)
