@@ -1,0 +1,318 @@
+"""The exact output distribution of a sampler, without a single random number.
+
+A rule that is a function of state and memory, started from one state, reaches every partial state along one path only:
+a final sequence tells what was drawn in every step. So the sampler's probability of a sequence is read off by following
+it: let the same rule objects choose, give the chosen positions that sequence's own tokens, multiply their marginals.
+For a random order the same is done for every order of the masked positions, and averaged.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..blocks import open_block, windows
+from ..categorical import check_draw, log_prob, marginals, truncate
+from ..denoiser import Denoiser, FullDenoiser, Query
+from ..rules.rule import Rule
+from ..sampler import Sampler
+from .oracle import Oracle, enumerate_completions
+from .perturbed import PerturbedDenoiser
+
+_ROWS = 1 << 15
+"""Walkers followed at once."""
+
+
+@dataclass(frozen=True)
+class Law:
+    """The law of a sampler on the support of the data, everything else gathered in one off-support cell.
+
+    Attributes:
+        points: The data's support: every completion of positive probability, or every completion without an oracle.
+        log_p: The data's log-probabilities; equal to `log_q` without an oracle.
+        log_q: The sampler's log-probabilities.
+        off_support: The sampler's mass outside `points`.
+        bound: `E_data Σ_steps (ΣH - max H)`, in nats: bounds `kl` when the denoiser is exact.
+        dependence: `E_data Σ_steps KL(p_U || Π p_i)` of the true conditionals (NaN without an oracle).
+        model_error: `E_data Σ_steps Σ_{i∈U} KL(p_i || p̂_i)` (NaN without an oracle). `kl = dependence + model_error`
+            for a rule that is a function of the state.
+        nfe_mean: Expected evaluations under the sampler's own law, off-support runs included.
+        nfe_mean_data: Expected evaluations when the states visited are those of the data.
+    """
+
+    points: Int[Tensor, "points length"]
+    log_p: Float[Tensor, " points"]
+    log_q: Float[Tensor, " points"]
+    off_support: float
+    bound: float
+    dependence: float
+    model_error: float
+    nfe_mean: float
+    nfe_mean_data: float
+
+    @property
+    def kl(self) -> float:
+        """`KL(data || sampler)` in nats, rounding below 0 cut off; infinite if the sampler misses part of the data."""
+        return max(0.0, float((self.log_p.exp() * (self.log_p - self.log_q)).sum()))
+
+    @property
+    def tv(self) -> float:
+        """Total variation distance between data and sampler."""
+        return 0.5 * (float((self.log_p.exp() - self.log_q.exp()).abs().sum()) + self.off_support)
+
+    def counts(self, samples: Int[Tensor, "samples length"]) -> Int[Tensor, " cells"]:
+        """Counts samples per point, those off the support in the last cell."""
+        codes: dict[tuple[int, ...], int] = {tuple(row): i for i, row in enumerate(self.points.tolist())}
+        cells = torch.tensor([codes.get(tuple(row), len(codes)) for row in samples.tolist()], dtype=torch.int64)
+        return torch.bincount(cells, minlength=len(codes) + 1)
+
+    def pvalue(self, samples: Int[Tensor, "samples length"]) -> float:
+        """Pearson's test that the samples come from this law: uniform on [0, 1] if they do."""
+        expected = torch.cat([self.log_q.exp(), torch.tensor([self.off_support], dtype=torch.float64)])
+        return pearson(self.counts(samples), expected)
+
+
+def pearson(counts: Int[Tensor, " cells"], probability: Float[Tensor, " cells"], smallest: float = 5.0) -> float:
+    """Returns the p-value of Pearson's chi-square test of counts against exact probabilities.
+
+    Cells with fewer than `smallest` expected counts are pooled, rarest first, until the pool has enough. An outcome of
+    probability zero that occurred gives 0.
+    """
+    total = int(counts.sum())
+    expected = probability.double() / probability.double().sum() * total
+    if bool(((expected < 1e-12 * total) & (counts > 0)).any()):
+        return 0.0
+    order = expected.argsort()
+    expected, observed = expected[order], counts[order].double()
+    pooled = int((expected < smallest).sum())
+    while pooled and float(expected[:pooled].sum()) < smallest and pooled < len(expected):
+        pooled += 1
+    if pooled:
+        expected = torch.cat([expected[:pooled].sum(0, keepdim=True), expected[pooled:]])
+        observed = torch.cat([observed[:pooled].sum(0, keepdim=True), observed[pooled:]])
+    if len(expected) < 2:
+        return 1.0
+    statistic = ((observed - expected) ** 2 / expected).sum()
+    freedom = torch.tensor((len(expected) - 1) / 2, dtype=torch.float64)
+    return float(torch.special.gammaincc(freedom, statistic / 2))
+
+
+def exact_law(
+    denoiser: Denoiser,
+    rule: Rule,
+    x: Int[Tensor, " length"],
+    *,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    blocks: int | None = None,
+) -> Law:
+    """Computes the exact law of `sample(denoiser, x, rule, ...)` for one sequence with masks.
+
+    Args:
+        denoiser: An oracle, a perturbed oracle (the data then follow the oracle inside), or any denoiser of a small
+            enough space, whose law is then returned without data to compare it with.
+        rule: The same object the loop takes. A random order is averaged over all orders of the masked positions.
+        x: One sequence, masks where something is to be drawn.
+        temperature: Of the draw.
+        top_k: Of the draw.
+        top_p: Of the draw.
+        blocks: Window length for semi-autoregressive sampling.
+
+    Returns:
+        The law, with its divergence from the data, bound and expected evaluations.
+
+    Raises:
+        ValueError: If there are too many completions or orders to enumerate.
+    """
+    check_draw(temperature, top_k, top_p)
+    sampler = Sampler(denoiser, rule, top_k=top_k, top_p=top_p)
+    mask = denoiser.mask_id
+    oracle = denoiser.oracle if isinstance(denoiser, PerturbedDenoiser) else denoiser
+    if isinstance(oracle, Oracle):
+        points, log_p = oracle.completions(x)
+    else:
+        if mask != denoiser.vocab_size - 1:
+            raise ValueError("the exact law of a denoiser that is no oracle needs the mask token to be the last id")
+        oracle, log_p = None, None
+        points = enumerate_completions(x, mask, denoiser.vocab_size - 1)
+    orders = _orders(x == mask, rule.order.random)
+    walk = _Walk(sampler, oracle, x, points, temperature, blocks)
+    log_q = torch.full((len(points),), -torch.inf, dtype=torch.float64)
+    totals = torch.zeros(5, dtype=torch.float64)  # bound, dependence, own NFE, data NFE, off-support mass
+    share = math.log(len(orders))
+    weight = log_p if log_p is not None else torch.full_like(log_q, -math.log(max(1, len(points))))
+    for part in orders.split(max(1, _ROWS // max(1, len(points)))):
+        part_q, part_totals = walk.follow(part, weight)
+        log_q = torch.logaddexp(log_q, part_q.logsumexp(0) - share)
+        totals += part_totals / len(orders)
+    bound, dependence, nfe, nfe_data, off = totals.tolist()
+    kl_rule = float("nan")
+    if oracle is not None and log_p is not None:
+        kl_rule = walk.divergence / len(orders)
+    else:
+        dependence = bound = nfe_data = float("nan")
+    return Law(
+        points=points,
+        log_p=log_q if log_p is None else log_p,
+        log_q=log_q,
+        off_support=off,
+        bound=bound,
+        dependence=dependence,
+        model_error=kl_rule - dependence,
+        nfe_mean=nfe,
+        nfe_mean_data=nfe_data,
+    )
+
+
+def _orders(masked: Tensor, random: bool) -> Float[Tensor, "orders length"]:
+    """Noise that puts the masked positions in each of their orders; one row if the order is not random."""
+    where = masked.nonzero().squeeze(-1)
+    if not random:
+        return torch.zeros(1, len(masked), dtype=torch.float64)
+    if len(where) > 7:
+        raise ValueError(
+            f"the law of a random order averages over all {len(where)}! orders of the masks; at most 7 masks"
+        )
+    ranks = torch.tensor(list(itertools.permutations(range(len(where)))), dtype=torch.float64)
+    noise = torch.zeros(len(ranks), len(masked), dtype=torch.float64)
+    noise[:, where] = ranks / max(1, len(where))
+    return noise
+
+
+class _Walk:
+    """Follows every completion along every given order at once."""
+
+    def __init__(
+        self, sampler: Sampler, oracle: Oracle | None, x: Tensor, points: Tensor, temperature: float, blocks: int | None
+    ) -> None:
+        self.sampler, self.oracle, self.x, self.points = sampler, oracle, x, points
+        self.temperature, self.mask = temperature, sampler.denoiser.mask_id
+        pending = (x == self.mask).unsqueeze(0)
+        self.block = torch.zeros_like(pending, dtype=torch.int64) if blocks is None else windows(pending, blocks)
+        self.divergence = 0.0
+        uniform = torch.zeros(sampler.denoiser.vocab_size, dtype=torch.float64)
+        self._dead = Sampler(
+            FullDenoiser(lambda t: uniform.expand(*t.shape, -1), len(uniform), self.mask), sampler.rule
+        )
+
+    def follow(self, noise: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns `log q` for each (order, point) and the sums over orders of the five expectations."""
+        orders, points = len(noise), len(self.points)
+        order = torch.arange(orders).repeat_interleave(points)
+        target = self.points.repeat(orders, 1)
+        p = log_p.exp().repeat(orders)
+        x = self.x.expand(len(target), -1)
+        start = (self.x == self.mask).sum().reshape(1)
+        memory = self.sampler.rule.start(start).expand(len(target), -1)
+        log_q = torch.zeros(len(target), dtype=torch.float64)
+        totals = torch.zeros(5, dtype=torch.float64)
+        dead: dict[tuple[float, ...], float] = {}
+        while True:
+            live = (x == self.mask).any(-1)
+            if not bool(live.any()):
+                break
+            # Many points share a state; each is evaluated once.
+            key = torch.cat([order.unsqueeze(-1).double(), x.double(), memory], -1)[live]
+            states, inverse = torch.unique(key, dim=0, return_inverse=True)
+            of_state = states[:, 0].long()
+            sx, sm = states[:, 1 : 1 + x.shape[1]].long(), states[:, 1 + x.shape[1] :]
+            candidate = open_block(sx == self.mask, self.block.expand(len(sx), -1))
+            query = Query(sx, candidate, torch.ones_like(candidate), torch.arange(len(sx)))
+            plan = self.sampler.plan(query, noise[of_state], sm)
+            log_v = self._draw_log_prob(plan.logits)
+            table = torch.full((*sx.shape, log_v.shape[1]), 0.0, dtype=torch.float64)
+            table[candidate] = log_v
+            chosen, tokens = plan.chosen[inverse], target[live]
+            gain = table[inverse].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+            gain = torch.where(chosen, gain, 0.0).sum(-1)
+            mass = torch.zeros(len(sx), dtype=torch.float64)
+            mass[inverse] = log_q[live].exp()  # every point of a state carries the state's own mass
+            after = torch.where(chosen, tokens, x[live])
+            totals += torch.stack(
+                [
+                    (p[live] * plan.bound()[inverse]).sum(),
+                    self._dependence(x[live], after, chosen, tokens, p[live]),
+                    mass.sum(),
+                    p[live].sum(),
+                    torch.zeros((), dtype=torch.float64),
+                ]
+            )
+            log_q = log_q.index_put((live.nonzero().squeeze(-1),), log_q[live] + gain)
+            if self.oracle is not None:
+                self._leave(sx, plan.chosen, plan.memory, of_state, inverse, after, gain, mass, dead)
+            x = x.masked_scatter(live.unsqueeze(-1), after)
+            memory = memory.masked_scatter(live.unsqueeze(-1), plan.memory[inverse])
+        self.divergence += float((p * (log_p.repeat(orders) - log_q)).sum())
+        totals[4] = sum(dead.values())
+        totals[2] += self._dead_evaluations(dead, noise)
+        return log_q.reshape(orders, points), totals
+
+    def _draw_log_prob(self, logits: Tensor) -> Tensor:
+        """Log-probabilities a draw at this temperature, top-k and top-p gives each token, in float64."""
+        z = logits.double()
+        if self.temperature == 0:
+            token = z.argmax(-1, keepdim=True)
+            return torch.full_like(z, -torch.inf).scatter(-1, token, 0.0)
+        z = truncate(z / self.temperature, self.sampler.top_k, self.sampler.top_p)
+        return z - marginals(z).log_norm.unsqueeze(-1) if len(z) else z
+
+    def _dependence(self, x: Tensor, after: Tensor, chosen: Tensor, tokens: Tensor, p: Tensor) -> Tensor:
+        """This step's `E_data log p(x_U) - Σ log p_i(x_i)` under the oracle's own conditionals."""
+        if self.oracle is None:
+            return torch.tensor(float("nan"), dtype=torch.float64)
+        query = Query(x, chosen, torch.ones_like(chosen), torch.arange(len(x)))
+        logits = self.oracle(query)
+        stats = marginals(logits)
+        single = torch.zeros(chosen.shape, dtype=torch.float64)
+        single[chosen] = log_prob(logits, stats.log_norm, tokens[chosen])
+        joint = self.oracle.log_marginal(after) - self.oracle.log_marginal(x)
+        return (p * (joint - single.sum(-1))).sum()
+
+    def _leave(
+        self,
+        states: Tensor,
+        chosen: Tensor,
+        memory: Tensor,
+        order: Tensor,
+        inverse: Tensor,
+        after: Tensor,
+        gain: Tensor,
+        mass: Tensor,
+        dead: dict[tuple[float, ...], float],
+    ) -> None:
+        """Adds the mass that steps off the support, by (order, masks left, memory): all that its future depends on."""
+        children, first = torch.unique(torch.cat([inverse.unsqueeze(-1), after], -1), dim=0, return_inverse=True)
+        stay = torch.zeros(len(states), dtype=torch.float64)
+        of_child = torch.zeros(len(children), dtype=torch.float64)
+        of_child[first] = gain.exp()
+        stay.index_add_(0, children[:, 0], of_child)
+        lost = mass * (1 - stay).clamp(min=0)
+        for row in (lost > 1e-15).nonzero().squeeze(-1).tolist():
+            left = (states[row] == self.mask) & ~chosen[row]
+            key = (float(order[row]), *left.double().tolist(), *memory[row].tolist())
+            dead[key] = dead.get(key, 0.0) + float(lost[row])
+
+    def _dead_evaluations(self, dead: dict[tuple[float, ...], float], noise: Tensor) -> float:
+        """Expected further evaluations off the support, where every marginal is uniform."""
+        length, total = self.x.shape[0], 0.0
+        if not dead:
+            return total
+        rows = torch.tensor(list(dead.keys()), dtype=torch.float64)
+        mass = torch.tensor(list(dead.values()), dtype=torch.float64)
+        order, left, memory = rows[:, 0].long(), rows[:, 1 : 1 + length].bool(), rows[:, 1 + length :]
+        while bool(left.any()):
+            going = left.any(-1)
+            mass, order, left, memory = mass[going], order[going], left[going], memory[going]
+            total += float(mass.sum())
+            x = torch.where(left, self.mask, 0)
+            candidate = open_block(left, self.block.expand(len(left), -1))
+            query = Query(x, candidate, torch.ones_like(left), torch.arange(len(x)))
+            plan = self._dead.plan(query, noise[order], memory)
+            left, memory = left & ~plan.chosen, plan.memory
+        return total

@@ -1,0 +1,138 @@
+"""Oracles with an enumerated support: any joint table, and the 288 Sudoku grids of size 4×4."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..denoiser import Query
+from .oracle import LIMIT, Oracle, distinct, with_mask_column
+
+_CHUNK = 1 << 23
+"""Elements of the (positions, symbols, points) array worked on at once."""
+
+
+class SupportDenoiser(Oracle):
+    """The exact conditionals of a distribution given as a list of sequences and their weights.
+
+    Args:
+        points: Sequences of positive probability, `[points, length]`, symbols `0..symbols-1`.
+        weights: Their weights; normalised here.
+        symbols: Size of the alphabet.
+
+    Raises:
+        ValueError: If a weight is negative or not finite, or all are zero.
+    """
+
+    def __init__(self, points: Int[Tensor, "points length"], weights: Float[Tensor, " points"], symbols: int) -> None:
+        super().__init__(symbols)
+        weights = weights.double()
+        if not bool((weights.isfinite() & (weights >= 0)).all()) or not bool(weights.sum() > 0):
+            raise ValueError("weights must be finite and >= 0, with a positive sum")
+        keep = weights > 0
+        self.points, self.weights = points[keep].contiguous(), weights[keep] / weights.sum()
+        self.length = points.shape[1]
+
+    def _check(self, x: Tensor) -> None:
+        if x.shape[1] != self.length:
+            raise ValueError(f"this oracle's sequences have {self.length} tokens, got {x.shape[1]}")
+
+    def _consistent(self, states: Int[Tensor, "states length"]) -> Float[Tensor, "states points"]:
+        """Weight of each point under each state: its own, or 0 where an unmasked token differs."""
+        agree = torch.ones(len(states), len(self.points), dtype=torch.bool)
+        for position in range(self.length):
+            token = states[:, position : position + 1]
+            agree &= (token == self.mask_id) | (token == self.points[:, position])
+        return agree * self.weights
+
+    def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
+        self._check(query.x)
+        states, inverse = distinct(query.x)
+        masked = states == self.mask_id
+        rows, positions = masked.nonzero().unbind(-1)
+        weight = self._consistent(states)
+        probability = torch.empty(len(rows), self.symbols, dtype=torch.float64)
+        onehot = torch.stack(
+            [symbol == self.points.T for symbol in range(self.symbols)], 1
+        )  # [length, symbols, points]
+        size = max(1, _CHUNK // (self.symbols * len(self.points)))
+        for start in range(0, len(rows), size):
+            part = slice(start, start + size)
+            product = weight[rows[part]].unsqueeze(1) * onehot[positions[part]]
+            probability[part] = product.sum(-1)
+        logits = with_mask_column(probability)
+        place = torch.zeros(states.shape, dtype=torch.int64)
+        place[masked] = torch.arange(len(rows))
+        return logits[place[inverse][query.where]]
+
+    def log_marginal(self, x: Int[Tensor, "batch length"]) -> Float[Tensor, " batch"]:
+        self._check(x)
+        states, inverse = distinct(x)
+        return self._consistent(states).sum(-1).log()[inverse]
+
+    def completions(self, x: Int[Tensor, " length"]) -> tuple[Int[Tensor, "points length"], Float[Tensor, " points"]]:
+        self._check(x.unsqueeze(0))
+        weight = self._consistent(x.unsqueeze(0))[0]
+        alive = weight > 0
+        if not bool(alive.any()):
+            raise ValueError(f"the given tokens have probability zero under the oracle: {x.tolist()}")
+        return self.points[alive], (weight[alive] / weight.sum()).log()
+
+
+class TableDenoiser(SupportDenoiser):
+    """The exact conditionals of an enumerated joint distribution.
+
+    Args:
+        joint: A normalised table of shape `(symbols,) * length`.
+
+    Raises:
+        ValueError: If the axes differ in length, or the entries are no probabilities with sum 1 (to 1e-6).
+    """
+
+    def __init__(self, joint: Float[Tensor, "..."]) -> None:
+        joint = torch.as_tensor(joint).double()
+        if joint.ndim < 1 or len(set(joint.shape)) != 1:
+            raise ValueError(f"a joint table has shape (symbols,) * length, got {tuple(joint.shape)}")
+        if not bool((joint >= 0).all()) or abs(float(joint.sum()) - 1) > 1e-6:
+            raise ValueError(f"a joint table holds probabilities >= 0 with sum 1, got the sum {float(joint.sum())}")
+        symbols, length = joint.shape[0], joint.ndim
+        grid = torch.cartesian_prod(*[torch.arange(symbols)] * length).reshape(-1, length)
+        super().__init__(grid, joint.reshape(-1), symbols)
+
+
+def sudoku4_grids() -> Int[Tensor, "288 16"]:
+    """Lists the 288 completed 4×4 Sudoku grids, symbols 0..3, row by row, in lexicographic order."""
+    rows = list(itertools.permutations(range(4)))
+    grids = []
+    for four in itertools.product(rows, repeat=4):
+        if any(len({row[column] for row in four}) < 4 for column in range(4)):
+            continue
+        boxes = ({four[r + i][c + j] for i in (0, 1) for j in (0, 1)} for r in (0, 2) for c in (0, 2))
+        if all(len(box) == 4 for box in boxes):
+            grids.append([symbol for row in four for symbol in row])
+    return torch.tensor(grids)
+
+
+class Sudoku4Denoiser(SupportDenoiser):
+    """The exact conditionals of a uniformly random completed 4×4 Sudoku grid."""
+
+    def __init__(self) -> None:
+        grids = sudoku4_grids()
+        super().__init__(grids, torch.ones(len(grids)), 4)
+
+
+def random_table(symbols: int, length: int, seed: int) -> TableDenoiser:
+    """A joint distribution drawn uniformly from the simplex (symmetric Dirichlet, concentration 1).
+
+    Raises:
+        ValueError: If the table would have more than `LIMIT` entries.
+    """
+    if symbols**length > LIMIT:
+        raise ValueError(f"a joint of {symbols}^{length} entries is too large (limit {LIMIT})")
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand((symbols,) * length, generator=generator, dtype=torch.float64)
+    weights = -torch.log1p(-uniform)
+    return TableDenoiser(weights / weights.sum())

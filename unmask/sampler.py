@@ -1,0 +1,354 @@
+"""The only sampling loop: `step(state) -> (state, info)`, and `sample(...)` on top of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .blocks import open_block, windows
+from .categorical import Marginals, check_draw, draw, forbid, log_prob, marginals
+from .denoiser import Denoiser, Query, check_denoiser
+from .errors import LogitsError
+from .result import Result, StepInfo
+from .rules.rule import Rule
+from .rules.view import View, spread
+from .streams import Purpose, as_streams, derive, uniforms
+
+Tokens = Int[Tensor, "batch length"] | Int[Tensor, " length"] | Sequence[Sequence[int] | Int[Tensor, " length"]]
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a batch stands: everything the next step depends on. Steps return a new one and never change the old.
+
+    Attributes:
+        x: Tokens, right-padded with the mask token.
+        valid: False at padding.
+        pending: Positions still to unmask; `False` everywhere means the sequence is finished.
+        block: Number of the block of each position; the lowest unfinished one is open.
+        streams: The random stream of each sequence.
+        token_noise: The uniform that draws the token of each position.
+        order_noise: The uniform that random orders and clocks use.
+        memory: The rule's memory of each sequence.
+        temperature: The draw's temperature of each sequence.
+        nfe: Evaluations each sequence took part in.
+    """
+
+    x: Int[Tensor, "batch length"]
+    valid: Bool[Tensor, "batch length"]
+    pending: Bool[Tensor, "batch length"]
+    block: Int[Tensor, "batch length"]
+    streams: Int[Tensor, " batch"]
+    token_noise: Float[Tensor, "batch length"]
+    order_noise: Float[Tensor, "batch length"]
+    memory: Float[Tensor, "batch memory"]
+    temperature: Float[Tensor, " batch"]
+    nfe: Int[Tensor, " batch"]
+
+    @property
+    def finished(self) -> Bool[Tensor, " batch"]:
+        """True where no mask remains."""
+        return ~self.pending.any(-1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One evaluation and what the rule made of it, for the rows of `query`.
+
+    Attributes:
+        logits: Logits of the candidates, row-major, forbidden tokens at `-inf`.
+        marginals: Their statistics.
+        view: What the rule saw.
+        chosen: The positions to unmask.
+        memory: The rule memory afterwards.
+    """
+
+    logits: Float[Tensor, "rows vocab"]
+    marginals: Marginals
+    view: View
+    chosen: Bool[Tensor, "batch length"]
+    memory: Float[Tensor, "batch memory"]
+
+    def bound(self) -> Float[Tensor, " batch"]:
+        """`ΣH - max H` over the positions chosen in each row, in nats: the bound on this step's dependence error."""
+        h = self.view.entropy.double().masked_fill(~self.chosen, 0.0)
+        h = h.scatter(1, h.argmax(-1, keepdim=True), 0.0)
+        return h.cumsum(-1)[:, -1]  # sequential, so that padding changes no bit
+
+
+class Sampler:
+    """A denoiser and a rule with the settings of the draw. Stateless: one object serves any number of batches.
+
+    Args:
+        denoiser: The model (see `Denoiser`).
+        rule: What to unmask when (see `Rule`).
+        top_k: Keep the `k` most probable tokens when drawing. Planning never sees it.
+        top_p: Keep the smallest set of tokens with this mass when drawing. Planning never sees it.
+        forbidden: Token ids that must not appear; removed before planning and drawing alike. The mask token always is.
+
+    Raises:
+        ValueError: If a setting is out of range, or a token id outside the vocabulary.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        rule: Rule,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        forbidden: Iterable[int] = (),
+    ) -> None:
+        check_denoiser(denoiser)
+        check_draw(1.0, top_k, top_p)
+        banned = sorted({int(token) for token in forbidden} | {denoiser.mask_id})
+        outside = [token for token in banned if not 0 <= token < denoiser.vocab_size]
+        if outside:
+            raise ValueError(f"forbidden tokens {outside} are outside the vocabulary 0..{denoiser.vocab_size - 1}")
+        if len(banned) == denoiser.vocab_size:
+            raise ValueError("every token of the vocabulary is forbidden")
+        self.denoiser, self.rule = denoiser, rule
+        self.top_k, self.top_p, self.forbidden = top_k, top_p, tuple(banned)
+
+    def start(
+        self,
+        x: Tokens,
+        *,
+        seed: int | None = None,
+        streams: Iterable[int] | None = None,
+        temperature: float | Float[Tensor, " batch"] = 1.0,
+        blocks: int | Int[Tensor, "batch length"] | None = None,
+    ) -> State:
+        """Prepares a batch; see `sample` for the arguments."""
+        x, valid = _as_batch(x, self.denoiser)
+        batch, device = len(x), x.device
+        ids = _as_streams(seed, streams, batch, device)
+        check_draw(temperature, None, None)
+        tau = torch.as_tensor(temperature, dtype=torch.float64, device=device)
+        if tau.ndim > 1 or (tau.ndim == 1 and len(tau) != batch):
+            raise ValueError(f"temperature is one number or one per sequence ({batch}), got {tuple(tau.shape)}")
+        pending = (x == self.denoiser.mask_id) & valid
+        if blocks is None:
+            block = torch.zeros_like(x)
+        elif isinstance(blocks, Tensor):
+            if blocks.shape != x.shape or blocks.dtype.is_floating_point:
+                raise ValueError(f"block numbers must be integers of shape {tuple(x.shape)}, got {tuple(blocks.shape)}")
+            block = blocks.to(device=device, dtype=torch.int64)
+        else:
+            block = windows(pending, blocks)
+        position = torch.arange(x.shape[1], device=device)
+        return State(
+            x=x,
+            valid=valid,
+            pending=pending,
+            block=block,
+            streams=ids,
+            token_noise=uniforms(ids.unsqueeze(-1), position, Purpose.TOKEN),
+            order_noise=uniforms(ids.unsqueeze(-1), position, Purpose.ORDER),
+            memory=self.rule.start(pending.sum(-1)),
+            temperature=tau.expand(batch),
+            nfe=torch.zeros(batch, dtype=torch.int64, device=device),
+        )
+
+    @torch.no_grad()
+    def plan(self, query: Query, noise: Float[Tensor, "batch length"], memory: Float[Tensor, "batch memory"]) -> Plan:
+        """Evaluates the denoiser once and lets the rule choose.
+
+        Raises:
+            LogitsError: If a candidate's logits are no distribution; it names the row, sequence and position.
+            ValueError: If the logits have the wrong shape or dtype.
+            RuleError: If the rule breaks its contract.
+        """
+        logits = self.denoiser(query)
+        expected = (int(query.where.sum()), self.denoiser.vocab_size)
+        if tuple(logits.shape) != expected or not logits.dtype.is_floating_point:
+            raise ValueError(
+                f"the denoiser returned {logits.dtype} {tuple(logits.shape)}, expected float logits {expected}: one row"
+                " per candidate position, one column per token id"
+            )
+        forbid(logits, self.forbidden)
+        try:
+            stats = marginals(logits)
+        except LogitsError as error:
+            row, position = query.where.nonzero()[error.row].tolist()
+            place = f" (sequence {int(query.sequence[row])}, position {position})"
+            raise LogitsError(error.row, error.reason, place) from None
+        view = View(
+            candidate=query.where,
+            entropy=spread(stats.entropy, query.where),
+            doubt=spread(stats.doubt, query.where),
+            closeness=spread(stats.closeness, query.where),
+            noise=noise,
+            memory=memory,
+        )
+        chosen, memory = self.rule.select(view)
+        return Plan(logits, stats, view, chosen, memory)
+
+    @torch.no_grad()
+    def step(self, state: State) -> tuple[State, StepInfo]:
+        """Evaluates the denoiser once, for the unfinished sequences, and unmasks what the rule chooses.
+
+        A state without pending positions comes back unchanged, with no forward pass.
+        """
+        live = (~state.finished).nonzero().squeeze(-1)
+        if not len(live):
+            return state, StepInfo.empty(state.x)
+        every = len(live) == len(state.x)
+
+        def rows(tensor: Tensor) -> Tensor:
+            return tensor if every else tensor[live]
+
+        x, pending, valid = rows(state.x), rows(state.pending), rows(state.valid)
+        candidate = open_block(pending, rows(state.block))
+        plan = self.plan(Query(x, candidate, valid, live), rows(state.order_noise), rows(state.memory))
+        chosen = plan.chosen
+        picked = chosen[candidate]  # which rows of the logits
+        tau = rows(state.temperature).unsqueeze(-1).expand_as(x)[chosen]
+        logits = plan.logits[picked]
+        tokens = draw(logits, rows(state.token_noise)[chosen], temperature=tau, top_k=self.top_k, top_p=self.top_p)
+        info = StepInfo(
+            sequence=live,
+            candidate=candidate,
+            chosen=chosen,
+            tokens=tokens,
+            log_prob=log_prob(logits, plan.marginals.log_norm[picked], tokens),
+            entropy=plan.marginals.entropy[picked],
+            bound=plan.bound(),
+            forward_passes=1,
+        )
+        x, pending = x.masked_scatter(chosen, tokens), pending & ~chosen
+        if every:
+            return replace(state, x=x, pending=pending, memory=plan.memory, nfe=state.nfe + 1), info
+        return replace(
+            state,
+            x=state.x.index_copy(0, live, x),
+            pending=state.pending.index_copy(0, live, pending),
+            memory=state.memory.index_copy(0, live, plan.memory),
+            nfe=state.nfe.index_add(0, live, torch.ones_like(live)),
+        ), info
+
+    def run(
+        self,
+        state: State,
+        *,
+        max_steps: int | None = None,
+        trace: bool = False,
+        on_step: Callable[[State, StepInfo], None] | None = None,
+    ) -> Result:
+        """Steps until every sequence is finished, or `max_steps` are made; see `sample`."""
+        if max_steps is not None and (isinstance(max_steps, bool) or max_steps < 0):
+            raise ValueError(f"max_steps must be >= 0 or None, got {max_steps!r}")
+        x0, passes, infos = state.x, 0, []
+        bounds: list[tuple[Tensor, Tensor]] = []
+        while max_steps is None or passes < max_steps:
+            state, info = self.step(state)
+            if not info.forward_passes:
+                break
+            passes += info.forward_passes
+            bounds.append((info.sequence, info.bound))
+            if trace:
+                infos.append(info)
+            if on_step is not None:
+                on_step(state, info)
+        return Result.of(state, x0, passes, bounds, infos if trace else None)
+
+
+def sample(
+    denoiser: Denoiser,
+    x: Tokens,
+    rule: Rule,
+    *,
+    seed: int | None = None,
+    streams: Iterable[int] | None = None,
+    temperature: float | Float[Tensor, " batch"] = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    forbidden: Iterable[int] = (),
+    blocks: int | Int[Tensor, "batch length"] | None = None,
+    max_steps: int | None = None,
+    trace: bool = False,
+    on_step: Callable[[State, StepInfo], None] | None = None,
+) -> Result:
+    """Fills in the masks of a batch.
+
+    A sequence's tokens and NFE depend on its own tokens, stream and settings only, never on the batch it is in.
+
+    Args:
+        denoiser: The model.
+        x: Token ids with the mask token where something is to be drawn; all other tokens are kept. A matrix, one
+            sequence, or a list of sequences of different lengths.
+        rule: What to unmask when.
+        seed: Gives row `r` the stream `derive(seed, r)`. Pass either this or `streams`.
+        streams: One 64-bit integer per sequence.
+        temperature: Of the draw; 0 takes the argmax. Planning always uses the denoiser's own distribution. One number,
+            or one per sequence.
+        top_k: Draw among the `k` most probable tokens.
+        top_p: Draw among the fewest tokens that hold this mass.
+        forbidden: Token ids that must not appear.
+        blocks: Window length for semi-autoregressive sampling, counted from each sequence's first mask; or the block
+            number of every position.
+        max_steps: Stop after so many forward passes; what is still masked stays masked, and the result says so.
+        trace: Keep what was unmasked when.
+        on_step: Called with the new state and the step's information.
+
+    Returns:
+        Tokens, NFE per sequence, forward passes and the realised dependence bound. Nothing to unmask: NFE 0.
+
+    Raises:
+        ValueError: If an argument is out of range, or token ids are outside the vocabulary.
+        LogitsError: If the denoiser returns NaN, `+inf` or a row without mass.
+    """
+    sampler = Sampler(denoiser, rule, top_k=top_k, top_p=top_p, forbidden=forbidden)
+    state = sampler.start(x, seed=seed, streams=streams, temperature=temperature, blocks=blocks)
+    return sampler.run(state, max_steps=max_steps, trace=trace, on_step=on_step)
+
+
+def _as_batch(x: Tokens, denoiser: Denoiser) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+    """Right-pads to a matrix and checks that every token is in the vocabulary."""
+    if isinstance(x, Tensor):
+        if x.ndim not in (1, 2) or x.dtype.is_floating_point or x.dtype == torch.bool:
+            raise ValueError(
+                f"tokens are integers of shape (length,) or (batch, length), got {x.dtype} {list(x.shape)}"
+            )
+        matrix = (x if x.ndim == 2 else x.unsqueeze(0)).to(torch.int64)
+        valid = torch.ones_like(matrix, dtype=torch.bool)
+    else:
+        rows = [torch.as_tensor(row) for row in x]
+        for index, row in enumerate(rows):
+            if row.ndim != 1 or (row.numel() and row.dtype.is_floating_point) or row.dtype == torch.bool:
+                raise ValueError(f"sequence {index} is not a list of token ids: {row.dtype} {list(row.shape)}")
+        width = max((len(row) for row in rows), default=0)
+        device = rows[0].device if rows else None
+        matrix = torch.full((len(rows), width), denoiser.mask_id, dtype=torch.int64, device=device)
+        valid = torch.zeros_like(matrix, dtype=torch.bool)
+        for index, row in enumerate(rows):
+            matrix[index, : len(row)] = row
+            valid[index, : len(row)] = True
+    wrong = (matrix < 0) | (matrix >= denoiser.vocab_size)
+    if bool(wrong.any()):
+        row, position = wrong.nonzero()[0].tolist()
+        raise ValueError(
+            f"token {int(matrix[row, position])} at sequence {row}, position {position} is outside the vocabulary:"
+            f" token ids are 0..{denoiser.vocab_size - 1}, the mask token is {denoiser.mask_id}"
+        )
+    return matrix, valid
+
+
+def _as_streams(
+    seed: int | None, streams: Iterable[int] | None, batch: int, device: torch.device
+) -> Int[Tensor, " batch"]:
+    if (seed is None) == (streams is None):
+        raise ValueError(
+            "pass either seed=... (row r gets the stream derive(seed, r)) or streams=[...], one a sequence"
+        )
+    if streams is None:
+        assert seed is not None
+        return as_streams((derive(seed, row) for row in range(batch)), device)
+    ids = as_streams(streams, device)
+    if len(ids) != batch:
+        raise ValueError(f"{len(ids)} streams for a batch of {batch} sequences")
+    return ids
