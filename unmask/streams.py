@@ -104,11 +104,10 @@ def uniforms(
         purpose: What the numbers are for.
         visits: How often each position was drawn before.
     """
-    streams, positions, visits = torch.broadcast_tensors(
-        streams, positions, torch.as_tensor(visits, device=positions.device)
-    )
-    parts = zip(*(tensor.reshape(-1).split(_CHUNK) for tensor in (streams, positions, visits)), strict=True)
-    uniform = [_uniforms(*part, purpose) for part in parts]
+    counts = torch.as_tensor(visits, device=positions.device)
+    streams, positions, counts = torch.broadcast_tensors(streams, positions, counts)
+    s, p, v = (tensor.reshape(-1).split(_CHUNK) for tensor in (streams, positions, counts))
+    uniform = [_uniforms(*part, purpose) for part in zip(s, p, v, strict=True)]
     return torch.cat(uniform).reshape(streams.shape) if uniform else streams.new_zeros(streams.shape).double()
 
 

@@ -23,6 +23,11 @@ from ..rules.rule import Rule
 from ..sampler import Sampler
 from .oracle import Oracle, enumerate_completions
 from .perturbed import PerturbedDenoiser
+from .subsets import uniform_subsets
+from .table import Sudoku4Denoiser
+
+_ORDERS = 7
+"""With more masks than this, orders are not enumerated."""
 
 _ROWS = 1 << 15
 """Walkers followed at once."""
@@ -141,6 +146,17 @@ def exact_law(
             raise ValueError("the exact law of a denoiser that is no oracle needs the mask token to be the last id")
         oracle, log_p = None, None
         points = enumerate_completions(x, mask, denoiser.vocab_size - 1)
+    plain = top_k is None and top_p is None and temperature == 1 and blocks is None
+    if rule.order.random and int((x == mask).sum()) > _ORDERS:
+        exact = oracle is denoiser and oracle is not None and log_p is not None
+        if not (exact and plain and rule.budget.marginal_free):
+            raise ValueError(
+                f"the law of a random order averages over every order of the masks, at most {_ORDERS} of them; with"
+                " more, only for an oracle at temperature 1 and a budget that does not look at the marginals"
+            )
+        assert oracle is not None
+        assert log_p is not None
+        return _subset_law(oracle, rule, x, points, log_p)
     orders = _orders(x == mask, rule.order.random)
     walk = _Walk(sampler, oracle, x, points, temperature, blocks)
     log_q = torch.full((len(points),), -torch.inf, dtype=torch.float64)
@@ -175,14 +191,32 @@ def _orders(masked: Tensor, random: bool) -> Float[Tensor, "orders length"]:
     where = masked.nonzero().squeeze(-1)
     if not random:
         return torch.zeros(1, len(masked), dtype=torch.float64)
-    if len(where) > 7:
-        raise ValueError(
-            f"the law of a random order averages over all {len(where)}! orders of the masks; at most 7 masks"
-        )
     ranks = torch.tensor(list(itertools.permutations(range(len(where)))), dtype=torch.float64)
     noise = torch.zeros(len(ranks), len(masked), dtype=torch.float64)
     noise[:, where] = ranks / max(1, len(where))
     return noise
+
+
+def _subset_law(oracle: Oracle, rule: Rule, x: Tensor, points: Tensor, log_p: Tensor) -> Law:
+    """The law of a uniform order and a marginal-free budget, one completion per class of symmetry."""
+    classes = torch.arange(len(points))
+    if isinstance(oracle, Sudoku4Denoiser) and bool((x == oracle.mask_id).all()):
+        classes = oracle.orbits()
+    first = torch.stack([(classes == number).nonzero()[0, 0] for number in classes.unique()])
+    found = uniform_subsets(oracle, rule, x, points[first])
+    log_q, p = found.log_q[classes], log_p.exp()
+    dependence = float((p * (log_p + found.surprise[classes])).sum())
+    return Law(
+        points=points,
+        log_p=log_p,
+        log_q=log_q,
+        off_support=max(0.0, 1 - float(log_q.exp().sum())),
+        bound=float((p * found.bound[classes]).sum()),
+        dependence=dependence,
+        model_error=0.0,
+        nfe_mean=float(found.evaluations),
+        nfe_mean_data=float(found.evaluations),
+    )
 
 
 class _Walk:

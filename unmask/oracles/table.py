@@ -55,9 +55,7 @@ class SupportDenoiser(Oracle):
         rows, positions = masked.nonzero().unbind(-1)
         weight = self._consistent(states)
         probability = torch.empty(len(rows), self.symbols, dtype=torch.float64)
-        onehot = torch.stack(
-            [symbol == self.points.T for symbol in range(self.symbols)], 1
-        )  # [length, symbols, points]
+        onehot = self.points.T.unsqueeze(1) == torch.arange(self.symbols).unsqueeze(-1)  # [length, symbols, points]
         size = max(1, _CHUNK // (self.symbols * len(self.points)))
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
@@ -122,6 +120,24 @@ class Sudoku4Denoiser(SupportDenoiser):
     def __init__(self) -> None:
         grids = sudoku4_grids()
         super().__init__(grids, torch.ones(len(grids)), 4)
+
+    def orbits(self) -> Int[Tensor, " points"]:
+        """Numbers the points by symmetry: equal where digits, rows and columns can be exchanged to map one on another.
+
+        Digits may be relabelled, rows within a band, bands, columns within a stack and stacks permuted, and the grid
+        transposed: 3,072 symmetries. There are two classes of grids.
+        """
+        lines = [list(a + b) for a, b in itertools.permutations([(0, 1), (2, 3)])]
+        lines = [[*p[:2][::i], *p[2:][::j]] for p in lines for i in (1, -1) for j in (1, -1)]
+        grids = self.points.reshape(-1, 4, 4)
+        forms = []
+        for rows, columns, flip in itertools.product(lines, lines, (False, True)):
+            moved = grids[:, rows][:, :, columns]
+            cells = (moved.transpose(1, 2) if flip else moved).reshape(-1, 16)
+            # The relabelling that gives the least grid makes the first row 0123.
+            relabelled = torch.zeros_like(cells[:, :4]).scatter_(1, cells[:, :4], torch.arange(4).expand(len(cells), 4))
+            forms.append((relabelled.gather(1, cells) * 4 ** torch.arange(15, -1, -1)).sum(-1))
+        return torch.unique(torch.stack(forms).amin(0), return_inverse=True)[1]
 
 
 def random_table(symbols: int, length: int, seed: int) -> TableDenoiser:
