@@ -1,0 +1,1 @@
+"""Tasks: examples, prompts with masks, scores."""
