@@ -1,0 +1,198 @@
+"""The commands as a user runs them: in a process of their own where that matters, in this one elsewhere."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from unmask.cli import app
+from unmask.cli.common import print_json
+from unmask.oracles import random_table
+from unmask.rules.named import FAMILIES
+from unmask.tasks.sudoku import demo_puzzles
+
+HEADER = "puzzle,solution,grade"
+
+
+def run(*arguments: str) -> str:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def process(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "unmask", *arguments], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def puzzles(tmp_path: Path) -> Path:
+    path = tmp_path / "puzzles.csv"
+    rows = [p for p in demo_puzzles() if p.columns["grade"] in ("easy", "medium")]
+    rows = rows[:3] + rows[-2:]
+    lines = [
+        "".join(map(str, p.cells)) + "," + "".join(map(str, p.solution or ())) + "," + p.columns["grade"] for p in rows
+    ]
+    path.write_text("\n".join([HEADER, *lines]) + "\n")
+    return path
+
+
+def test_version_and_help():
+    from unmask import __version__
+
+    assert run("--version").strip() == f"unmask {__version__}"
+    for command in ("demo", "solve", "law", "train"):
+        assert command in run("--help")
+        assert "--json" in run(command, "--help")
+
+
+def test_what_a_user_gets_wrong_is_one_line_and_no_traceback():
+    for arguments, message in [
+        (("law", "--gamma", "-1"), "gamma must be a number of nats >= 0"),
+        (("law", "--gamma", "nan"), "gamma must be a number of nats >= 0"),
+        (("law", "--rule", "best"), "unknown rule 'best'"),
+        (("law", "--rule", "topk", "--gamma", "1"), "gamma does not apply"),
+        (("solve", "/nowhere.csv"), "/nowhere.csv"),
+        (("solve", "--model", "/nowhere"), "no model at '/nowhere'"),
+        (("train", "chess"), "no recipe for 'chess'"),
+    ]:
+        done = process(*arguments)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert done.stderr.startswith("error: ")
+        assert "Traceback" not in done.stderr
+        assert done.stdout == ""
+    assert process("solve", "--gama", "1").returncode == 2
+
+
+def test_solve_reports_every_figure_and_a_row_per_group(puzzles: Path):
+    report = json.loads(run("solve", str(puzzles), "--by", "grade", "--json"))
+    assert {"puzzles", "solved", "cells_correct", "nfe_mean", "nfe_ci95", "forward_passes", "seconds"} <= set(report)
+    assert (report["rule"], report["settings"]["gamma"], report["temperature"]) == ("entropy-bound", 0.1, 0)
+    assert [(row["grade"], row["puzzles"]) for row in report["by"]] == [("easy", 3), ("medium", 2)]
+    assert report["puzzles"] == 5
+    assert report["solved"] >= 4
+    assert 0.9 < report["cells_correct"] <= 1
+    top1 = json.loads(run("solve", str(puzzles), "--rule", "top1-entropy", "--limit", "2", "--json"))
+    empty = [list(p.cells).count(0) for p in demo_puzzles()[:2]]
+    assert top1["nfe_mean"] == pytest.approx(sum(empty) / 2)
+    assert top1["forward_passes"] == max(empty)
+    assert report["nfe_mean"] < top1["nfe_mean"] / 4
+    assert "medium" in run("solve", str(puzzles), "--by", "grade")
+
+
+def test_answers_depend_neither_on_place_nor_neighbours_nor_batch_size(puzzles: Path, tmp_path: Path):
+    header, *lines = puzzles.read_text().splitlines()
+    shuffled = tmp_path / "shuffled.csv"
+    shuffled.write_text("\n".join([header, *lines[::-1], lines[0]]) + "\n")
+    answers: list[dict[tuple[str, int], list[str]]] = []
+    for file, batch in ((puzzles, "64"), (puzzles, "1"), (shuffled, "4")):
+        out = tmp_path / "answers.csv"
+        run("solve", str(file), "--temperature", "1", "--seed", "3", "--batch-size", batch, "--output", str(out))
+        seen: dict[tuple[str, int], list[str]] = {}
+        for row in csv.DictReader(out.open()):
+            copy = sum(key[0] == row["puzzle"] for key in seen)
+            seen[row["puzzle"], copy] = [row["answer"], row["nfe"], row["stream"], row["grade"]]
+        answers.append(seen)
+    assert answers[0] == answers[1]
+    assert answers[0].items() <= answers[2].items()
+    first = lines[0].split(",")[0]
+    assert answers[2][first, 0][2] != answers[2][first, 1][2]  # copies differ
+
+
+def test_a_bad_line_is_named_and_the_rest_solved(puzzles: Path):
+    puzzles.write_text(puzzles.read_text() + "123,,easy\n")
+    result = CliRunner().invoke(app, ["solve", str(puzzles), "--json"])
+    report = json.loads(result.stdout)
+    assert report["puzzles"] == 5
+    assert report["rejected"][0]["line"] == 7
+    assert "81 characters" in report["rejected"][0]["reason"]
+    assert "line 7 left out" in result.stderr
+    with pytest.raises(ValueError, match="no column 'level'"):
+        run("solve", str(puzzles), "--by", "level")
+    puzzles.write_text(HEADER + "\n")
+    with pytest.raises(ValueError, match="no usable puzzle"):
+        run("solve", str(puzzles))
+
+
+SETTINGS = {"gamma": "0.4", "k": "2", "threshold": "0.6", "steps": "3"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_law_knows_every_rule(name: str):
+    setting = FAMILIES[name].setting
+    options = [f"--{setting}", SETTINGS[setting]] if setting else []
+    report = json.loads(run("law", "--rule", name, *options, "--oracle", "hmm", "--length", "4", "--json"))
+    assert 0 <= report["kl"] <= report["bound"] + 1e-9
+    assert 1 <= report["nfe_mean"] <= 4
+    assert {"tv", "nfe_mean_data"} <= set(report)
+    if setting is None and name != "all":
+        assert report["kl"] <= 1e-9
+
+
+def test_law_reads_a_joint_and_tests_the_loop_against_it(tmp_path: Path):
+    path = tmp_path / "joint.npy"
+    weights = random_table(2, 3, 5).weights.reshape(2, 2, 2).numpy()
+    np.save(path, weights)
+    options = ["law", "--oracle", "table", "--joint", str(path), "--json", "--samples", "5000", "--rule", "all"]
+    report = json.loads(run(*options))
+    assert report["support"] == 8
+    assert report["kl"] > 1e-4
+    assert report["nfe_mean"] == 1
+    assert report["pvalue"] > 1e-6
+    for content in (b"not numpy", b""):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="npy"):
+            run(*options)
+    np.save(path, weights * 2)
+    with pytest.raises(ValueError, match="sum 1"):
+        run(*options)
+    with pytest.raises(ValueError, match="--joint goes with"):
+        run("law", "--joint", str(path))
+
+
+def test_infinite_gamma_survives_json():
+    report = json.loads(run("law", "--gamma", "inf", "--json"))
+    assert report["settings"]["gamma"] == "inf"
+    assert report["nfe_mean"] == 1
+
+
+def test_the_demo_solves_real_puzzles_with_fewer_evaluations():
+    report = json.loads(run("demo", "--limit", "1", "--json"))
+    assert [row["grade"] for row in report["rows"]][-1] == "all"
+    one, bound = report["rows"][-1]["samplers"]
+    assert report["rows"][-1]["speed_up"] == pytest.approx(one["nfe_mean"] / bound["nfe_mean"])
+    assert report["rows"][-1]["speed_up"] > 4
+    shown = run("demo", "--limit", "1", "--pause", "0")
+    assert "Top-1" in shown
+    assert "evaluations instead of" in shown
+
+
+def test_json_is_strict(capsys: pytest.CaptureFixture[str]):
+    print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": None}})
+    assert json.loads(capsys.readouterr().out) == {"a": None, "b": ["inf", 1.5], "c": {"d": None}}
+
+
+def test_importing_the_library_needs_torch_and_jaxtyping_only():
+    code = """
+import sys, time
+import torch, jaxtyping
+before, began = set(sys.modules), time.perf_counter()
+import unmask
+print(time.perf_counter() - began)
+new = {name.split('.')[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names) - {'unmask'}
+print(sorted(new))
+"""
+    lines = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert float(lines[0]) < 2
+    assert lines[1] == "[]"
+    assert torch is not None

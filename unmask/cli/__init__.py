@@ -1,0 +1,30 @@
+"""The command line: parse, call the library, print."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from .app import app
+
+__all__ = ["app", "main"]
+
+
+def main() -> None:
+    """Runs `unmask`; what a user got wrong is one line on standard error and exit status 1."""
+    from ..errors import UnmaskError
+    from .common import err
+
+    try:
+        app()
+    except (UnmaskError, ValueError, OSError) as error:
+        if os.environ.get("UNMASK_DEBUG"):
+            raise
+        err.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _plain(error: Exception) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

@@ -1,0 +1,82 @@
+"""What the commands share: consoles, options, JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Annotated, Any
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ..rules.named import FAMILIES, PROXIES, NamedRule, named_rule
+
+out = Console()
+err = Console(stderr=True)
+
+GAMMA = 0.1
+"""The command line's γ for `entropy-bound`, in nats; chosen on validation puzzles. The library has none."""
+
+Rule = Annotated[str, typer.Option(help=f"One of: {', '.join(FAMILIES)}.")]
+Gamma = Annotated[float | None, typer.Option(help=f"entropy-bound: nats per evaluation (default here {GAMMA}).")]
+K = Annotated[int | None, typer.Option("--k", help="topk: positions per evaluation.")]
+Threshold = Annotated[float | None, typer.Option(help="threshold: probability from which a token is accepted.")]
+StepsOption = Annotated[int | None, typer.Option("--steps", help="steps: number of evaluations.")]
+Proxy = Annotated[str | None, typer.Option(help=f"Error proxy that ranks positions: {', '.join(PROXIES)}.")]
+Temperature = Annotated[float, typer.Option(help="Temperature of the draw; 0 takes the argmax.")]
+Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+def rule_from(
+    name: str,
+    gamma: float | None = None,
+    k: int | None = None,
+    threshold: float | None = None,
+    steps: int | None = None,
+    proxy: str | None = None,
+) -> NamedRule:
+    """Builds the rule that the options describe; `entropy-bound` without `--gamma` takes the stated one."""
+    if gamma is None and name == "entropy-bound":
+        gamma = GAMMA
+    return named_rule(name, gamma=gamma, k=k, threshold=threshold, steps=steps, proxy=proxy)
+
+
+def print_json(value: Any) -> None:
+    """Prints strict JSON: numbers that are not finite become strings (`"inf"`) or null (NaN)."""
+    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value
+
+
+def progress(quiet: bool = False) -> Progress:
+    """A progress bar on standard error; nothing where that is no terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=err,
+        transient=True,
+        disable=quiet or not err.is_terminal,
+    )
+
+
+def table(first: str, *columns: str) -> Table:
+    """A plain table: the first column is text, the others are numbers."""
+    plain = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    plain.add_column(first, no_wrap=True)
+    for name in columns:
+        plain.add_column(name, justify="right")
+    return plain

@@ -1,0 +1,137 @@
+"""`unmask solve`: complete a file of Sudoku puzzles and report what it cost."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+
+from ..evaluation.runner import Answers, answer, mean_ci95
+from ..models import load
+from ..rules.named import NamedRule
+from ..sampler import Sampler
+from ..tasks.sudoku import Puzzle, as_tensor, cells_correct, demo_puzzles, read_csv, solved
+from . import common
+
+
+def solve(
+    file: Annotated[
+        Path | None, typer.Argument(help="CSV with a column puzzle, perhaps solution; default: the shipped puzzles.")
+    ] = None,
+    rule: common.Rule = "entropy-bound",
+    gamma: common.Gamma = None,
+    k: common.K = None,
+    threshold: common.Threshold = None,
+    steps: common.StepsOption = None,
+    proxy: common.Proxy = None,
+    temperature: common.Temperature = 0.0,
+    seed: common.Seed = 0,
+    limit: Annotated[int | None, typer.Option(min=1, help="Solve only the first so many puzzles.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Puzzles per batch; changes no answer.")] = 64,
+    by: Annotated[str | None, typer.Option(help="Also report one row per value of this column.")] = None,
+    model: Annotated[str, typer.Option(help="Embedded model or checkpoint folder.")] = "sudoku",
+    output: Annotated[Path | None, typer.Option(help="Write the answers here as CSV, all columns kept.")] = None,
+    json: common.Json = False,
+) -> None:
+    """Solve Sudoku puzzles with a masked diffusion model.
+
+    A puzzle counts as solved if its grid obeys the rules. cells_correct is the share of empty cells filled in as in the
+    file's solution. NFE counts the model evaluations a puzzle took part in; nfe_ci95 is the half width of the 95 %
+    interval of its mean.
+    """
+    named = common.rule_from(rule, gamma, k, threshold, steps, proxy)
+    sampler = Sampler(load(model), named.rule)
+    puzzles, rejected = demo_puzzles(), []
+    if file is not None:
+        read = read_csv(file, limit)
+        puzzles, rejected = read.puzzles, read.rejected
+    puzzles = puzzles[:limit]
+    for line in rejected:
+        common.err.print(f"[yellow]line {line.line} left out:[/] {line.reason}", highlight=False, soft_wrap=True)
+    if not puzzles:
+        raise ValueError(f"{file} holds no usable puzzle")
+    if by is not None and by not in puzzles[0].columns:
+        known = ", ".join(puzzles[0].columns) or "none besides puzzle and solution"
+        raise ValueError(f"there is no column {by!r} to group by; the file has {known}")
+    with common.progress(quiet=json) as bar:
+        task = bar.add_task("solving", total=len(puzzles))
+        answers = answer(
+            sampler,
+            as_tensor(puzzles),
+            seed=seed,
+            temperature=temperature,
+            batch_size=batch_size,
+            on_batch=lambda count: bar.advance(task, count),
+        )
+    if output is not None:
+        _write(output, puzzles, answers)
+    report: dict[str, Any] = {
+        "rule": named.name,
+        "settings": named.settings,
+        "temperature": temperature,
+        "seed": seed,
+        "batch_size": batch_size,
+        **summary(puzzles, answers, range(len(puzzles))),
+        "forward_passes": answers.forward_passes,
+        "seconds": answers.seconds,
+        "rejected": [{"line": line.line, "reason": line.reason} for line in rejected],
+    }
+    if by is not None:
+        groups: dict[str, list[int]] = {}
+        for index, puzzle in enumerate(puzzles):
+            groups.setdefault(puzzle.columns[by], []).append(index)
+        report["by"] = [{by: value, **summary(puzzles, answers, rows)} for value, rows in sorted(groups.items())]
+    if json:
+        common.print_json(report)
+    else:
+        _print(report, by, named)
+
+
+def summary(puzzles: list[Puzzle], answers: Answers, rows: Sequence[int]) -> dict[str, Any]:
+    """Figures over some of the puzzles."""
+    index = torch.tensor(list(rows))
+    grids = answers.tokens[index]
+    nfe, ci95 = mean_ci95(answers.nfe[index])
+    right, total = cells_correct(grids, [puzzles[row] for row in rows])
+    return {
+        "puzzles": len(index),
+        "solved": int(solved(grids).sum()),
+        "cells_correct": right / total if total else None,
+        "nfe_mean": nfe,
+        "nfe_ci95": ci95,
+    }
+
+
+def _write(path: Path, puzzles: list[Puzzle], answers: Answers) -> None:
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        columns = list(puzzles[0].columns)
+        writer = csv.writer(stream)
+        writer.writerow(["puzzle", "solution", *columns, "answer", "solved", "nfe", "stream"])
+        rows = zip(puzzles, answers.tokens.tolist(), solved(answers.tokens).tolist(), answers.nfe.tolist(), strict=True)
+        for (puzzle, grid, right, nfe), stream_id in zip(rows, answers.streams, strict=True):
+            text = ["".join(map(str, cells)) for cells in (puzzle.cells, puzzle.solution or (), grid)]
+            extra = [puzzle.columns.get(column, "") for column in columns]
+            writer.writerow([text[0], text[1], *extra, text[2], int(right), nfe, stream_id])
+
+
+def _print(report: dict[str, Any], by: str | None, named: NamedRule) -> None:
+    common.out.print(f"{named}, temperature {report['temperature']:g}, seed {report['seed']}", highlight=False)
+    table = common.table(by or "", "puzzles", "solved", "cells correct", "NFE (95 % interval)")
+    for row in [*report.get("by", []), {**report, by or "": "all"}]:
+        cells = row["cells_correct"]
+        table.add_row(
+            str(row[by or ""]),
+            str(row["puzzles"]),
+            f"{row['solved']} ({row['solved'] / row['puzzles']:.1%})",
+            "–" if cells is None else f"{cells:.2%}",
+            f"{row['nfe_mean']:.2f} ± {row['nfe_ci95']:.2f}",
+        )
+    common.out.print(table)
+    common.out.print(
+        f"{report['forward_passes']} forward passes of up to {report['batch_size']} puzzles, {report['seconds']:.1f} s",
+        highlight=False,
+    )

@@ -1,0 +1,1 @@
+"""Running samplers over many prompts, and judging the result."""

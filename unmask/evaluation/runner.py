@@ -1,0 +1,106 @@
+"""Runs one sampler over many prompts, in batches, and keeps what each answer cost."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..sampler import Sampler
+from ..streams import derive
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One completed sequence per prompt, in the order of the prompts.
+
+    Attributes:
+        tokens: The completed sequences.
+        nfe: Evaluations each took part in.
+        bound: Realised `Σ(ΣH - max H)` of each, in nats.
+        streams: The random stream of each.
+        forward_passes: Evaluations of batches, all together.
+        seconds: Wall-clock time of the sampling.
+    """
+
+    tokens: Int[Tensor, "prompts length"]
+    nfe: Int[Tensor, " prompts"]
+    bound: Float[Tensor, " prompts"]
+    streams: tuple[int, ...]
+    forward_passes: int
+    seconds: float
+
+
+def answer(
+    sampler: Sampler,
+    prompts: Int[Tensor, "prompts length"],
+    *,
+    seed: int,
+    temperature: float,
+    batch_size: int,
+    on_batch: Callable[[int], None] | None = None,
+) -> Answers:
+    """Completes every prompt.
+
+    The stream of a prompt is `derive(seed, tokens, copy)`, with `copy` counting equal prompts: an answer depends
+    neither on its place in a file nor on its neighbours, and copies differ.
+
+    Args:
+        sampler: Denoiser and rule.
+        prompts: Sequences of one length, with masks.
+        seed: Of the whole run.
+        temperature: Of the draw.
+        batch_size: Prompts per batch.
+        on_batch: Called with the number of prompts just completed.
+
+    Raises:
+        ValueError: If `batch_size` is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+    streams = prompt_streams(prompts.tolist(), seed)
+    began = time.perf_counter()
+    results = []
+    for start in range(0, len(prompts), batch_size):
+        part = slice(start, start + batch_size)
+        state = sampler.start(prompts[part], streams=streams[part], temperature=temperature)
+        results.append(sampler.run(state))
+        if on_batch is not None:
+            on_batch(len(results[-1].nfe))
+    seconds = time.perf_counter() - began
+    if not results:
+        none = torch.zeros(0)
+        return Answers(prompts, none.long(), none.double(), (), 0, seconds)
+    return Answers(
+        tokens=torch.cat([result.tokens for result in results]),
+        nfe=torch.cat([result.nfe for result in results]),
+        bound=torch.cat([result.bound for result in results]),
+        streams=tuple(streams),
+        forward_passes=sum(result.forward_passes for result in results),
+        seconds=seconds,
+    )
+
+
+def prompt_streams(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
+    """Returns `derive(seed, tokens, copy)` for every prompt."""
+    copies: dict[tuple[int, ...], int] = {}
+    streams = []
+    for prompt in prompts:
+        key = tuple(prompt)
+        copy = copies.get(key, 0)
+        copies[key] = copy + 1
+        streams.append(derive(seed, key, copy))
+    return streams
+
+
+def mean_ci95(values: Float[Tensor, " values"]) -> tuple[float, float]:
+    """Returns the mean and the half width of its 95 % interval, `1.96 · sd/√n` (0 for a single value)."""
+    values = values.double()
+    if not len(values):
+        return float("nan"), float("nan")
+    spread = float(values.std()) if len(values) > 1 else 0.0
+    return float(values.mean()), 1.96 * spread / len(values) ** 0.5

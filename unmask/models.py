@@ -1,0 +1,45 @@
+"""Finding and loading models: the embedded ones by name, checkpoints by path."""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import torch
+
+from .denoiser import NetworkDenoiser
+from .errors import AdapterError
+
+EMBEDDED = ("sudoku",)
+"""Names of the checkpoints that ship with the package."""
+
+
+def load(
+    model: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+) -> NetworkDenoiser:
+    """Loads a model as a denoiser.
+
+    Args:
+        model: The name of an embedded model (`"sudoku"`), or a folder with `model.safetensors` and `config.json`.
+        device: Where to put it.
+        dtype: Of its weights and activations.
+
+    Raises:
+        AdapterError: If there is no such model, or the checkpoint is unreadable, foreign or does not fit.
+    """
+    from .networks.checkpoint import load_checkpoint
+
+    if isinstance(model, str) and model in EMBEDDED:
+        with resources.as_file(resources.files("unmask").joinpath("data", model)) as folder:
+            network = load_checkpoint(folder, device=device, dtype=dtype)
+    else:
+        folder = Path(model)
+        if not folder.is_dir():
+            raise AdapterError(
+                f"no model at {str(model)!r}: expected a folder with model.safetensors and config.json, or one of the"
+                f" embedded models: {', '.join(EMBEDDED)}"
+            )
+        network = load_checkpoint(folder, device=device, dtype=dtype)
+    from .tasks.sudoku import CELLS, MASK, VOCAB
+
+    return NetworkDenoiser(network, vocab_size=VOCAB, mask_id=MASK, length=CELLS)
