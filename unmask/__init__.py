@@ -1,6 +1,6 @@
 """Samplers for masked diffusion models, proven to draw from the distribution they claim."""
 
-from . import blocks, categorical, errors, rules, streams
+from . import blocks, categorical, errors, rules, schedule, streams
 from .denoiser import Denoiser, FullDenoiser, NetworkDenoiser, Query
 from .result import Event, Result, StepInfo
 from .rules import (
@@ -8,14 +8,20 @@ from .rules import (
     Confidence,
     Entropy,
     EntropyBound,
+    HittingTimes,
     LeftToRight,
     Margin,
+    MaskedFraction,
     One,
     Rule,
     Steps,
     Threshold,
+    TimeGrid,
     TopK,
     Uniform,
+    ancestral,
+    first_hitting,
+    parallel_first_hitting,
 )
 from .sampler import Plan, Sampler, State, sample
 from .streams import derive
@@ -30,8 +36,10 @@ __all__ = [
     "EntropyBound",
     "Event",
     "FullDenoiser",
+    "HittingTimes",
     "LeftToRight",
     "Margin",
+    "MaskedFraction",
     "NetworkDenoiser",
     "One",
     "Plan",
@@ -43,14 +51,19 @@ __all__ = [
     "StepInfo",
     "Steps",
     "Threshold",
+    "TimeGrid",
     "TopK",
     "Uniform",
     "__version__",
+    "ancestral",
     "blocks",
     "categorical",
     "derive",
     "errors",
+    "first_hitting",
+    "parallel_first_hitting",
     "rules",
     "sample",
+    "schedule",
     "streams",
 ]

@@ -60,22 +60,22 @@ class Plan:
     """One evaluation and what the rule made of it, for the rows of `query`.
 
     Attributes:
-        logits: Logits of the candidates, row-major, forbidden tokens at `-inf`.
+        where: The positions that were evaluated: the candidates, or only the chosen ones if the rule is blind.
+        logits: Their logits, row-major, forbidden tokens at `-inf`.
         marginals: Their statistics.
-        view: What the rule saw.
         chosen: The positions to unmask.
         memory: The rule memory afterwards.
     """
 
+    where: Bool[Tensor, "batch length"]
     logits: Float[Tensor, "rows vocab"]
     marginals: Marginals
-    view: View
     chosen: Bool[Tensor, "batch length"]
     memory: Float[Tensor, "batch memory"]
 
     def bound(self) -> Float[Tensor, " batch"]:
         """`ΣH - max H` over the positions chosen in each row, in nats: the bound on this step's dependence error."""
-        h = self.view.entropy.double().masked_fill(~self.chosen, 0.0)
+        h = spread(self.marginals.entropy.double(), self.where, 0.0).masked_fill(~self.chosen, 0.0)
         h = h.scatter(1, h.argmax(-1, keepdim=True), 0.0)
         return h.cumsum(-1)[:, -1]  # sequential, so that padding changes no bit
 
@@ -156,37 +156,43 @@ class Sampler:
 
     @torch.no_grad()
     def plan(self, query: Query, noise: Float[Tensor, "batch length"], memory: Float[Tensor, "batch memory"]) -> Plan:
-        """Evaluates the denoiser once and lets the rule choose.
+        """Evaluates the denoiser once and lets the rule choose among `query.where`.
+
+        A blind rule, such as a first-hitting sampler's, chooses first, and only what it chose is evaluated.
 
         Raises:
             LogitsError: If a candidate's logits are no distribution; it names the row, sequence and position.
             ValueError: If the logits have the wrong shape or dtype.
             RuleError: If the rule breaks its contract.
         """
+        blank = torch.zeros_like(noise)
+        view = View(query.where, blank, blank, blank, noise, memory)
+        if self.rule.blind:
+            chosen, memory = self.rule.select(view)
+            query = replace(query, where=chosen)
+            logits, stats = self._evaluate(query)
+            return Plan(chosen, logits, stats, chosen, memory)
+        logits, stats = self._evaluate(query)
+        measured = {name: spread(getattr(stats, name), query.where) for name in ("entropy", "doubt", "closeness")}
+        chosen, memory = self.rule.select(replace(view, **measured))
+        return Plan(query.where, logits, stats, chosen, memory)
+
+    def _evaluate(self, query: Query) -> tuple[Tensor, Marginals]:
+        """Logits of `query.where` without the forbidden tokens, and their statistics."""
         logits = self.denoiser(query)
         expected = (int(query.where.sum()), self.denoiser.vocab_size)
         if tuple(logits.shape) != expected or not logits.dtype.is_floating_point:
             raise ValueError(
                 f"the denoiser returned {logits.dtype} {tuple(logits.shape)}, expected float logits {expected}: one row"
-                " per candidate position, one column per token id"
+                " per position asked for, one column per token id"
             )
         forbid(logits, self.forbidden)
         try:
-            stats = marginals(logits)
+            return logits, marginals(logits)
         except LogitsError as error:
             row, position = query.where.nonzero()[error.row].tolist()
             place = f" (sequence {int(query.sequence[row])}, position {position})"
             raise LogitsError(error.row, error.reason, place) from None
-        view = View(
-            candidate=query.where,
-            entropy=spread(stats.entropy, query.where),
-            doubt=spread(stats.doubt, query.where),
-            closeness=spread(stats.closeness, query.where),
-            noise=noise,
-            memory=memory,
-        )
-        chosen, memory = self.rule.select(view)
-        return Plan(logits, stats, view, chosen, memory)
 
     @torch.no_grad()
     def step(self, state: State) -> tuple[State, StepInfo]:
@@ -204,9 +210,11 @@ class Sampler:
 
         x, pending, valid = rows(state.x), rows(state.pending), rows(state.valid)
         candidate = open_block(pending, rows(state.block))
-        plan = self.plan(Query(x, candidate, valid, live), rows(state.order_noise), rows(state.memory))
+        noise = rows(state.order_noise)
+        time = self._time(noise, pending, valid)
+        plan = self.plan(Query(x, candidate, valid, live, time), noise, rows(state.memory))
         chosen = plan.chosen
-        picked = chosen[candidate]  # which rows of the logits
+        picked = chosen[plan.where]  # which rows of the logits
         tau = rows(state.temperature).unsqueeze(-1).expand_as(x)[chosen]
         logits = plan.logits[picked]
         tokens = draw(logits, rows(state.token_noise)[chosen], temperature=tau, top_k=self.top_k, top_p=self.top_p)
@@ -230,6 +238,16 @@ class Sampler:
             memory=state.memory.index_copy(0, live, plan.memory),
             nfe=state.nfe.index_add(0, live, torch.ones_like(live)),
         ), info
+
+    def _time(self, noise: Tensor, pending: Tensor, valid: Tensor) -> Float[Tensor, " batch"] | None:
+        if not getattr(self.denoiser, "wants_time", False):
+            return None
+        if self.rule.clock is None:
+            raise ValueError(
+                "this denoiser wants to know the time, and the rule has no clock: add one, as in"
+                " Rule(order, budget, MaskedFraction(schedule)), or use first_hitting() or ancestral(steps)"
+            )
+        return self.rule.clock.time(noise, pending, valid)
 
     def run(
         self,

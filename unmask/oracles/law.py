@@ -146,8 +146,9 @@ def exact_law(
             raise ValueError("the exact law of a denoiser that is no oracle needs the mask token to be the last id")
         oracle, log_p = None, None
         points = enumerate_completions(x, mask, denoiser.vocab_size - 1)
+    sized = getattr(rule.budget, "group_sizes", None)
     plain = top_k is None and top_p is None and temperature == 1 and blocks is None
-    if rule.order.random and int((x == mask).sum()) > _ORDERS:
+    if rule.order.random and (sized is not None or int((x == mask).sum()) > _ORDERS):
         exact = oracle is denoiser and oracle is not None and log_p is not None
         if not (exact and plain and rule.budget.marginal_free):
             raise ValueError(
@@ -214,8 +215,8 @@ def _subset_law(oracle: Oracle, rule: Rule, x: Tensor, points: Tensor, log_p: Te
         bound=float((p * found.bound[classes]).sum()),
         dependence=dependence,
         model_error=0.0,
-        nfe_mean=float(found.evaluations),
-        nfe_mean_data=float(found.evaluations),
+        nfe_mean=found.evaluations,
+        nfe_mean_data=found.evaluations,
     )
 
 
@@ -261,7 +262,7 @@ class _Walk:
             plan = self.sampler.plan(query, noise[of_state], sm)
             log_v = self._draw_log_prob(plan.logits)
             table = torch.full((*sx.shape, log_v.shape[1]), 0.0, dtype=torch.float64)
-            table[candidate] = log_v
+            table[plan.where] = log_v
             chosen, tokens = plan.chosen[inverse], target[live]
             gain = table[inverse].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
             gain = torch.where(chosen, gain, 0.0).sum(-1)

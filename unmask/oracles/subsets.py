@@ -36,17 +36,23 @@ class Expectations:
         log_q: The sampler's log-probability.
         bound: `Σ_steps (ΣH - max H)` along its own path.
         surprise: `-Σ log p_i(x_i | ...)` along its own path, under the sampler's denoiser.
-        evaluations: The number of steps, the same for every order.
+        evaluations: The expected number of steps, the same for every completion.
     """
 
     log_q: Float[Tensor, " points"]
     bound: Float[Tensor, " points"]
     surprise: Float[Tensor, " points"]
-    evaluations: int
+    evaluations: float
 
 
-def group_sizes(rule: Rule, masks: int) -> list[int]:
-    """Asks a marginal-free rule how many positions it takes in each step."""
+def group_sizes(rule: Rule, masks: int) -> list[tuple[tuple[int, ...], float]]:
+    """Asks a marginal-free rule how many positions it takes in each step: every possibility with its probability.
+
+    A budget whose groups are random (`ancestral`) knows them itself, as `group_sizes(masks)`.
+    """
+    known = getattr(rule.budget, "group_sizes", None)
+    if known is not None:
+        return known(masks)
     memory = rule.start(torch.tensor([masks]))
     sizes, left = [], masks
     while left:
@@ -55,7 +61,7 @@ def group_sizes(rule: Rule, masks: int) -> list[int]:
         chosen, memory = rule.select(view)
         sizes.append(int(chosen.sum()))
         left -= sizes[-1]
-    return sizes
+    return [(tuple(sizes), 1.0)]
 
 
 def uniform_subsets(denoiser: Denoiser, rule: Rule, x: Tensor, points: Tensor) -> Expectations:
@@ -67,14 +73,17 @@ def uniform_subsets(denoiser: Denoiser, rule: Rule, x: Tensor, points: Tensor) -
     where = (x == denoiser.mask_id).nonzero().squeeze(-1)
     if len(where) > LIMIT:
         raise ValueError(f"{len(where)} masks have too many subsets for an exact law (limit {LIMIT})")
-    sizes = group_sizes(rule, len(where))
-    rows = [_follow(denoiser, x, point, where, sizes) for point in points]
-    log_q, bound, surprise = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows, strict=True))
-    return Expectations(log_q, bound, surprise, len(sizes))
+    mass = torch.zeros(3, len(points), dtype=torch.float64)  # q, bound, surprise
+    evaluations = 0.0
+    for sizes, probability in group_sizes(rule, len(where)):
+        rows = [_follow(denoiser, x, point, where, sizes) for point in points]
+        mass += probability * torch.tensor(rows, dtype=torch.float64).T
+        evaluations += probability * len(sizes)
+    return Expectations(mass[0].log(), mass[1], mass[2], evaluations)
 
 
 def _follow(
-    denoiser: Denoiser, x: Tensor, point: Tensor, where: Tensor, sizes: list[int]
+    denoiser: Denoiser, x: Tensor, point: Tensor, where: Tensor, sizes: tuple[int, ...]
 ) -> tuple[float, float, float]:
     masks = len(where)
     mass = torch.zeros(1 << masks, dtype=torch.float64)
@@ -104,4 +113,4 @@ def _follow(
             bound += float((h.sum(-1) - h.amax(-1)).clamp(min=0).sum()) / (share * len(layer))
             surprise -= float(together.sum()) / (share * len(layer))
         mass, left = after, left - size
-    return float(mass[0].log()), bound, surprise
+    return float(mass[0]), bound, surprise

@@ -20,7 +20,7 @@ class SupportDenoiser(Oracle):
 
     Args:
         points: Sequences of positive probability, `[points, length]`, symbols `0..symbols-1`.
-        weights: Their weights; normalised here.
+        weights: Their weights, up to a factor.
         symbols: Size of the alphabet.
 
     Raises:
@@ -33,7 +33,10 @@ class SupportDenoiser(Oracle):
         if not bool((weights.isfinite() & (weights >= 0)).all()) or not bool(weights.sum() > 0):
             raise ValueError("weights must be finite and >= 0, with a positive sum")
         keep = weights > 0
-        self.points, self.weights = points[keep].contiguous(), weights[keep] / weights.sum()
+        # The weights stay as given: sums of equal ones are then exact, and positions that are equally certain tie
+        # exactly, whatever the order of summation.
+        self.points, self.weights = points[keep].contiguous(), weights[keep]
+        self.total = weights[keep].sum()
         self.length = points.shape[1]
 
     def _check(self, x: Tensor) -> None:
@@ -55,7 +58,7 @@ class SupportDenoiser(Oracle):
         rows, positions = masked.nonzero().unbind(-1)
         weight = self._consistent(states)
         probability = torch.empty(len(rows), self.symbols, dtype=torch.float64)
-        onehot = self.points.T.unsqueeze(1) == torch.arange(self.symbols).unsqueeze(-1)  # [length, symbols, points]
+        onehot = (self.points.T.unsqueeze(1) == torch.arange(self.symbols).unsqueeze(-1)).contiguous()
         size = max(1, _CHUNK // (self.symbols * len(self.points)))
         for start in range(0, len(rows), size):
             part = slice(start, start + size)
@@ -69,7 +72,7 @@ class SupportDenoiser(Oracle):
     def log_marginal(self, x: Int[Tensor, "batch length"]) -> Float[Tensor, " batch"]:
         self._check(x)
         states, inverse = distinct(x)
-        return self._consistent(states).sum(-1).log()[inverse]
+        return (self._consistent(states).sum(-1) / self.total).log()[inverse]
 
     def completions(self, x: Int[Tensor, " length"]) -> tuple[Int[Tensor, "points length"], Float[Tensor, " points"]]:
         self._check(x.unsqueeze(0))

@@ -1,6 +1,7 @@
-"""Unmasking rules: orders, budgets and their compositions."""
+"""Unmasking rules: clocks, orders, budgets and their compositions."""
 
 from .budget import All, Budget, EntropyBound, One, Steps, Threshold, TopK, entropy_bound
+from .clock import Cell, Clock, HittingTimes, MaskedFraction, TimeGrid, ancestral, first_hitting, parallel_first_hitting
 from .order import Confidence, Entropy, LeftToRight, Margin, Order, Uniform
 from .rule import Rule
 from .view import View
@@ -8,18 +9,26 @@ from .view import View
 __all__ = [
     "All",
     "Budget",
+    "Cell",
+    "Clock",
     "Confidence",
     "Entropy",
     "EntropyBound",
+    "HittingTimes",
     "LeftToRight",
     "Margin",
+    "MaskedFraction",
     "One",
     "Order",
     "Rule",
     "Steps",
     "Threshold",
+    "TimeGrid",
     "TopK",
     "Uniform",
     "View",
+    "ancestral",
     "entropy_bound",
+    "first_hitting",
+    "parallel_first_hitting",
 ]

@@ -20,9 +20,11 @@ class Order(Protocol):
 
     Attributes:
         random: True if the key is a function of `view.noise`, so that the law of a sampler is an average over it.
+        marginal_free: True if the key does not look at the marginals.
     """
 
     random: ClassVar[bool]
+    marginal_free: ClassVar[bool]
 
     def key(self, view: View) -> Float[Tensor, "batch length"]: ...
 
@@ -32,6 +34,7 @@ class Entropy:
     """Lowest entropy first (arXiv:2505.24857, the entropy proxy)."""
 
     random: ClassVar[bool] = False
+    marginal_free: ClassVar[bool] = False
 
     def key(self, view: View) -> Float[Tensor, "batch length"]:
         return view.entropy
@@ -42,6 +45,7 @@ class Confidence:
     """Largest `max p` first, ranked by `1 - max p`, which tells apart what rounds to 1 (MaskGIT, LLaDA)."""
 
     random: ClassVar[bool] = False
+    marginal_free: ClassVar[bool] = False
 
     def key(self, view: View) -> Float[Tensor, "batch length"]:
         return view.doubt
@@ -52,6 +56,7 @@ class Margin:
     """Largest difference between the two largest probabilities first (arXiv:2502.06768, top-k margin)."""
 
     random: ClassVar[bool] = False
+    marginal_free: ClassVar[bool] = False
 
     def key(self, view: View) -> Float[Tensor, "batch length"]:
         return view.closeness
@@ -62,6 +67,7 @@ class Uniform:
     """Uniformly random order, drawn once per sequence from its own stream: the order of first-hitting times."""
 
     random: ClassVar[bool] = True
+    marginal_free: ClassVar[bool] = True
 
     def key(self, view: View) -> Float[Tensor, "batch length"]:
         # First-hitting times decrease with 1 - u, and the latest time is hit first; here the smallest u is first.
@@ -73,6 +79,7 @@ class LeftToRight:
     """Lowest position first: autoregressive decoding."""
 
     random: ClassVar[bool] = False
+    marginal_free: ClassVar[bool] = True
 
     def key(self, view: View) -> Float[Tensor, "batch length"]:
         length = view.candidate.shape[1]

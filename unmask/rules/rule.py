@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -12,16 +13,30 @@ from .budget import Budget
 from .order import Order
 from .view import View
 
+if TYPE_CHECKING:
+    from .clock import Clock
+
 
 @dataclass(frozen=True)
 class Rule:
     """Chooses which positions to unmask: ranks the candidates by `order`, takes what `budget` admits.
 
     It is a function of what it sees, so one object serves any number of batches, threads and exact laws.
+
+    Attributes:
+        order: Which positions first.
+        budget: How many at once.
+        clock: What time it is, for denoisers that want to know; `None` suits all others.
     """
 
     order: Order
     budget: Budget
+    clock: Clock | None = None
+
+    @property
+    def blind(self) -> bool:
+        """True if neither order nor budget looks at the marginals: it can choose before anything is evaluated."""
+        return self.order.marginal_free and self.budget.marginal_free
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
         """Returns the rule memory of sequences that begin with so many masks."""
