@@ -196,3 +196,15 @@ print(sorted(new))
     assert float(lines[0]) < 2
     assert lines[1] == "[]"
     assert torch is not None
+
+
+def test_bench_fhs_reports_ratios_evaluations_and_random_numbers():
+    report = json.loads(run("bench", "fhs", "--length", "16", "--vocab", "2048", "--json"))
+    assert {"ratio_categorical_ancestral", "ratio_two_draw_ancestral", "scaling"} <= set(report)
+    names = {row["name"]: row for row in report["samplers"]}
+    assert names["first-hitting"]["nfe"] == 16
+    assert names["two-draw-ancestral"]["nfe"] <= 16
+    assert names["first-hitting"]["draws"] == 32
+    assert names["categorical-ancestral"]["draws"] > 1000 * names["first-hitting"]["draws"]
+    assert report["ratio_categorical_ancestral"] > 1
+    assert "FHS" in run("bench", "fhs", "--length", "8", "--vocab", "64")

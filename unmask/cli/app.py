@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from .bench import bench
 from .demo import demo
 from .law import law
 from .solve import solve
@@ -42,3 +43,4 @@ app.command()(demo)
 app.command()(solve)
 app.command()(law)
 app.command()(train)
+app.add_typer(bench, name="bench")

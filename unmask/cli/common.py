@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from ..rules.named import FAMILIES, PROXIES, NamedRule, named_rule
+from ..schedule import SCHEDULES
 
 out = Console()
 err = Console(stderr=True)
@@ -24,8 +25,11 @@ Rule = Annotated[str, typer.Option(help=f"One of: {', '.join(FAMILIES)}.")]
 Gamma = Annotated[float | None, typer.Option(help=f"entropy-bound: nats per evaluation (default here {GAMMA}).")]
 K = Annotated[int | None, typer.Option("--k", help="topk: positions per evaluation.")]
 Threshold = Annotated[float | None, typer.Option(help="threshold: probability from which a token is accepted.")]
-StepsOption = Annotated[int | None, typer.Option("--steps", help="steps: number of evaluations.")]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", help="steps, first-hitting-parallel: evaluations; ancestral: time steps.")
+]
 Proxy = Annotated[str | None, typer.Option(help=f"Error proxy that ranks positions: {', '.join(PROXIES)}.")]
+Schedule = Annotated[str | None, typer.Option(help=f"Times of the timed rules: {', '.join(SCHEDULES)}.")]
 Temperature = Annotated[float, typer.Option(help="Temperature of the draw; 0 takes the argmax.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
@@ -38,11 +42,12 @@ def rule_from(
     threshold: float | None = None,
     steps: int | None = None,
     proxy: str | None = None,
+    schedule: str | None = None,
 ) -> NamedRule:
     """Builds the rule that the options describe; `entropy-bound` without `--gamma` takes the stated one."""
     if gamma is None and name == "entropy-bound":
         gamma = GAMMA
-    return named_rule(name, gamma=gamma, k=k, threshold=threshold, steps=steps, proxy=proxy)
+    return named_rule(name, gamma=gamma, k=k, threshold=threshold, steps=steps, proxy=proxy, schedule=schedule)
 
 
 def print_json(value: Any) -> None:

@@ -39,6 +39,7 @@ def law(
     threshold: common.Threshold = None,
     steps: common.StepsOption = None,
     proxy: common.Proxy = None,
+    schedule: common.Schedule = None,
     temperature: common.Temperature = 1.0,
     samples: Annotated[int, typer.Option(min=0, help="Draw so many sequences and test them against the law.")] = 0,
     seed: common.Seed = 0,
@@ -53,7 +54,7 @@ def law(
     from ..oracles import exact_law
     from ..sampler import sample
 
-    named = common.rule_from(rule, gamma, k, threshold, steps, proxy)
+    named = common.rule_from(rule, gamma, k, threshold, steps, proxy, schedule)
     if joint is not None and oracle is not OracleName.TABLE:
         raise ValueError("--joint goes with --oracle table")
     if stay is not None and oracle is not OracleName.MARKOV:

@@ -28,6 +28,7 @@ def solve(
     threshold: common.Threshold = None,
     steps: common.StepsOption = None,
     proxy: common.Proxy = None,
+    schedule: common.Schedule = None,
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Solve only the first so many puzzles.")] = None,
@@ -43,7 +44,7 @@ def solve(
     file's solution. NFE counts the model evaluations a puzzle took part in; nfe_ci95 is the half width of the 95 %
     interval of its mean.
     """
-    named = common.rule_from(rule, gamma, k, threshold, steps, proxy)
+    named = common.rule_from(rule, gamma, k, threshold, steps, proxy, schedule)
     sampler = Sampler(load(model), named.rule)
     puzzles, rejected = demo_puzzles(), []
     if file is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..schedule import SCHEDULES, Schedule
 from .budget import All, Budget, EntropyBound, One, Steps, Threshold, TopK
+from .clock import ancestral, first_hitting, parallel_first_hitting
 from .order import Confidence, Entropy, LeftToRight, Margin, Order, Uniform
 from .rule import Rule
 
@@ -37,10 +39,13 @@ FAMILIES: dict[str, _Family] = {
     "threshold": _Family("all with max p >= threshold, at least one", setting="threshold", proxy="confidence"),
     "entropy-bound": _Family("EB-Sampler: longest prefix with sum H - max H <= gamma", setting="gamma"),
     "steps": _Family("a fixed number of evaluations", setting="steps", proxy="confidence"),
-    "all": _Family("everything at once", proxy="entropy"),
+    "all": _Family("everything at once"),
+    "first-hitting": _Family("first-hitting sampler: random order with hitting times, one at a time", Uniform),
+    "first-hitting-parallel": _Family("first-hitting order in a fixed number of evaluations", Uniform, "steps"),
+    "ancestral": _Family("ancestral sampling on a grid of time steps", Uniform, "steps"),
 }
 
-_SETTINGS = ("gamma", "k", "threshold", "steps")
+_TIMED = ("first-hitting", "first-hitting-parallel", "ancestral")
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
 
     Args:
         name: One of `FAMILIES`, or `name:key=value,key=value`.
-        **settings: `gamma`, `k`, `threshold`, `steps` and `proxy`, where they apply.
+        **settings: `gamma`, `k`, `threshold`, `steps`, `proxy` and `schedule`, where they apply.
 
     Raises:
         ValueError: If the name is unknown, a setting is missing, does not apply, or is out of range.
@@ -79,6 +84,8 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
     allowed = {family.setting} if family.setting else set()
     if family.order is None and name != "all":
         allowed.add("proxy")
+    if name in _TIMED:
+        allowed.add("schedule")
     extra = sorted(set(given) - allowed)
     if extra:
         takes = f"it takes {', '.join(sorted(allowed))}" if allowed else "it takes no settings"
@@ -91,6 +98,14 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
     order = (family.order or PROXIES[proxy])()
     used: dict[str, Any] = {}
     budget: Budget = One()
+    if name in _TIMED:
+        schedule = str(given.get("schedule", "linear"))
+        if schedule not in SCHEDULES:
+            raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
+        if family.setting:
+            used[family.setting] = _number(family.setting, given[family.setting])
+        used["schedule"] = schedule
+        return NamedRule(name, used, _timed(name, used, SCHEDULES[schedule]))
     if name == "all":
         budget = All()
     elif family.setting:
@@ -100,6 +115,14 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
     if "proxy" in allowed:
         used["proxy"] = proxy
     return NamedRule(name, used, Rule(order, budget))
+
+
+def _timed(name: str, used: dict[str, Any], schedule: Schedule) -> Rule:
+    if name == "ancestral":
+        return ancestral(used["steps"], schedule)
+    if name == "first-hitting-parallel":
+        return parallel_first_hitting(used["steps"], schedule)
+    return first_hitting(schedule)
 
 
 def _number(setting: str, value: Any) -> int | float:
