@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check format build clean
+.PHONY: demo test test-slow check bench format build clean
 
 demo: .venv/.minimum
 	$(BIN)/unmask demo
@@ -18,6 +18,9 @@ check: .venv/.everything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+
+bench: .venv/.minimum
+	$(BIN)/unmask bench fhs
 
 format: .venv/.everything
 	$(BIN)/ruff format .

@@ -64,6 +64,8 @@ def test_what_a_user_gets_wrong_is_one_line_and_no_traceback():
         (("solve", "/nowhere.csv"), "/nowhere.csv"),
         (("solve", "--model", "/nowhere"), "no model at '/nowhere'"),
         (("train", "chess"), "no recipe for 'chess'"),
+        (("law", "--oracle", "sudoku4", "--length", "9"), "--length goes with hmm or markov or table"),
+        (("law", "--stay", "0.9", "--oracle-seed", "1"), "--oracle-seed goes with"),
     ]:
         done = process(*arguments)
         assert done.returncode == 1
@@ -109,7 +111,7 @@ def test_answers_depend_neither_on_place_nor_neighbours_nor_batch_size(puzzles: 
     assert answers[2][first, 0][2] != answers[2][first, 1][2]  # copies differ
 
 
-def test_a_bad_line_is_named_and_the_rest_solved(puzzles: Path):
+def test_a_bad_line_is_named_and_the_rest_solved(puzzles: Path, tmp_path: Path):
     puzzles.write_text(puzzles.read_text() + "123,,easy\n")
     result = CliRunner().invoke(app, ["solve", str(puzzles), "--json"])
     report = json.loads(result.stdout)
@@ -119,9 +121,27 @@ def test_a_bad_line_is_named_and_the_rest_solved(puzzles: Path):
     assert "line 7 left out" in result.stderr
     with pytest.raises(ValueError, match="no column 'level'"):
         run("solve", str(puzzles), "--by", "level")
+    (tmp_path / "clash.csv").write_text(puzzles.read_text().replace("grade", "solved", 1))
+    with pytest.raises(ValueError, match="columns named solved"):
+        run("solve", str(tmp_path / "clash.csv"), "--output", str(tmp_path / "out.csv"))
+    with pytest.raises(OSError, match="nowhere"):
+        run("solve", str(puzzles), "--output", "/nowhere/out.csv")
     puzzles.write_text(HEADER + "\n")
     with pytest.raises(ValueError, match="no usable puzzle"):
         run("solve", str(puzzles))
+
+
+def test_markup_quotes_and_byte_order_marks_do_no_harm(puzzles: Path):
+    header, first, *rest = puzzles.read_text().splitlines()
+    cells, solution, _ = first.split(",")
+    lines = [f"{cells},{solution},[/x]", "[/x]bad,,easy", '"oops,b', *rest]
+    puzzles.write_text("\ufeff" + "\n".join([header, *lines]) + "\n", encoding="utf-8")
+    result = CliRunner().invoke(app, ["solve", str(puzzles), "--by", "grade"])
+    assert result.exit_code == 0
+    assert "[/x]" in result.stdout
+    assert "line 3 left out" in result.stderr
+    assert "line 4 left out" in result.stderr
+    assert json.loads(run("solve", str(puzzles), "--json"))["puzzles"] == 5
 
 
 SETTINGS = {"gamma": "0.4", "k": "2", "threshold": "0.6", "steps": "3"}
@@ -149,6 +169,12 @@ def test_law_reads_a_joint_and_tests_the_loop_against_it(tmp_path: Path):
     assert report["kl"] > 1e-4
     assert report["nfe_mean"] == 1
     assert report["pvalue"] > 1e-6
+    few = json.loads(run(*options[:-4], "--samples", "3"))
+    assert few["pvalue"] is None
+    for array in (weights.astype(str), weights.astype(complex)):
+        np.save(path, array)
+        with pytest.raises(ValueError, match="real numbers"):
+            run(*options)
     for content in (b"not numpy", b""):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="npy"):

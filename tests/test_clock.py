@@ -27,6 +27,7 @@ from unmask import (
 from unmask.denoiser import Query
 from unmask.oracles import exact_law, random_hmm, random_markov, random_table
 from unmask.schedule import SCHEDULES, Cosine, Geometric, Linear, Polynomial
+from unmask.streams import Purpose, as_streams, uniforms
 
 ALL = [*SCHEDULES.values(), Polynomial(0.5), Geometric(1e-3, 5.0)]
 
@@ -213,6 +214,16 @@ def test_blind_rules_evaluate_only_the_positions_they_draw():
     assert timed.rows == 40
     assert len(run.trace(0)) == 10
     assert run.trace(0)[0].entropy > 0
+
+
+def test_with_blocks_the_time_told_is_that_of_what_is_unmasked():
+    timed = Timed(random_markov(2, 0))
+    run = sample(timed, torch.full((30, 6), 2), first_hitting(), seed=1, blocks=3)
+    noise = uniforms(as_streams(run.streams).unsqueeze(-1), torch.arange(6), Purpose.ORDER)
+    for row in range(30):
+        own = Linear().inverse(noise[row])
+        expected = [*own[:3].sort(descending=True).values.tolist(), *own[3:].sort(descending=True).values.tolist()]
+        assert times_of(timed, row) == expected
 
 
 def test_a_denoiser_that_wants_time_needs_a_clock():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -67,7 +68,7 @@ def test_divergence_is_within_the_dependence_bound(oracle, order, gamma):
     assert float(law.log_q.exp().sum()) + law.off_support == pytest.approx(1, abs=1e-9)
 
 
-@settings(max_examples=60)
+@settings(max_examples=200)
 @given(tables(length=3), st.floats(0, 2))
 def test_the_uniform_order_is_exact_one_at_a_time_and_bounded_otherwise(oracle, gamma):
     assert exact_law(oracle, Rule(Uniform(), One()), masks(oracle, 3)).kl <= 1e-9
@@ -191,6 +192,31 @@ def test_a_denoiser_that_is_no_oracle_has_a_law_without_data():
     torch.testing.assert_close(law.log_q, known.log_q)
     assert law.nfe_mean == pytest.approx(known.nfe_mean)
     assert math.isnan(law.bound)
+    assert math.isnan(law.kl)  # nothing to compare with is not a proof of exactness
+    assert math.isnan(law.tv)
+
+
+def test_away_from_the_own_distribution_there_is_no_bound():
+    oracle, x = random_table(3, 3, 3), torch.full((3,), 3)
+    variants: list[dict[str, Any]] = [{"temperature": 0.5}, {"top_k": 2}, {"top_p": 0.5}, {"forbidden": [0]}]
+    for changes in variants:
+        law = exact_law(oracle, Rule(Entropy(), One()), x, **changes)
+        assert math.isnan(law.bound)
+        assert law.kl > 0.01
+        assert float(law.log_q.exp().sum()) == pytest.approx(1)
+
+
+def test_what_has_no_law_is_refused():
+    oracle = random_table(3, 3, 3)
+    for bad in (torch.full((1, 3), 3), torch.tensor([3, 4, 0]), torch.tensor([3.0, 1.0, 2.0])):
+        with pytest.raises(ValueError, match="one sequence of token ids"):
+            exact_law(oracle, Rule(Entropy(), One()), bad)
+
+    class Timed(PerturbedDenoiser):
+        wants_time = True
+
+    with pytest.raises(ValueError, match="time"):
+        exact_law(Timed(oracle, 0.1), Rule(Entropy(), One()), torch.full((3,), 3))
 
 
 def dense(oracle, x: torch.Tensor) -> torch.Tensor:
@@ -201,9 +227,9 @@ def dense(oracle, x: torch.Tensor) -> torch.Tensor:
 
 def test_too_many_orders_are_refused_with_the_limit():
     oracle = random_markov(2, 0)
-    with pytest.raises(ValueError, match="at most 7"):
+    with pytest.raises(ValueError, match="more than 7 masks"):
         exact_law(oracle, Rule(Uniform(), EntropyBound(0.1)), masks(oracle, 9))
-    with pytest.raises(ValueError, match="at most 7"):
+    with pytest.raises(ValueError, match="more than 7 masks"):
         exact_law(PerturbedDenoiser(oracle, 0.1), Rule(Uniform(), One()), masks(oracle, 9))
 
 

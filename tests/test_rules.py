@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from unmask.errors import RuleError
 from unmask.rules import (
     All,
+    Cell,
     Confidence,
     Entropy,
     EntropyBound,
@@ -19,6 +20,7 @@ from unmask.rules import (
     Rule,
     Steps,
     Threshold,
+    TimeGrid,
     TopK,
     Uniform,
     View,
@@ -34,6 +36,7 @@ def view(entropy: list[list[float]], *, doubt=None, closeness=None, noise=None, 
     h = torch.tensor(entropy, dtype=torch.float64)
     other = lambda values: h if values is None else torch.tensor(values, dtype=torch.float64)  # noqa: E731
     return View(
+        position=torch.arange(h.shape[1]).expand_as(h),
         candidate=h.isfinite(),
         entropy=h,
         doubt=other(doubt),
@@ -121,7 +124,8 @@ def test_budgets_count_what_they_say():
     assert select(Rule(Entropy(), TopK(3)), v) == [[0, 1, 2], [0]]
     assert select(Rule(Entropy(), All()), v) == [[0, 1, 2, 3], [0]]
     assert select(Rule(Confidence(), Threshold(0.9)), v) == [[0, 2], [0]]  # at least one, where none is sure
-    assert select(Rule(Entropy(), Threshold(0.9)), v) == [[0], [0]]  # a prefix of the order
+    assert select(Rule(Entropy(), Threshold(0.9)), v) == [[0, 2], [0]]  # whatever the order
+    assert select(Rule(Uniform(), Threshold(0.9)), v) == [[0, 2], [0]]
     assert select(Rule(Entropy(), EntropyBound(0.1)), v) == [[0, 1], [0]]
     assert select(Rule(Entropy(), EntropyBound(torch.tensor([0.31, 0.0]))), v) == [[0, 1, 2], [0]]
 
@@ -166,6 +170,23 @@ def test_a_rule_without_progress_is_an_error_and_not_an_endless_loop():
     for budget in (Nothing(), Everything()):
         with pytest.raises(RuleError, match="at least one candidate"):
             Rule(Entropy(), budget).select(view([[0.1, INF]]))
+
+
+def test_a_threshold_of_one_takes_only_what_is_determined():
+    v = view([[0.1, 0.1, 0.0, 0.1]], doubt=[[1e-18, 1e-18, 0.0, 0.5]])
+    assert select(Rule(LeftToRight(), Threshold(1.0)), v) == [[0, 2]]
+
+
+def test_a_rule_is_made_of_objects_that_go_together():
+    with pytest.raises(TypeError, match=r"Entropy\(\.\.\.\) instead of Entropy"):
+        Rule(Entropy, One())  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="uniform order"):
+        Rule(Entropy(), Cell(TimeGrid(3)))
+
+
+def test_ranked_views_keep_positions():
+    v = view([[0.3, 0.1, 0.2]])
+    assert v.ranked(torch.tensor([[1, 2, 0]])).position.tolist() == [[1, 2, 0]]
 
 
 def test_spread_puts_values_back():

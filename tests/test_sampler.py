@@ -18,6 +18,7 @@ from unmask import (
     FullDenoiser,
     LeftToRight,
     Margin,
+    NetworkDenoiser,
     One,
     Rule,
     Sampler,
@@ -241,6 +242,8 @@ def test_bad_arguments_are_refused_before_any_evaluation():
         ({"x": torch.zeros(1, 2, 4, dtype=torch.int64)}, "tokens are integers"),
         ({"x": [[0, 1], [[3], [3]]]}, "sequence 1"),
         ({"x": [[0.5, 1.0]]}, "sequence 0"),
+        ({"seed": 0.5}, "seed is an integer"),
+        ({"max_steps": 1.5}, "max_steps"),
         ({"seed": None}, "either seed"),
         ({"streams": [1, 2]}, "either seed"),
         ({"seed": None, "streams": [1]}, "1 streams for a batch of 2"),
@@ -276,6 +279,73 @@ def test_logits_of_the_wrong_shape_or_dtype_are_refused():
         sample(FullDenoiser(lambda x: torch.zeros(1, 2, 3), 4, 3), [[3, 3]], Rule(Entropy(), One()), seed=0)
     with pytest.raises(ValueError, match="one length"):
         sample(FullDenoiser(lambda x: torch.zeros(2, 2, 4), 4, 3), [[3, 3], [3]], Rule(Entropy(), One()), seed=0)
+
+
+def test_a_denoiser_may_run_in_inference_mode_and_keeps_its_tensor():
+    table = torch.randn(3, 4)
+
+    class Cached:
+        vocab_size, mask_id = 4, 3
+
+        @torch.inference_mode()
+        def __call__(self, query: Query) -> torch.Tensor:
+            return table[query.where.nonzero()[:, 1]] + 0 if len(query.x) > 1 else table[: int(query.where.sum())]
+
+    before = table.clone()
+    sample(Cached(), [[3, 3, 3], [3, 3, 3]], Rule(Entropy(), One()), seed=0, forbidden=[1])
+    sample(Cached(), [[3, 3, 3]], Rule(Entropy(), One()), seed=0, forbidden=[1])
+    assert torch.equal(table, before)
+
+
+def test_a_denoiser_must_return_a_tensor():
+    class Lists:
+        vocab_size, mask_id = 4, 3
+
+        def __call__(self, query: Query):
+            return [1.0]
+
+    with pytest.raises(ValueError, match="list"):
+        sample(Lists(), [[3]], Rule(Entropy(), One()), seed=0)  # pyright: ignore[reportArgumentType]
+
+
+def test_a_network_that_ignores_padding_refuses_it():
+    class Network(torch.nn.Module):
+        def forward(self, x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+            return torch.zeros(int(where.sum()), 4)
+
+    denoiser = NetworkDenoiser(Network(), vocab_size=4, mask_id=3)
+    sample(denoiser, [[3, 3], [3, 0]], Rule(Entropy(), One()), seed=0)
+    with pytest.raises(ValueError, match="padding"):
+        sample(denoiser, [[3, 3], [3]], Rule(Entropy(), One()), seed=0)
+    with pytest.raises(ValueError, match="takes sequences of 5 tokens, got 2"):
+        sample(NetworkDenoiser(Network(), 4, 3, length=5), [[3, 3]], Rule(Entropy(), One()), seed=0)
+
+
+def test_integers_of_any_kind_are_seeds_and_streams_and_the_input_is_not_shared():
+    oracle, rule = random_table(3, 4, 0), Rule(Entropy(), One())
+    x = torch.tensor([[0, 1, 2, 0]])
+    result = sample(oracle, x, rule, seed=torch.tensor(3))  # pyright: ignore[reportArgumentType]
+    result.tokens[0, 0] = 2
+    assert int(x[0, 0]) == 0
+    again = sample(oracle, torch.full((1, 4), 3), rule, streams=torch.tensor([5]))
+    assert again.sequences == sample(oracle, torch.full((1, 4), 3), rule, streams=[5]).sequences
+
+
+def test_a_trace_renders_in_a_terminal():
+    oracle = random_markov(3, 0)
+    result = sample(oracle, [[3, 3, 0]], Rule(LeftToRight(), One()), seed=0, trace=True)
+    a, b = result.sequences[0][:2]
+    lines = result.render(0, decode=lambda token: "abc"[token]).splitlines()
+    letters = ["abc"[token] for token in (a, b)]
+    assert lines[0] == "   0  _ _ a"
+    assert lines[1].startswith(f"   1  [{letters[0]}] _ a   p >= 0.")
+    assert lines[2].startswith(f"   2  {letters[0]} [{letters[1]}] a   p >= 0.")
+    assert "\x1b[" in result.render(0, color=True)
+    stopped = sample(oracle, [[3, 3, 0]], Rule(LeftToRight(), One()), seed=0, trace=True, max_steps=1)
+    assert stopped.render().splitlines()[-1].split("]")[1].startswith(" _ 0")
+    with pytest.raises(IndexError, match="no sequence 7"):
+        result.trace(7)
+    assert result.trace(-1) == result.trace(0)
 
 
 def test_a_trace_is_plain_data():

@@ -20,12 +20,15 @@ def figures(grade: str, count: int | None) -> dict:
     return compare(*runs)
 
 
+AT_LEAST = {"easy": 10, "medium": 9, "hard": 7, "diabolical": 4, "17 clues": 5}
+"""Of 12 puzzles: fewer are solved once in a thousand samples by a model at its target rate."""
+
+
 @pytest.mark.parametrize("grade", GRADES.values())
 def test_a_sample_of_each_grade(grade):
-    # 12 puzzles: a grade solved at its target rate loses more than allowed here once in a thousand samples or less.
     row = figures(grade, 12)
-    assert row["top1_solved"] >= SOLVED[grade] - 0.42
-    assert row["difference"] + row["difference_ci95"] >= 0
+    assert row["top1_solved"] * 12 >= AT_LEAST[grade]
+    assert row["difference"] * 12 >= -1
     assert row["speed_up"] >= 0.7 * SPEED_UP[grade]
 
 

@@ -70,9 +70,9 @@ def test_a_malformed_line_is_named_and_the_rest_is_kept(tmp_path):
         (7, {"name": "f"}, True),
     ]
     assert [r.line for r in file.rejected] == [3, 4, 5, 6]
-    assert [word in r.reason for r, word in zip(file.rejected, ("81", "contradicts", "fields", "81"), strict=True)] == [
-        True
-    ] * 4
+    assert [
+        word in r.reason for r, word in zip(file.rejected, ("81", "contradicts", "fields", "fields"), strict=True)
+    ] == [True] * 4
     assert len(read_csv(path, limit=1).puzzles) == 1
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="column 'puzzle'"):

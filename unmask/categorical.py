@@ -52,13 +52,12 @@ class Marginals:
         return 1 - self.closeness
 
 
-def forbid(logits: Float[Tensor, "rows vocab"], tokens: Sequence[int]) -> None:
-    """Takes tokens out of every row, in place: their logits become `-inf`, which renormalises the rest."""
-    if len(tokens):
-        logits.index_fill_(1, torch.as_tensor(tokens, dtype=torch.int64, device=logits.device), -torch.inf)
+def forbid(logits: Float[Tensor, "rows vocab"], tokens: Sequence[int]) -> Float[Tensor, "rows vocab"]:
+    """Takes tokens out of every row of a copy: their logits become `-inf`, which renormalises the rest."""
+    return logits.index_fill(1, torch.as_tensor(tokens, dtype=torch.int64, device=logits.device), -torch.inf)
 
 
-def marginals(logits: Float[Tensor, "rows vocab"]) -> Marginals:
+def marginals(logits: Float[Tensor, "rows vocab"], forbidden: Sequence[int] = ()) -> Marginals:
     """Computes all statistics of every row in one pass, in float32 or better (float64 stays float64).
 
     With `d_k = logit_k - max`, `s = Σ_{k≠argmax} e^{d_k}` and `t = Σ_{k≠argmax} e^{d_k}·(-d_k)`:
@@ -67,7 +66,8 @@ def marginals(logits: Float[Tensor, "rows vocab"]) -> Marginals:
     undetermined positions).
 
     Args:
-        logits: Any float dtype. `-inf` entries have probability 0 and leave every statistic finite.
+        logits: Any float dtype; left as they are. `-inf` entries have probability 0 and leave every statistic finite.
+        forbidden: Token ids that count as `-inf` in every row.
 
     Raises:
         LogitsError: If a row contains NaN or `+inf`, or has no finite logit; it names the first such row.
@@ -79,7 +79,7 @@ def marginals(logits: Float[Tensor, "rows vocab"]) -> Marginals:
         )
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     size = max(1, _CHUNK // logits.shape[1])
-    parts = [_statistics(chunk.to(dtype)) for chunk in logits.split(size)]
+    parts = [_statistics(forbid(chunk.to(dtype), forbidden)) for chunk in logits.contiguous().split(size)]
     if not parts:
         none = logits.new_zeros(0, dtype=dtype)
         return Marginals(none, none, none, none.long(), none)
@@ -95,10 +95,14 @@ def marginals(logits: Float[Tensor, "rows vocab"]) -> Marginals:
 
 
 def _statistics(z: Tensor) -> tuple[Tensor, ...]:
-    """Maximum, argmax, entropy, doubt, closeness and log-normaliser of float32 or float64 rows."""
+    """Maximum, argmax, entropy, doubt, closeness and log-normaliser of float32 or float64 rows, which it overwrites."""
+    if len(z) == 1:
+        # PyTorch splits the sum of a single long row between threads, and that of several rows not: a row's bits would
+        # depend on whether it is alone.
+        return tuple(column[:1] for column in _statistics(z.repeat(2, 1)))
     top, token = z.max(-1)
     # A row without a finite maximum is reported by the caller; 0 keeps the arithmetic quiet until then.
-    d = z - torch.where(top.isfinite(), top, 0.0).unsqueeze(-1)
+    d = z.sub_(torch.where(top.isfinite(), top, 0.0).unsqueeze(-1))
     d.scatter_(-1, token.unsqueeze(-1), -torch.inf)
     second = d.amax(-1).exp()
     e = d.exp()
@@ -157,18 +161,19 @@ def truncate(z: Float[Tensor, "rows vocab"], top_k: int | None, top_p: float | N
         z = z.masked_fill(z < smallest, -torch.inf)
     if top_p is not None and top_p < 1:
         ranked, index = z.sort(stable=True, dim=-1, descending=True)
-        mass = ranked.softmax(-1)
-        outside = mass.cumsum(-1) - mass >= top_p  # the mass before a token already reaches p
-        outside[:, 0] = False
+        mass = ranked.softmax(-1).cumsum(-1)
+        outside = torch.zeros_like(z, dtype=torch.bool)
+        outside[:, 1:] = mass[:, :-1] >= top_p - 1e-12  # what comes before a token already reaches p, up to rounding
         z = z.masked_fill(torch.zeros_like(outside).scatter_(-1, index, outside), -torch.inf)
     return z
 
 
 def _invert(z: Tensor, u: Tensor, tau: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
     greedy = tau == 0
-    z = truncate(z / torch.where(greedy, 1.0, tau).unsqueeze(-1), top_k, top_p)
     top, token = z.max(-1)
-    cdf = (z - top.unsqueeze(-1)).exp_().cumsum(-1)
+    # Subtracting the maximum first keeps a tiny temperature from overflowing: the argmax stays at 0.
+    z = truncate((z - top.unsqueeze(-1)) / torch.where(greedy, 1.0, tau).unsqueeze(-1), top_k, top_p)
+    cdf = z.exp().cumsum(-1)
     total = cdf[:, -1:]
     # u·total can round up to total; one step below it still falls in the last token with mass.
     target = torch.minimum(u.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
@@ -181,7 +186,7 @@ def check_draw(temperature: float | Tensor, top_k: int | None, top_p: float | No
     values = torch.as_tensor(temperature)
     if values.dtype == torch.bool or not bool((values.isfinite() & (values >= 0)).all()):
         raise ValueError(f"temperature must be a finite number >= 0 (0 takes the argmax), got {temperature}")
-    if top_k is not None and (isinstance(top_k, bool) or int(top_k) != top_k or top_k < 1):
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise ValueError(f"top_k must be an integer >= 1 or None, got {top_k!r}")
     if top_p is not None and not 0 < top_p <= 1:
         raise ValueError(f"top_p must be in (0, 1] or None, got {top_p!r}")

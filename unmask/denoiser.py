@@ -56,8 +56,7 @@ class Denoiser(Protocol):
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         """Returns one row of logits per True in `query.where`, in row-major order (as `logits[query.where]`).
 
-        Rows may be unnormalised and may contain `-inf`. The caller owns the tensor and may write into it. The row of a
-        position may depend on its own sequence only.
+        Rows may be unnormalised and may contain `-inf`. The row of a position may depend on its own sequence only.
         """
         ...
 
@@ -107,7 +106,9 @@ class NetworkDenoiser:
         self.vocab_size, self.mask_id, self.length = vocab_size, mask_id, length
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
-        if self.length is not None and (query.x.shape[1] != self.length or not bool(query.valid.all())):
+        if not bool(query.valid.all()):
+            raise ValueError("this network cannot tell padding from masks; sample sequences of one length together")
+        if self.length is not None and query.x.shape[1] != self.length:
             raise ValueError(f"this network takes sequences of {self.length} tokens, got {query.x.shape[1]}")
         with torch.no_grad():
             return self.network(query.x, query.where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -74,11 +75,12 @@ class Result:
         lengths: Their lengths.
         nfe: Evaluations each sequence took part in.
         forward_passes: Evaluations of the batch.
-        bounds: For each sequence, the `ΣH - max H` of each of its steps, in nats. Their sum estimates, over many
-            samples, a bound on the dependence error; for one sequence it is a diagnostic, not a bound.
+        bounds: For each sequence, the `ΣH - max H` of each step of this run, in nats. A diagnostic: the bound on the
+            divergence is an expectation over the states that the *data* visit, these are the sampler's own.
         masks_left: Masks remaining in each sequence: 0 unless `max_steps` ended the run.
         streams: The random stream of each sequence, as an integer in `[0, 2**64)`.
         initial: The tokens the run began with.
+        pending: Where masks remain.
         steps: What happened in each step, if a trace was asked for.
     """
 
@@ -90,6 +92,7 @@ class Result:
     masks_left: Int[Tensor, " batch"]
     streams: tuple[int, ...]
     initial: Int[Tensor, "batch length"]
+    pending: Bool[Tensor, "batch length"]
     steps: tuple[StepInfo, ...] | None
 
     @staticmethod
@@ -114,6 +117,7 @@ class Result:
             masks_left=state.pending.sum(-1),
             streams=tuple(stream % 2**64 for stream in state.streams.tolist()),
             initial=initial,
+            pending=state.pending,
             steps=None if steps is None else tuple(steps),
         )
 
@@ -137,9 +141,13 @@ class Result:
 
         Raises:
             ValueError: If the run kept no trace.
+            IndexError: If there is no such sequence.
         """
         if self.steps is None:
             raise ValueError("this run kept no trace; pass trace=True")
+        if not -len(self.nfe) <= sequence < len(self.nfe):
+            raise IndexError(f"there is no sequence {sequence} in a batch of {len(self.nfe)}")
+        sequence %= len(self.nfe)
         events: list[Event] = []
         number = 0
         for info in self.steps:
@@ -153,6 +161,41 @@ class Result:
             values = zip(where, *(column[of_row].tolist() for column in columns), strict=True)
             events.extend(Event(number, *value) for value in values)
         return events
+
+    def render(
+        self, sequence: int = 0, decode: Callable[[int], str] = str, mask: str = "_", color: bool = False
+    ) -> str:
+        """Draws one sequence's trace for a terminal: a line per evaluation, what it unmasked in brackets.
+
+        Args:
+            sequence: Which one.
+            decode: Turns a token into text.
+            mask: What a mask looks like.
+            color: Use ANSI colours instead of brackets.
+
+        Raises:
+            ValueError: If the run kept no trace.
+        """
+        events = self.trace(sequence)
+        fixed = {event.position: event for event in events}
+        tokens = self.initial[sequence, : int(self.lengths[sequence])].tolist()
+        lines = []
+        for step in range(max((event.step for event in events), default=0) + 1):
+            cells, fresh = [], [event for event in events if event.step == step]
+            for position, token in enumerate(tokens):
+                event = fixed.get(position)
+                if event is None:
+                    text = mask if bool(self.pending[sequence, position]) else decode(token)
+                elif event.step > step:
+                    text = mask
+                else:
+                    text = decode(event.token)
+                    if event.step == step:
+                        text = f"\x1b[1;33m{text}\x1b[0m" if color else f"[{text}]"
+                cells.append(text)
+            note = f"   p >= {min(event.probability for event in fresh):.3f}" if fresh else ""
+            lines.append(f"{step:>4}  {' '.join(cells)}{note}")
+        return "\n".join(lines)
 
     def trace_json(self, sequence: int = 0) -> dict[str, Any]:
         """Returns one sequence's trace as plain data, ready for `json.dumps`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -61,7 +62,7 @@ class Plan:
 
     Attributes:
         where: The positions that were evaluated: the candidates, or only the chosen ones if the rule is blind.
-        logits: Their logits, row-major, forbidden tokens at `-inf`.
+        logits: Their logits, row-major, as the denoiser gave them: forbidden tokens are still in.
         marginals: Their statistics.
         chosen: The positions to unmask.
         memory: The rule memory afterwards.
@@ -105,7 +106,7 @@ class Sampler:
     ) -> None:
         check_denoiser(denoiser)
         check_draw(1.0, top_k, top_p)
-        banned = sorted({int(token) for token in forbidden} | {denoiser.mask_id})
+        banned = sorted({operator.index(token) for token in forbidden} | {denoiser.mask_id})
         outside = [token for token in banned if not 0 <= token < denoiser.vocab_size]
         if outside:
             raise ValueError(f"forbidden tokens {outside} are outside the vocabulary 0..{denoiser.vocab_size - 1}")
@@ -119,7 +120,7 @@ class Sampler:
         x: Tokens,
         *,
         seed: int | None = None,
-        streams: Iterable[int] | None = None,
+        streams: Iterable[int] | Int[Tensor, " batch"] | None = None,
         temperature: float | Float[Tensor, " batch"] = 1.0,
         blocks: int | Int[Tensor, "batch length"] | None = None,
     ) -> State:
@@ -165,8 +166,7 @@ class Sampler:
             ValueError: If the logits have the wrong shape or dtype.
             RuleError: If the rule breaks its contract.
         """
-        blank = torch.zeros_like(noise)
-        view = View(query.where, blank, blank, blank, noise, memory)
+        view = View.blank(query.where, noise, memory)
         if self.rule.blind:
             chosen, memory = self.rule.select(view)
             query = replace(query, where=chosen)
@@ -181,14 +181,17 @@ class Sampler:
         """Logits of `query.where` without the forbidden tokens, and their statistics."""
         logits = self.denoiser(query)
         expected = (int(query.where.sum()), self.denoiser.vocab_size)
+        if not isinstance(logits, Tensor):
+            raise ValueError(
+                f"the denoiser returned a {type(logits).__name__}, expected a tensor of float logits {expected}"
+            )
         if tuple(logits.shape) != expected or not logits.dtype.is_floating_point:
             raise ValueError(
                 f"the denoiser returned {logits.dtype} {tuple(logits.shape)}, expected float logits {expected}: one row"
                 " per position asked for, one column per token id"
             )
-        forbid(logits, self.forbidden)
         try:
-            return logits, marginals(logits)
+            return logits, marginals(logits, self.forbidden)
         except LogitsError as error:
             row, position = query.where.nonzero()[error.row].tolist()
             place = f" (sequence {int(query.sequence[row])}, position {position})"
@@ -211,12 +214,12 @@ class Sampler:
         x, pending, valid = rows(state.x), rows(state.pending), rows(state.valid)
         candidate = open_block(pending, rows(state.block))
         noise = rows(state.order_noise)
-        time = self._time(noise, pending, valid)
+        time = self._time(noise, candidate, pending.sum(-1).double() / valid.sum(-1))
         plan = self.plan(Query(x, candidate, valid, live, time), noise, rows(state.memory))
         chosen = plan.chosen
         picked = chosen[plan.where]  # which rows of the logits
         tau = rows(state.temperature).unsqueeze(-1).expand_as(x)[chosen]
-        logits = plan.logits[picked]
+        logits = forbid(plan.logits[picked], self.forbidden)
         tokens = draw(logits, rows(state.token_noise)[chosen], temperature=tau, top_k=self.top_k, top_p=self.top_p)
         info = StepInfo(
             sequence=live,
@@ -239,7 +242,7 @@ class Sampler:
             nfe=state.nfe.index_add(0, live, torch.ones_like(live)),
         ), info
 
-    def _time(self, noise: Tensor, pending: Tensor, valid: Tensor) -> Float[Tensor, " batch"] | None:
+    def _time(self, noise: Tensor, candidate: Tensor, masked: Tensor) -> Float[Tensor, " batch"] | None:
         if not getattr(self.denoiser, "wants_time", False):
             return None
         if self.rule.clock is None:
@@ -247,7 +250,7 @@ class Sampler:
                 "this denoiser wants to know the time, and the rule has no clock: add one, as in"
                 " Rule(order, budget, MaskedFraction(schedule)), or use first_hitting() or ancestral(steps)"
             )
-        return self.rule.clock.time(noise, pending, valid)
+        return self.rule.clock.time(noise, candidate, masked)
 
     def run(
         self,
@@ -258,8 +261,8 @@ class Sampler:
         on_step: Callable[[State, StepInfo], None] | None = None,
     ) -> Result:
         """Steps until every sequence is finished, or `max_steps` are made; see `sample`."""
-        if max_steps is not None and (isinstance(max_steps, bool) or max_steps < 0):
-            raise ValueError(f"max_steps must be >= 0 or None, got {max_steps!r}")
+        if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0):
+            raise ValueError(f"max_steps must be an integer >= 0 or None, got {max_steps!r}")
         x0, passes, infos = state.x, 0, []
         bounds: list[tuple[Tensor, Tensor]] = []
         while max_steps is None or passes < max_steps:
@@ -281,7 +284,7 @@ def sample(
     rule: Rule,
     *,
     seed: int | None = None,
-    streams: Iterable[int] | None = None,
+    streams: Iterable[int] | Int[Tensor, " batch"] | None = None,
     temperature: float | Float[Tensor, " batch"] = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
@@ -332,7 +335,7 @@ def _as_batch(x: Tokens, denoiser: Denoiser) -> tuple[Int[Tensor, "batch length"
             raise ValueError(
                 f"tokens are integers of shape (length,) or (batch, length), got {x.dtype} {list(x.shape)}"
             )
-        matrix = (x if x.ndim == 2 else x.unsqueeze(0)).to(torch.int64)
+        matrix = (x if x.ndim == 2 else x.unsqueeze(0)).to(torch.int64, copy=True)
         valid = torch.ones_like(matrix, dtype=torch.bool)
     else:
         rows = [torch.as_tensor(row) for row in x]
@@ -357,16 +360,19 @@ def _as_batch(x: Tokens, denoiser: Denoiser) -> tuple[Int[Tensor, "batch length"
 
 
 def _as_streams(
-    seed: int | None, streams: Iterable[int] | None, batch: int, device: torch.device
+    seed: int | None, streams: Iterable[int] | Int[Tensor, " batch"] | None, batch: int, device: torch.device
 ) -> Int[Tensor, " batch"]:
     if (seed is None) == (streams is None):
         raise ValueError(
             "pass either seed=... (row r gets the stream derive(seed, r)) or streams=[...], one a sequence"
         )
     if streams is None:
-        assert seed is not None
-        return as_streams((derive(seed, row) for row in range(batch)), device)
-    ids = as_streams(streams, device)
+        try:
+            number = operator.index(seed)  # pyright: ignore[reportArgumentType]
+        except TypeError:
+            raise ValueError(f"seed is an integer, got {seed!r}") from None
+        return as_streams((derive(number, row) for row in range(batch)), device)
+    ids = as_streams(streams.tolist() if isinstance(streams, Tensor) else streams, device)
     if len(ids) != batch:
         raise ValueError(f"{len(ids)} streams for a batch of {batch} sequences")
     return ids

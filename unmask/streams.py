@@ -12,6 +12,7 @@ References:
 from __future__ import annotations
 
 import hashlib
+import operator
 from collections.abc import Iterable
 from enum import IntEnum
 
@@ -71,8 +72,13 @@ def as_streams(streams: Iterable[int], device: torch.device | str | None = None)
     """
     packed = []
     for stream in streams:
-        if isinstance(stream, bool) or not isinstance(stream, int) or not -(2**63) <= stream < 2**64:
+        try:
+            number = operator.index(stream)
+        except TypeError:
+            number = None
+        if number is None or isinstance(stream, bool) or not -(2**63) <= number < 2**64:
             raise ValueError(f"a stream is a 64-bit integer, got {stream!r}; derive(seed, row) makes one")
+        stream = number
         packed.append(stream - 2**64 if stream >= 2**63 else stream)
     return torch.tensor(packed, dtype=torch.int64, device=device)
 

@@ -17,7 +17,7 @@ def main() -> None:
 
     try:
         app()
-    except (UnmaskError, ValueError, OSError) as error:
+    except (UnmaskError, ValueError, OSError, ImportError) as error:
         if os.environ.get("UNMASK_DEBUG"):
             raise
         err.print(f"[bold red]error:[/] {_plain(error)}", highlight=False, soft_wrap=True)

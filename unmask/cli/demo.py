@@ -24,21 +24,23 @@ def demo(
     gamma: Annotated[float, typer.Option(help="EB-Sampler's budget, in nats per evaluation.")] = common.GAMMA,
     limit: Annotated[int | None, typer.Option(min=1, help="Compare on so many puzzles of each grade only.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Puzzles per batch; changes no answer.")] = 64,
+    temperature: common.Temperature = 0.0,
+    seed: common.Seed = 0,
     pause: Annotated[float, typer.Option(min=0, help="Seconds between the evaluations shown.")] = 0.5,
     json: common.Json = False,
 ) -> None:
     """Solve real Sudoku puzzles live, then compare one-at-a-time sampling with EB-Sampler.
 
-    Both use the same small masked diffusion model, at argmax. A puzzle counts as solved if its grid obeys the rules.
-    NFE is the number of model evaluations a puzzle took part in.
+    Both use the same small masked diffusion model, at argmax unless told otherwise. A puzzle counts as solved if its
+    grid obeys the rules. NFE is the number of model evaluations a puzzle took part in.
     """
     denoiser = load("sudoku")
-    puzzles: list[Puzzle] = []
-    for grade in dict.fromkeys(puzzle.columns["grade"] for puzzle in demo_puzzles()):
-        puzzles += [puzzle for puzzle in demo_puzzles() if puzzle.columns["grade"] == grade][:limit]
+    every, puzzles = demo_puzzles(), []
+    for grade in dict.fromkeys(puzzle.columns["grade"] for puzzle in every):
+        puzzles += [puzzle for puzzle in every if puzzle.columns["grade"] == grade][:limit]
     rules = [named_rule("top1-entropy"), named_rule("entropy-bound", gamma=gamma)]
     if not json:
-        _watch(Sampler(denoiser, rules[1].rule), puzzles, gamma, pause)
+        _watch(Sampler(denoiser, rules[1].rule), puzzles, gamma, temperature, seed, pause)
     answers: list[Answers] = []
     with common.progress(quiet=json) as bar:
         for named in rules:
@@ -47,13 +49,13 @@ def demo(
                 answer(
                     Sampler(denoiser, named.rule),
                     as_tensor(puzzles),
-                    seed=0,
-                    temperature=0.0,
+                    seed=seed,
+                    temperature=temperature,
                     batch_size=batch_size,
                     on_batch=lambda count, task=task: bar.advance(task, count),
                 )
             )
-    report = compare(puzzles, rules, answers)
+    report = {"temperature": temperature, "seed": seed, **compare(puzzles, rules, answers)}
     if json:
         common.print_json(report)
     else:
@@ -77,10 +79,10 @@ def compare(puzzles: list[Puzzle], rules: list[NamedRule], answers: list[Answers
         {"rule": str(named), "forward_passes": run.forward_passes, "seconds": run.seconds}
         for named, run in zip(rules, answers, strict=True)
     ]
-    return {"temperature": 0.0, "seed": 0, "rows": rows, "totals": totals}
+    return {"rows": rows, "totals": totals}
 
 
-def _watch(sampler: Sampler, puzzles: list[Puzzle], gamma: float, pause: float) -> None:
+def _watch(sampler: Sampler, puzzles: list[Puzzle], gamma: float, temperature: float, seed: int, pause: float) -> None:
     """Shows one puzzle being filled in, evaluation by evaluation."""
     hard = next((puzzle for puzzle in puzzles if puzzle.columns["grade"] == "hard"), puzzles[-1])
     empty = hard.cells.count(MASK)
@@ -89,7 +91,7 @@ def _watch(sampler: Sampler, puzzles: list[Puzzle], gamma: float, pause: float) 
         f"\nEB-Sampler fills in, at each evaluation, every cell it can within γ = {gamma:g} nats:",
         highlight=False,
     )
-    state = sampler.start([hard.cells], streams=[derive(0, hard.cells)], temperature=0.0)
+    state = sampler.start([hard.cells], streams=[derive(seed, hard.cells, 0)], temperature=temperature)
     live = common.out.is_terminal
     with Live(_grid(state, None, hard), console=common.out, auto_refresh=False) as screen:
         while not bool(state.finished.all()):
@@ -122,8 +124,9 @@ def _grid(state: State, info: StepInfo | None, puzzle: Puzzle) -> Text:
 
 
 def _print(report: dict[str, Any], gamma: float) -> None:
+    where = "argmax" if report["temperature"] == 0 else f"temperature {report['temperature']:g}"
     common.out.print(
-        f"Real puzzles at argmax: one cell at a time (Top-1) against EB-Sampler, γ = {gamma:g}", highlight=False
+        f"Real puzzles at {where}: one cell at a time (Top-1) against EB-Sampler, γ = {gamma:g}", highlight=False
     )
     table = common.table("grade", "puzzles", "solved\nTop-1", "solved\nEB", "NFE\nTop-1", "NFE\nEB", "speed-up\n(NFE)")
     for row in report["rows"]:

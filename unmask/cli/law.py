@@ -26,10 +26,10 @@ def law(
     joint: Annotated[
         Path | None, typer.Option(help="table: a .npy file with a normalised joint of shape (V,)*L.")
     ] = None,
-    oracle_seed: Annotated[int, typer.Option(help="table, markov, hmm: which random one.")] = 0,
-    length: Annotated[int, typer.Option(min=1, help="table, markov, hmm: tokens.")] = 5,
-    symbols: Annotated[int, typer.Option(min=2, help="table, markov, hmm: alphabet size.")] = 3,
-    states: Annotated[int, typer.Option(min=1, help="hmm: hidden states.")] = 3,
+    oracle_seed: Annotated[int | None, typer.Option(help="table, markov, hmm: which random one (default 0).")] = None,
+    length: Annotated[int | None, typer.Option(min=1, help="table, markov, hmm: tokens (default 5).")] = None,
+    symbols: Annotated[int | None, typer.Option(min=2, help="table, markov, hmm: alphabet size (default 3).")] = None,
+    states: Annotated[int | None, typer.Option(min=1, help="hmm: hidden states (default 3).")] = None,
     stay: Annotated[
         float | None, typer.Option(help="markov: the lazy chain that keeps its symbol with this probability.")
     ] = None,
@@ -48,18 +48,29 @@ def law(
     """Print a sampler's exact divergence from the data, its bound, and its expected evaluations.
 
     kl is KL(data || sampler) in nats and tv the total variation distance. bound is the expected sum over steps of
-    (sum H - max H) over states visited under the data; with exact conditionals kl never exceeds it. nfe_mean is under
-    the sampler's own law, nfe_mean_data under the data. pvalue: Pearson, drawn sequences against the exact law.
+    (sum H - max H) over states visited under the data; kl never exceeds it at temperature 1, and at others it is no
+    bound and not shown. nfe_mean is under the sampler's own law, nfe_mean_data under the data. pvalue: Pearson, drawn
+    sequences against the exact law; too few of them give none.
     """
     from ..oracles import exact_law
     from ..sampler import sample
+    from ..streams import derive
 
     named = common.rule_from(rule, gamma, k, threshold, steps, proxy, schedule)
-    if joint is not None and oracle is not OracleName.TABLE:
-        raise ValueError("--joint goes with --oracle table")
-    if stay is not None and oracle is not OracleName.MARKOV:
-        raise ValueError("--stay goes with --oracle markov")
-    denoiser, width = _oracle(oracle, joint, oracle_seed, length, symbols, states, stay)
+    random = {OracleName.TABLE, OracleName.MARKOV, OracleName.HMM}
+    options = {
+        "--joint": (joint, {OracleName.TABLE}),
+        "--stay": (stay, {OracleName.MARKOV}),
+        "--states": (states, {OracleName.HMM}),
+        "--oracle-seed": (oracle_seed, random if joint is None and stay is None else set()),
+        "--length": (length, random if joint is None else set()),
+        "--symbols": (symbols, random if joint is None else set()),
+    }
+    for option, (value, where) in options.items():
+        if value is not None and oracle not in where:
+            given = f"--oracle {oracle.value}" + (" --joint" if joint else " --stay" if stay is not None else "")
+            raise ValueError(f"{option} goes with {' or '.join(sorted(where)) or 'a random oracle'}, not with {given}")
+    denoiser, width = _oracle(oracle, joint, oracle_seed or 0, length or 5, symbols or 3, states or 3, stay)
     x = torch.full((width,), denoiser.mask_id)
     exact = exact_law(denoiser, named.rule, x, temperature=temperature)
     report: dict[str, Any] = {
@@ -78,7 +89,8 @@ def law(
         "support": len(exact.points),
     }
     if samples:
-        drawn = sample(denoiser, x.expand(samples, -1), named.rule, seed=seed, temperature=temperature)
+        streams = [derive(seed, x.tolist(), copy) for copy in range(samples)]
+        drawn = sample(denoiser, x.expand(samples, -1), named.rule, streams=streams, temperature=temperature)
         report |= {
             "samples": samples,
             "seed": seed,
@@ -95,7 +107,7 @@ def law(
     table = common.table("", "exact")
     units = {"kl": " nats", "bound": " nats"}
     for key in ("kl", "tv", "bound", "nfe_mean", "nfe_mean_data", "off_support", "nfe_mean_drawn", "pvalue"):
-        if key in report:
+        if report.get(key) is not None and report[key] == report[key]:
             table.add_row(key, f"{report[key]:.6g}{units.get(key, '')}")
     common.out.print(table)
 
@@ -120,5 +132,8 @@ def _oracle(
         array = np.load(joint, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise ValueError(f"{joint} is no .npy file with a table of numbers: {error}") from None
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
+        kind = getattr(array, "dtype", type(array).__name__)
+        raise ValueError(f"{joint} must hold one array of real numbers in .npy format, got {kind}")
     table = oracles.TableDenoiser(torch.as_tensor(array))
     return table, table.length

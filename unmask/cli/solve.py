@@ -9,13 +9,17 @@ from typing import Annotated, Any
 
 import torch
 import typer
+from rich.markup import escape
 
 from ..evaluation.runner import Answers, answer, mean_ci95
 from ..models import load
 from ..rules.named import NamedRule
 from ..sampler import Sampler
-from ..tasks.sudoku import Puzzle, as_tensor, cells_correct, demo_puzzles, read_csv, solved
+from ..tasks.sudoku import Puzzle, PuzzleFile, as_tensor, cells_correct, demo_puzzles, read_csv, solved
 from . import common
+
+ANSWER_COLUMNS = ("answer", "solved", "nfe", "stream")
+"""What `--output` adds to the file's own columns."""
 
 
 def solve(
@@ -46,18 +50,21 @@ def solve(
     """
     named = common.rule_from(rule, gamma, k, threshold, steps, proxy, schedule)
     sampler = Sampler(load(model), named.rule)
-    puzzles, rejected = demo_puzzles(), []
-    if file is not None:
-        read = read_csv(file, limit)
-        puzzles, rejected = read.puzzles, read.rejected
-    puzzles = puzzles[:limit]
+    read = PuzzleFile(demo_puzzles()[:limit], []) if file is None else read_csv(file, limit)
+    puzzles, rejected = read.puzzles, read.rejected
     for line in rejected:
-        common.err.print(f"[yellow]line {line.line} left out:[/] {line.reason}", highlight=False, soft_wrap=True)
+        reason = escape(line.reason)
+        common.err.print(f"[yellow]line {line.line} left out:[/] {reason}", highlight=False, soft_wrap=True)
     if not puzzles:
         raise ValueError(f"{file} holds no usable puzzle")
     if by is not None and by not in puzzles[0].columns:
         known = ", ".join(puzzles[0].columns) or "none besides puzzle and solution"
         raise ValueError(f"there is no column {by!r} to group by; the file has {known}")
+    if output is not None:
+        clash = sorted(set(puzzles[0].columns) & set(ANSWER_COLUMNS))
+        if clash:
+            raise ValueError(f"the file has columns named {', '.join(clash)}, which --output adds; rename them")
+        output.open("a").close()  # a path that cannot be written is an error now, not after the work
     with common.progress(quiet=json) as bar:
         task = bar.add_task("solving", total=len(puzzles))
         answers = answer(
@@ -85,7 +92,9 @@ def solve(
         groups: dict[str, list[int]] = {}
         for index, puzzle in enumerate(puzzles):
             groups.setdefault(puzzle.columns[by], []).append(index)
-        report["by"] = [{by: value, **summary(puzzles, answers, rows)} for value, rows in sorted(groups.items())]
+        report["by"] = [
+            {by: value, **summary(puzzles, answers, rows), "value": value} for value, rows in sorted(groups.items())
+        ]
     if json:
         common.print_json(report)
     else:
@@ -111,7 +120,7 @@ def _write(path: Path, puzzles: list[Puzzle], answers: Answers) -> None:
     with path.open("w", newline="", encoding="utf-8") as stream:
         columns = list(puzzles[0].columns)
         writer = csv.writer(stream)
-        writer.writerow(["puzzle", "solution", *columns, "answer", "solved", "nfe", "stream"])
+        writer.writerow(["puzzle", "solution", *columns, *ANSWER_COLUMNS])
         rows = zip(puzzles, answers.tokens.tolist(), solved(answers.tokens).tolist(), answers.nfe.tolist(), strict=True)
         for (puzzle, grid, right, nfe), stream_id in zip(rows, answers.streams, strict=True):
             text = ["".join(map(str, cells)) for cells in (puzzle.cells, puzzle.solution or (), grid)]
@@ -121,11 +130,11 @@ def _write(path: Path, puzzles: list[Puzzle], answers: Answers) -> None:
 
 def _print(report: dict[str, Any], by: str | None, named: NamedRule) -> None:
     common.out.print(f"{named}, temperature {report['temperature']:g}, seed {report['seed']}", highlight=False)
-    table = common.table(by or "", "puzzles", "solved", "cells correct", "NFE (95 % interval)")
-    for row in [*report.get("by", []), {**report, by or "": "all"}]:
+    table = common.table(escape(by or ""), "puzzles", "solved", "cells correct", "NFE (95 % interval)")
+    for row in [*report.get("by", []), {**report, "value": "all"}]:
         cells = row["cells_correct"]
         table.add_row(
-            str(row[by or ""]),
+            escape(row["value"]),
             str(row["puzzles"]),
             f"{row['solved']} ({row['solved'] / row['puzzles']:.1%})",
             "–" if cells is None else f"{cells:.2%}",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..blocks import open_block, windows
-from ..categorical import check_draw, log_prob, marginals, truncate
+from ..categorical import check_draw, forbid, log_prob, marginals, truncate
 from ..denoiser import Denoiser, FullDenoiser, Query
 from ..rules.rule import Rule
 from ..sampler import Sampler
@@ -39,10 +40,11 @@ class Law:
 
     Attributes:
         points: The data's support: every completion of positive probability, or every completion without an oracle.
-        log_p: The data's log-probabilities; equal to `log_q` without an oracle.
+        log_p: The data's log-probabilities; NaN without an oracle.
         log_q: The sampler's log-probabilities.
         off_support: The sampler's mass outside `points`.
-        bound: `E_data Σ_steps (ΣH - max H)`, in nats: bounds `kl` when the denoiser is exact.
+        bound: `E_data Σ_steps (ΣH - max H)`, in nats: bounds `kl` when the denoiser is exact and draws are made from
+            its own distribution; NaN at other temperatures and with top-k, top-p or forbidden tokens.
         dependence: `E_data Σ_steps KL(p_U || Π p_i)` of the true conditionals (NaN without an oracle).
         model_error: `E_data Σ_steps Σ_{i∈U} KL(p_i || p̂_i)` (NaN without an oracle). `kl = dependence + model_error`
             for a rule that is a function of the state.
@@ -63,7 +65,8 @@ class Law:
     @property
     def kl(self) -> float:
         """`KL(data || sampler)` in nats, rounding below 0 cut off; infinite if the sampler misses part of the data."""
-        return max(0.0, float((self.log_p.exp() * (self.log_p - self.log_q)).sum()))
+        nats = float((self.log_p.exp() * (self.log_p - self.log_q)).sum())
+        return nats if nats > 0 or math.isnan(nats) else 0.0
 
     @property
     def tv(self) -> float:
@@ -77,7 +80,10 @@ class Law:
         return torch.bincount(cells, minlength=len(codes) + 1)
 
     def pvalue(self, samples: Int[Tensor, "samples length"]) -> float:
-        """Pearson's test that the samples come from this law: uniform on [0, 1] if they do."""
+        """Pearson's test that the samples come from this law: uniform on [0, 1] if they do.
+
+        NaN if there are too few samples to tell any two outcomes apart.
+        """
         expected = torch.cat([self.log_q.exp(), torch.tensor([self.off_support], dtype=torch.float64)])
         return pearson(self.counts(samples), expected)
 
@@ -86,7 +92,7 @@ def pearson(counts: Int[Tensor, " cells"], probability: Float[Tensor, " cells"],
     """Returns the p-value of Pearson's chi-square test of counts against exact probabilities.
 
     Cells with fewer than `smallest` expected counts are pooled, rarest first, until the pool has enough. An outcome of
-    probability zero that occurred gives 0.
+    probability zero that occurred gives 0. NaN if only one cell is left: nothing was tested.
     """
     total = int(counts.sum())
     expected = probability.double() / probability.double().sum() * total
@@ -101,7 +107,7 @@ def pearson(counts: Int[Tensor, " cells"], probability: Float[Tensor, " cells"],
         expected = torch.cat([expected[:pooled].sum(0, keepdim=True), expected[pooled:]])
         observed = torch.cat([observed[:pooled].sum(0, keepdim=True), observed[pooled:]])
     if len(expected) < 2:
-        return 1.0
+        return float("nan")
     statistic = ((observed - expected) ** 2 / expected).sum()
     freedom = torch.tensor((len(expected) - 1) / 2, dtype=torch.float64)
     return float(torch.special.gammaincc(freedom, statistic / 2))
@@ -115,6 +121,7 @@ def exact_law(
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
+    forbidden: Iterable[int] = (),
     blocks: int | None = None,
 ) -> Law:
     """Computes the exact law of `sample(denoiser, x, rule, ...)` for one sequence with masks.
@@ -127,17 +134,24 @@ def exact_law(
         temperature: Of the draw.
         top_k: Of the draw.
         top_p: Of the draw.
+        forbidden: Token ids that must not appear.
         blocks: Window length for semi-autoregressive sampling.
 
     Returns:
         The law, with its divergence from the data, bound and expected evaluations.
 
     Raises:
-        ValueError: If there are too many completions or orders to enumerate.
+        ValueError: If there are too many completions or orders to enumerate, `x` is not one sequence of token ids, or
+            the denoiser is conditioned on time (its law is an integral over hitting times).
     """
     check_draw(temperature, top_k, top_p)
-    sampler = Sampler(denoiser, rule, top_k=top_k, top_p=top_p)
+    if getattr(denoiser, "wants_time", False):
+        raise ValueError("the law of a denoiser conditioned on time is not computed; give one that ignores time")
+    sampler = Sampler(denoiser, rule, top_k=top_k, top_p=top_p, forbidden=forbidden)
     mask = denoiser.mask_id
+    x = torch.as_tensor(x)
+    if x.ndim != 1 or x.dtype.is_floating_point or not bool(((x >= 0) & (x < denoiser.vocab_size)).all()):
+        raise ValueError(f"x is one sequence of token ids 0..{denoiser.vocab_size - 1}, got {x.dtype} {x.tolist()}")
     oracle = denoiser.oracle if isinstance(denoiser, PerturbedDenoiser) else denoiser
     if isinstance(oracle, Oracle):
         points, log_p = oracle.completions(x)
@@ -147,13 +161,13 @@ def exact_law(
         oracle, log_p = None, None
         points = enumerate_completions(x, mask, denoiser.vocab_size - 1)
     sized = getattr(rule.budget, "group_sizes", None)
-    plain = top_k is None and top_p is None and temperature == 1 and blocks is None
+    own = top_k is None and top_p is None and temperature == 1 and sampler.forbidden == (mask,)
     if rule.order.random and (sized is not None or int((x == mask).sum()) > _ORDERS):
         exact = oracle is denoiser and oracle is not None and log_p is not None
-        if not (exact and plain and rule.budget.marginal_free):
+        if not (exact and own and blocks is None and rule.budget.marginal_free):
             raise ValueError(
-                f"the law of a random order averages over every order of the masks, at most {_ORDERS} of them; with"
-                " more, only for an oracle at temperature 1 and a budget that does not look at the marginals"
+                f"the law of a time grid, or of a random order of more than {_ORDERS} masks, is computed for an oracle"
+                " at temperature 1 without truncation or blocks, and a budget that does not look at the marginals"
             )
         assert oracle is not None
         assert log_p is not None
@@ -173,10 +187,12 @@ def exact_law(
     if oracle is not None and log_p is not None:
         kl_rule = walk.divergence / len(orders)
     else:
-        dependence = bound = nfe_data = float("nan")
+        dependence = nfe_data = float("nan")
+    if oracle is None or not own:
+        bound = float("nan")
     return Law(
         points=points,
-        log_p=log_q if log_p is None else log_p,
+        log_p=torch.full_like(log_q, torch.nan) if log_p is None else log_p,
         log_q=log_q,
         off_support=off,
         bound=bound,
@@ -290,12 +306,12 @@ class _Walk:
 
     def _draw_log_prob(self, logits: Tensor) -> Tensor:
         """Log-probabilities a draw at this temperature, top-k and top-p gives each token, in float64."""
-        z = logits.double()
+        z = forbid(logits.double(), self.sampler.forbidden)
         if self.temperature == 0:
             token = z.argmax(-1, keepdim=True)
             return torch.full_like(z, -torch.inf).scatter(-1, token, 0.0)
-        z = truncate(z / self.temperature, self.sampler.top_k, self.sampler.top_p)
-        return z - marginals(z).log_norm.unsqueeze(-1) if len(z) else z
+        z = (z - z.amax(-1, keepdim=True)) / self.temperature
+        return truncate(z, self.sampler.top_k, self.sampler.top_p).log_softmax(-1)
 
     def _dependence(self, x: Tensor, after: Tensor, chosen: Tensor, tokens: Tensor, p: Tensor) -> Tensor:
         """This step's `E_data log p(x_U) - Σ log p_i(x_i)` under the oracle's own conditionals."""

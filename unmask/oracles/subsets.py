@@ -19,13 +19,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..categorical import marginals
+from ..categorical import log_prob, marginals
 from ..denoiser import Denoiser, Query
 from ..rules.rule import Rule
 from ..rules.view import View, spread
 
 LIMIT = 16
 """The largest number of masks."""
+
+SIZE = 1 << 25
+"""The largest number of (completion, set of masks, mask) triples."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,8 @@ def group_sizes(rule: Rule, masks: int) -> list[tuple[tuple[int, ...], float]]:
     memory = rule.start(torch.tensor([masks]))
     sizes, left = [], masks
     while left:
-        flat = torch.zeros(1, masks, dtype=torch.float64)
-        view = View(torch.arange(masks).unsqueeze(0) < left, flat, flat, flat, flat, memory)
+        candidate = torch.arange(masks).unsqueeze(0) < left
+        view = View.blank(candidate, torch.zeros(1, masks, dtype=torch.float64), memory)
         chosen, memory = rule.select(view)
         sizes.append(int(chosen.sum()))
         left -= sizes[-1]
@@ -68,49 +71,56 @@ def uniform_subsets(denoiser: Denoiser, rule: Rule, x: Tensor, points: Tensor) -
     """Follows every completion through all sets of masks.
 
     Raises:
-        ValueError: If there are more than `LIMIT` masks.
+        ValueError: If there are too many masks, or too many completions of them.
     """
     where = (x == denoiser.mask_id).nonzero().squeeze(-1)
-    if len(where) > LIMIT:
-        raise ValueError(f"{len(where)} masks have too many subsets for an exact law (limit {LIMIT})")
-    mass = torch.zeros(3, len(points), dtype=torch.float64)  # q, bound, surprise
-    evaluations = 0.0
-    for sizes, probability in group_sizes(rule, len(where)):
-        rows = [_follow(denoiser, x, point, where, sizes) for point in points]
-        mass += probability * torch.tensor(rows, dtype=torch.float64).T
-        evaluations += probability * len(sizes)
-    return Expectations(mass[0].log(), mass[1], mass[2], evaluations)
-
-
-def _follow(
-    denoiser: Denoiser, x: Tensor, point: Tensor, where: Tensor, sizes: tuple[int, ...]
-) -> tuple[float, float, float]:
     masks = len(where)
-    mass = torch.zeros(1 << masks, dtype=torch.float64)
-    mass[-1] = 1.0
-    bit = 1 << torch.arange(masks)
-    left, bound, surprise = masks, 0.0, 0.0
-    for size in sizes:
-        layer = torch.tensor([sum(1 << i for i in s) for s in itertools.combinations(range(masks), left)])
-        held = (layer.unsqueeze(-1) & bit) > 0
-        states = point.repeat(len(layer), 1)
+    if masks > LIMIT or len(points) * masks << masks > SIZE:
+        raise ValueError(
+            f"{masks} masks and {len(points)} completions have too many sets of masks for an exact law (limit {LIMIT}"
+            f" masks and {SIZE} numbers)"
+        )
+    sets = torch.arange(1 << masks)
+    held = (sets.unsqueeze(-1) >> torch.arange(masks) & 1) > 0  # [sets, masks]
+    gain = torch.zeros(len(points), len(sets), masks, dtype=torch.float64)
+    entropy = torch.zeros_like(gain)
+    for row, point in enumerate(points):
+        states = point.repeat(len(sets), 1)
         states[:, where] = torch.where(held, denoiser.mask_id, point[where])
         query = Query.of(states, denoiser.mask_id)
         logits = denoiser(query).double()
         stats = marginals(logits)
-        tokens = point.expand(len(layer), -1)[query.where]
-        gain = spread(logits.gather(-1, tokens.unsqueeze(-1)).squeeze(-1) - stats.log_norm, query.where, 0.0)[:, where]
-        entropy = spread(stats.entropy, query.where, 0.0)[:, where]
+        tokens = point.expand(len(sets), -1)[query.where]
+        gain[row] = spread(log_prob(logits, stats.log_norm, tokens), query.where, 0.0)[:, where]
+        entropy[row] = spread(stats.entropy, query.where, 0.0)[:, where]
+    totals = torch.zeros(3, len(points), dtype=torch.float64)  # q, bound, surprise
+    evaluations = 0.0
+    for sizes, probability in group_sizes(rule, masks):
+        totals += probability * _follow(gain, entropy, held, sizes)
+        evaluations += probability * len(sizes)
+    return Expectations(totals[0].log(), totals[1], totals[2], evaluations)
+
+
+def _follow(gain: Tensor, entropy: Tensor, held: Tensor, sizes: tuple[int, ...]) -> Float[Tensor, "3 points"]:
+    """Probability of each completion, bound and surprise, for one sequence of group sizes."""
+    points, sets, masks = gain.shape
+    mass = torch.zeros(points, sets, dtype=torch.float64)
+    mass[:, -1] = 1.0
+    totals = torch.zeros(3, points, dtype=torch.float64)
+    count, left = held.sum(-1), masks
+    for size in sizes:
         share = math.comb(left, size)
+        layer = (count == left).nonzero().squeeze(-1)
         after = torch.zeros_like(mass)
         for members in itertools.combinations(range(masks), size):
             index = list(members)
-            inside = held[:, index].all(-1)
-            together = gain[inside][:, index].sum(-1)
-            target = layer[inside] & ~sum(1 << i for i in members)
-            after.index_add_(0, target, mass[layer[inside]] * together.exp() / share)
-            h = entropy[inside][:, index]
-            bound += float((h.sum(-1) - h.amax(-1)).clamp(min=0).sum()) / (share * len(layer))
-            surprise -= float(together.sum()) / (share * len(layer))
+            inside = layer[held[layer][:, index].all(-1)]
+            together = gain[:, inside][:, :, index].sum(-1)
+            target = inside - sum(1 << i for i in members)
+            after.index_add_(1, target, mass[:, inside] * together.exp() / share)
+            h = entropy[:, inside][:, :, index]
+            totals[1] += (h.sum(-1) - h.amax(-1)).clamp(min=0).sum(-1) / (share * len(layer))
+            totals[2] -= together.sum(-1) / (share * len(layer))
         mass, left = after, left - size
-    return float(mass[0]), bound, surprise
+    totals[0] = mass[:, 0]
+    return totals

@@ -94,8 +94,8 @@ class All:
 class Steps:
     """A fixed number of evaluations per sequence: each takes `ceil(masks left / steps left)` (LLaDA's quota).
 
-    A sequence with fewer masks than steps takes one each. The memory is (masks left, steps left), kept for the whole
-    sequence, so that with blocks the quota is spread over all of them.
+    A sequence with fewer masks than steps takes one each. The memory is (masks left, steps left) of the whole sequence;
+    with blocks a quota ends where its block does, so there may be as many evaluations more as there are blocks.
 
     Raises:
         ValueError: If `steps` is not an integer >= 1.
@@ -119,7 +119,9 @@ class Steps:
 
 @dataclass(frozen=True)
 class Threshold:
-    """The longest prefix whose every `max p` reaches the threshold, and at least one (Fast-dLLM, arXiv:2505.22618).
+    """Every candidate whose `max p` reaches the threshold, and always the first (Fast-dLLM, arXiv:2505.22618).
+
+    Compared as `1 - max p <= 1 - threshold`, which is exact near 1: a threshold of 1 takes what is determined.
 
     Raises:
         ValueError: If `threshold` is not in `[0, 1]`.
@@ -136,9 +138,9 @@ class Threshold:
         return no_memory(masked)
 
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
-        sure = ranked.candidate & (1 - ranked.doubt.double() >= self.threshold)
-        count = sure.cumprod(-1).sum(-1).clamp(min=1)
-        return leading(count, ranked.candidate) & ranked.candidate, ranked.memory
+        sure = ranked.doubt.double() <= 1 - self.threshold
+        sure[:, :1] = True
+        return sure & ranked.candidate, ranked.memory
 
 
 def entropy_bound(
@@ -188,8 +190,9 @@ class EntropyBound:
     """The EB-Sampler's budget: the longest prefix with `ΣH - max H <= gamma` nats (arXiv:2505.24857).
 
     Args:
-        gamma: Nats per evaluation, one number for all or one per sequence; never shared between sequences. There is no
-            default: the useful range is 0.001 to 1, and it trades evaluations for dependence error.
+        gamma: Nats per evaluation, one number for all or one per sequence (in float64, to be exactly what one number
+            would be); never shared between sequences. There is no default: the useful range is 0.001 to 1, and it
+            trades evaluations for dependence error.
 
     Raises:
         ValueError: If `gamma` is negative or NaN, or has another length than the batch.

@@ -39,16 +39,23 @@ class Clock(Protocol):
     def time(
         self,
         noise: Float[Tensor, "batch length"],
-        pending: Bool[Tensor, "batch length"],
-        valid: Bool[Tensor, "batch length"],
+        candidate: Bool[Tensor, "batch length"],
+        masked: Float[Tensor, " batch"],
     ) -> Float[Tensor, " batch"]:
-        """Returns the diffusion time of each row, in `[0, 1]`; every row has something pending."""
+        """Returns the diffusion time of each row, in `[0, 1]`.
+
+        Args:
+            noise: The order noise, `α` at each position's hitting time.
+            candidate: The masks of the open block; at least one a row. With blocks, hitting times run through every
+                block anew.
+            masked: The share of each whole sequence that is masked.
+        """
         ...
 
 
-def _next(noise: Tensor, pending: Tensor) -> Float[Tensor, " batch"]:
+def _next(noise: Tensor, candidate: Tensor) -> Float[Tensor, " batch"]:
     """`α` at the next hitting time."""
-    return noise.masked_fill(~pending, torch.inf).amin(-1)
+    return noise.masked_fill(~candidate, torch.inf).amin(-1)
 
 
 @dataclass(frozen=True)
@@ -57,8 +64,8 @@ class HittingTimes:
 
     schedule: Schedule = field(default_factory=Linear)
 
-    def time(self, noise: Tensor, pending: Tensor, valid: Tensor) -> Float[Tensor, " batch"]:
-        return self.schedule.inverse(_next(noise, pending))
+    def time(self, noise: Tensor, candidate: Tensor, masked: Tensor) -> Float[Tensor, " batch"]:
+        return self.schedule.inverse(_next(noise, candidate))
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ class TimeGrid:
         """Numbers the cell `((k-1)/T, k/T]` in which `α` is reached, `k` from `T` (first) down to 1."""
         return torch.ceil(self.schedule.inverse(alpha) * self.steps).clamp(1, self.steps)
 
-    def time(self, noise: Tensor, pending: Tensor, valid: Tensor) -> Float[Tensor, " batch"]:
-        return self.cell(_next(noise, pending)) / self.steps
+    def time(self, noise: Tensor, candidate: Tensor, masked: Tensor) -> Float[Tensor, " batch"]:
+        return self.cell(_next(noise, candidate)) / self.steps
 
 
 @dataclass(frozen=True)
@@ -90,8 +97,8 @@ class MaskedFraction:
 
     schedule: Schedule = field(default_factory=Linear)
 
-    def time(self, noise: Tensor, pending: Tensor, valid: Tensor) -> Float[Tensor, " batch"]:
-        return self.schedule.inverse(1 - pending.sum(-1).double() / valid.sum(-1))
+    def time(self, noise: Tensor, candidate: Tensor, masked: Tensor) -> Float[Tensor, " batch"]:
+        return self.schedule.inverse(1 - masked)
 
 
 @dataclass(frozen=True)
@@ -99,6 +106,7 @@ class Cell:
     """Every candidate whose hitting time lies in the same grid cell as the first. Belongs to the uniform order."""
 
     grid: TimeGrid
+    needs_random_order: bool = field(default=True, init=False, repr=False)
     marginal_free: bool = field(default=True, init=False, repr=False)
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
@@ -114,6 +122,10 @@ class Cell:
         In the cell from `t` down to `s` each of `n` masks is unmasked with probability `(α_s - α_t)/(1 - α_t)`,
         independently; empty cells leave no trace.
         """
+        if masks > 12:
+            raise ValueError(
+                f"the exact law of a time grid follows 2^(masks-1) ways to group them; at most 12, got {masks}"
+            )
         time = torch.arange(self.grid.steps, -1, -1, dtype=torch.float64) / self.grid.steps
         alpha = self.grid.schedule.alpha(time)
         alpha[0], alpha[-1] = 0.0, 1.0

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -82,5 +81,4 @@ class LeftToRight:
     marginal_free: ClassVar[bool] = True
 
     def key(self, view: View) -> Float[Tensor, "batch length"]:
-        length = view.candidate.shape[1]
-        return torch.arange(length, device=view.noise.device, dtype=view.noise.dtype).expand_as(view.noise)
+        return view.position.to(view.noise.dtype)

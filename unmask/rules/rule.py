@@ -33,6 +33,15 @@ class Rule:
     budget: Budget
     clock: Clock | None = None
 
+    def __post_init__(self) -> None:
+        for part in (self.order, self.budget, self.clock):
+            if isinstance(part, type):
+                raise TypeError(
+                    f"a rule is made of objects, not classes: {part.__name__}(...) instead of {part.__name__}"
+                )
+        if getattr(self.budget, "needs_random_order", False) and not self.order.random:
+            raise ValueError(f"{self.budget} goes with the uniform order, got {self.order}")
+
     @property
     def blind(self) -> bool:
         """True if neither order nor budget looks at the marginals: it can choose before anything is evaluated."""

@@ -6,7 +6,7 @@ Tokens are 0 for an empty (masked) cell and 1..9 for digits, 81 a puzzle, row by
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -101,38 +101,47 @@ def read_csv(source: Path | Iterable[str], limit: int | None = None) -> PuzzleFi
         OSError: If the file cannot be read.
     """
     if isinstance(source, Path):
-        with source.open(newline="", encoding="utf-8", errors="replace") as stream:
+        with source.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
             return _read(stream, limit, str(source))
     return _read(iter(source), limit, "the input")
 
 
-def _read(stream: Iterator[str] | Iterable[str], limit: int | None, name: str) -> PuzzleFile:
-    reader = csv.DictReader(stream)
-    header = reader.fieldnames or []
+def _read(stream: Iterable[str], limit: int | None, name: str) -> PuzzleFile:
+    # One line, one puzzle: a stray quote must not swallow the lines after it, as it would in a CSV of many-line fields.
+    lines = enumerate(stream, start=1)
+    header = _fields(next(lines, (1, ""))[1])
     if "puzzle" not in header:
         shown = ",".join(header)[:60]
         raise DataError(f"{name} needs a header line with a column 'puzzle' (and perhaps 'solution'), got {shown!r}")
     file = PuzzleFile([], [])
-    rows = iter(reader)
-    while limit is None or len(file.puzzles) < limit:
+    for number, line in lines:
+        if limit is not None and len(file.puzzles) >= limit:
+            break
+        if not line.strip():
+            continue
         try:
-            row = next(rows, None)
-            if row is None:
-                break
-            if None in row:
-                raise DataError(f"{len(header) + len(row[None])} fields where the header has {len(header)}")
-            cells = parse_cells(row.pop("puzzle") or "")
-            text = (row.pop("solution", None) or "").strip()
-            solution = parse_cells(text) if text else None
-            if solution is not None and 0 in solution:
-                raise DataError("the solution has empty cells")
-            if solution is not None and any(c not in (0, s) for c, s in zip(cells, solution, strict=True)):
-                raise DataError("the solution contradicts the clues")
-            columns = {key: value or "" for key, value in row.items()}
-            file.puzzles.append(Puzzle(cells, solution, reader.line_num, columns))
+            file.puzzles.append(_puzzle(dict(zip(header, _fields(line, len(header)), strict=True)), number))
         except (DataError, csv.Error) as error:
-            file.rejected.append(Rejected(reader.line_num, str(error)))
+            file.rejected.append(Rejected(number, str(error)))
     return file
+
+
+def _fields(line: str, expected: int | None = None) -> list[str]:
+    fields = next(csv.reader([line.rstrip("\r\n")], strict=True), [])
+    if expected is not None and len(fields) != expected:
+        raise DataError(f"{len(fields)} fields where the header has {expected}")
+    return fields
+
+
+def _puzzle(row: dict[str, str], line: int) -> Puzzle:
+    cells = parse_cells(row.pop("puzzle"))
+    text = row.pop("solution", "").strip()
+    solution = parse_cells(text) if text else None
+    if solution is not None and 0 in solution:
+        raise DataError("the solution has empty cells")
+    if solution is not None and any(c not in (0, s) for c, s in zip(cells, solution, strict=True)):
+        raise DataError("the solution contradicts the clues")
+    return Puzzle(cells, solution, line, row)
 
 
 def demo_puzzles() -> list[Puzzle]:
