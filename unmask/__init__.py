@@ -2,6 +2,7 @@
 
 from . import blocks, categorical, errors, rules, schedule, streams
 from .denoiser import Denoiser, FullDenoiser, NetworkDenoiser, Query
+from .likelihood import Likelihood, nelbo
 from .result import Event, Result, StepInfo
 from .rules import (
     All,
@@ -38,6 +39,7 @@ __all__ = [
     "FullDenoiser",
     "HittingTimes",
     "LeftToRight",
+    "Likelihood",
     "Margin",
     "MaskedFraction",
     "NetworkDenoiser",
@@ -61,6 +63,7 @@ __all__ = [
     "derive",
     "errors",
     "first_hitting",
+    "nelbo",
     "parallel_first_hitting",
     "rules",
     "sample",

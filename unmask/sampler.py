@@ -125,9 +125,9 @@ class Sampler:
         blocks: int | Int[Tensor, "batch length"] | None = None,
     ) -> State:
         """Prepares a batch; see `sample` for the arguments."""
-        x, valid = _as_batch(x, self.denoiser)
+        x, valid = as_batch(x, self.denoiser)
         batch, device = len(x), x.device
-        ids = _as_streams(seed, streams, batch, device)
+        ids = stream_ids(seed, streams, batch, device)
         check_draw(temperature, None, None)
         tau = torch.as_tensor(temperature, dtype=torch.float64, device=device)
         if tau.ndim > 1 or (tau.ndim == 1 and len(tau) != batch):
@@ -328,8 +328,15 @@ def sample(
     return sampler.run(state, max_steps=max_steps, trace=trace, on_step=on_step)
 
 
-def _as_batch(x: Tokens, denoiser: Denoiser) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
-    """Right-pads to a matrix and checks that every token is in the vocabulary."""
+def as_batch(x: Tokens, denoiser: Denoiser) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+    """Right-pads to a matrix of its own and checks that every token is in the vocabulary.
+
+    Returns:
+        The tokens, and where they are no padding.
+
+    Raises:
+        ValueError: If `x` holds no token ids, or one outside the vocabulary.
+    """
     if isinstance(x, Tensor):
         if x.ndim not in (1, 2) or x.dtype.is_floating_point or x.dtype == torch.bool:
             raise ValueError(
@@ -359,9 +366,14 @@ def _as_batch(x: Tokens, denoiser: Denoiser) -> tuple[Int[Tensor, "batch length"
     return matrix, valid
 
 
-def _as_streams(
+def stream_ids(
     seed: int | None, streams: Iterable[int] | Int[Tensor, " batch"] | None, batch: int, device: torch.device
 ) -> Int[Tensor, " batch"]:
+    """Returns the streams a seed or a list stands for.
+
+    Raises:
+        ValueError: If neither or both are given, one is no 64-bit integer, or the number does not fit the batch.
+    """
     if (seed is None) == (streams is None):
         raise ValueError(
             "pass either seed=... (row r gets the stream derive(seed, r)) or streams=[...], one a sequence"

@@ -34,6 +34,10 @@ class Purpose(IntEnum):
     """Which token a position takes."""
     ORDER = 1
     """When a position is unmasked: its random order, or its first-hitting time."""
+    COUNT = 2
+    """How many tokens a likelihood estimate masks; the position is the number of the mask."""
+    MASK = 3
+    """Which tokens a likelihood estimate masks; the visit is the number of the permutation."""
 
 
 def derive(seed: int, *parts: int | bytes | str | Iterable[int]) -> int:
