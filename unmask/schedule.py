@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 
+@runtime_checkable
 class Schedule(Protocol):
     """A decreasing function from `α(0) = 1` to `α(1) = 0`, with its inverse and derivative, elementwise."""
 

@@ -101,11 +101,11 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 
 
 def uniforms(
-    streams: Int[Tensor, "*shape"],
-    positions: Int[Tensor, "*shape"],
+    streams: Int[Tensor, "*#shape"],
+    positions: Int[Tensor, "*#shape"],
     purpose: Purpose,
-    visits: Int[Tensor, "*shape"] | int = 0,
-) -> Float[Tensor, "*shape"]:
+    visits: Int[Tensor, "*#shape"] | int = 0,
+) -> Float[Tensor, "..."]:
     """Returns float64 uniforms in `[0, 1)`, multiples of 2⁻⁵³, one per (stream, position, purpose, visit).
 
     Args:

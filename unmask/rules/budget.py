@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +18,7 @@ from torch import Tensor
 from .view import View
 
 
+@runtime_checkable
 class Budget(Protocol):
     """Decides how much of a ranking is unmasked in one step."""
 
@@ -113,7 +114,7 @@ class Steps:
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
         left, steps = ranked.memory.unbind(-1)
         quota = torch.ceil(left / steps.clamp(min=1)).clamp(min=1)
-        admitted = leading(quota, ranked.candidate) & ranked.candidate
+        admitted = leading(quota.long(), ranked.candidate) & ranked.candidate
         return admitted, torch.stack([left - admitted.sum(-1), steps - 1], -1)
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,6 +33,7 @@ from .rule import Rule
 from .view import View
 
 
+@runtime_checkable
 class Clock(Protocol):
     """Tells the time of an evaluation, for denoisers that declare `wants_time`."""
 

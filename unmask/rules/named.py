@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from .clock import ancestral, first_hitting, parallel_first_hitting
 from .order import Confidence, Entropy, LeftToRight, Margin, Order, Uniform
 from .rule import Rule
 
-PROXIES: dict[str, type[Order]] = {
+PROXIES: dict[str, Callable[[], Order]] = {
     "entropy": Entropy,
     "confidence": Confidence,
     "margin": Margin,
@@ -24,7 +25,7 @@ class _Family:
     """How a named rule is put together: its order (`None`: by proxy), its own setting, its default proxy."""
 
     summary: str
-    order: type[Order] | None = None
+    order: Callable[[], Order] | None = None
     setting: str | None = None
     proxy: str = "entropy"
 

@@ -6,7 +6,7 @@ The key of an order is the *error proxy* of the EB-Sampler paper. Ties, of any o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from .view import View
 
 
+@runtime_checkable
 class Order(Protocol):
     """Ranks candidates by a key; positions that are no candidates may get any key.
 

@@ -1,0 +1,45 @@
+"""The shapes and types in the signatures are those of the values: checked at every call, in a process of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SCRIPT = """
+from jaxtyping import TypeCheckError, install_import_hook
+
+with install_import_hook("unmask", "beartype.beartype"):
+    import torch
+    import unmask
+    from unmask import oracles
+    from unmask.rules.named import FAMILIES, named_rule
+    from unmask.evaluation.runner import answer
+
+torch.set_num_threads(1)
+values = {"gamma": 0.3, "k": 2, "threshold": 0.6, "steps": 3}
+hmm = oracles.random_hmm(2, 3, 0)
+models = [hmm, oracles.random_markov(3, 0), oracles.PerturbedDenoiser(hmm, 0.2)]
+for name, family in FAMILIES.items():
+    named = named_rule(name, **({family.setting: values[family.setting]} if family.setting else {}))
+    for model in models:
+        run = unmask.sample(model, [[3, 3, 0, 3], [3, 1]], named.rule, seed=0, blocks=3, trace=True, temperature=0.5)
+        run.trace_json(0), run.render(1), run.bound, run.sequences
+        if not isinstance(model, oracles.PerturbedDenoiser):
+            law = oracles.exact_law(model, named.rule, torch.tensor([3, 3, 0, 3]))
+            law.pvalue(torch.zeros(9, 4, dtype=torch.int64))
+    sampler = unmask.Sampler(models[0], named.rule)
+    answer(sampler, torch.full((3, 4), 3), seed=0, temperature=1.0, batch_size=2)
+grid = oracles.Sudoku4Denoiser()
+oracles.exact_law(grid, unmask.Rule(unmask.Entropy(), unmask.EntropyBound(torch.tensor([0.5]))), torch.full((16,), 4))
+unmask.nelbo(models[0], [[0, 1, 2], [2, 1]], seed=0).mean()
+try:
+    unmask.rules.entropy_bound(torch.zeros(3), 0.1)
+except TypeCheckError:
+    print("checked")
+"""
+
+
+def test_signatures_hold_wherever_the_library_goes():
+    done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "checked"
