@@ -234,3 +234,22 @@ def test_bench_fhs_reports_ratios_evaluations_and_random_numbers():
     assert names["categorical-ancestral"]["draws"] > 1000 * names["first-hitting"]["draws"]
     assert report["ratio_categorical_ancestral"] > 1
     assert "FHS" in run("bench", "fhs", "--length", "8", "--vocab", "64")
+
+
+def test_compare_puts_samplers_side_by_side(tmp_path: Path):
+    picture = tmp_path / "frontier.png"
+    options = ["compare", "--stay", "0.9", "--symbols", "2", "--length", "4"]
+    rules = "entropy-bound:gamma=0.1,proxy=margin,topk,first-hitting,ancestral"
+    rows = json.loads(run(*options, "--rules", rules, "--json", "--plot", str(picture)))
+    assert {"rule", "settings", "kl", "tv", "bound", "nfe_mean"} <= set(rows[0])
+    assert [row["rule"] for row in rows].count("entropy-bound") == 1
+    assert rows[0]["settings"] == {"gamma": 0.1, "proxy": "margin"}
+    assert [row["settings"]["k"] for row in rows if row["rule"] == "topk"] == [1, 2, 3, 4]
+    steps = [row for row in rows if row["rule"] == "ancestral"]
+    assert [row["settings"]["steps"] for row in steps] == [1, 2, 4, 8, 16, 32]
+    assert [row["kl"] for row in steps] == sorted((row["kl"] for row in steps), reverse=True)
+    assert all(row["kl"] <= row["bound"] + 1e-9 for row in rows)
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "topk:k=2" in run(*options, "--rules", "topk")
+    with pytest.raises(ValueError, match="unknown rule"):
+        run(*options, "--rules", "greedy")

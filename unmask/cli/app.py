@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from .bench import bench
+from .compare import compare
 from .demo import demo
 from .law import law
 from .solve import solve
@@ -42,5 +43,6 @@ def _root(
 app.command()(demo)
 app.command()(solve)
 app.command()(law)
+app.command()(compare)
 app.command()(train)
 app.add_typer(bench, name="bench")

@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import typer
 
 from . import common
-
-
-class OracleName(StrEnum):
-    """Which exact denoiser."""
-
-    TABLE = "table"
-    MARKOV = "markov"
-    HMM = "hmm"
-    SUDOKU4 = "sudoku4"
+from . import oracle as options
 
 
 def law(
-    oracle: Annotated[OracleName, typer.Option(help="The exact denoiser.")] = OracleName.MARKOV,
-    joint: Annotated[
-        Path | None, typer.Option(help="table: a .npy file with a normalised joint of shape (V,)*L.")
-    ] = None,
-    oracle_seed: Annotated[int | None, typer.Option(help="table, markov, hmm: which random one (default 0).")] = None,
-    length: Annotated[int | None, typer.Option(min=1, help="table, markov, hmm: tokens (default 5).")] = None,
-    symbols: Annotated[int | None, typer.Option(min=2, help="table, markov, hmm: alphabet size (default 3).")] = None,
-    states: Annotated[int | None, typer.Option(min=1, help="hmm: hidden states (default 3).")] = None,
-    stay: Annotated[
-        float | None, typer.Option(help="markov: the lazy chain that keeps its symbol with this probability.")
-    ] = None,
+    oracle: options.Name = options.OracleName.MARKOV,
+    joint: options.Joint = None,
+    oracle_seed: options.OracleSeed = None,
+    length: options.Length = None,
+    symbols: options.Symbols = None,
+    states: options.States = None,
+    stay: options.Stay = None,
     rule: common.Rule = "entropy-bound",
     gamma: common.Gamma = None,
     k: common.K = None,
@@ -57,20 +43,7 @@ def law(
     from ..streams import derive
 
     named = common.rule_from(rule, gamma, k, threshold, steps, proxy, schedule)
-    random = {OracleName.TABLE, OracleName.MARKOV, OracleName.HMM}
-    options = {
-        "--joint": (joint, {OracleName.TABLE}),
-        "--stay": (stay, {OracleName.MARKOV}),
-        "--states": (states, {OracleName.HMM}),
-        "--oracle-seed": (oracle_seed, random if joint is None and stay is None else set()),
-        "--length": (length, random if joint is None else set()),
-        "--symbols": (symbols, random if joint is None else set()),
-    }
-    for option, (value, where) in options.items():
-        if value is not None and oracle not in where:
-            given = f"--oracle {oracle.value}" + (" --joint" if joint else " --stay" if stay is not None else "")
-            raise ValueError(f"{option} goes with {' or '.join(sorted(where)) or 'a random oracle'}, not with {given}")
-    denoiser, width = _oracle(oracle, joint, oracle_seed or 0, length or 5, symbols or 3, states or 3, stay)
+    denoiser, width = options.oracle_from(oracle, joint, oracle_seed, length, symbols, states, stay)
     x = torch.full((width,), denoiser.mask_id)
     exact = exact_law(denoiser, named.rule, x, temperature=temperature)
     report: dict[str, Any] = {
@@ -110,30 +83,3 @@ def law(
         if report.get(key) is not None and report[key] == report[key]:
             table.add_row(key, f"{report[key]:.6g}{units.get(key, '')}")
     common.out.print(table)
-
-
-def _oracle(
-    name: OracleName, joint: Path | None, seed: int, length: int, symbols: int, states: int, stay: float | None
-) -> tuple[Any, int]:
-    from .. import oracles
-
-    if name is OracleName.SUDOKU4:
-        return oracles.Sudoku4Denoiser(), 16
-    if name is OracleName.HMM:
-        return oracles.random_hmm(states, symbols, seed), length
-    if name is OracleName.MARKOV:
-        chain = oracles.random_markov(symbols, seed) if stay is None else oracles.MarkovDenoiser.lazy(symbols, stay)
-        return chain, length
-    if joint is None:
-        return oracles.random_table(symbols, length, seed), length
-    import numpy as np
-
-    try:
-        array = np.load(joint, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{joint} is no .npy file with a table of numbers: {error}") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
-        kind = getattr(array, "dtype", type(array).__name__)
-        raise ValueError(f"{joint} must hold one array of real numbers in .npy format, got {kind}")
-    table = oracles.TableDenoiser(torch.as_tensor(array))
-    return table, table.length
