@@ -14,6 +14,7 @@ from unmask.rules import (
     Confidence,
     Entropy,
     EntropyBound,
+    Factor,
     LeftToRight,
     Margin,
     One,
@@ -130,6 +131,17 @@ def test_budgets_count_what_they_say():
     assert select(Rule(Entropy(), EntropyBound(torch.tensor([0.31, 0.0]))), v) == [[0, 1, 2], [0]]
 
 
+def test_factor_takes_the_largest_n_of_the_paper():
+    v = view([[0.1, 0.2, 0.3, 0.4]], doubt=[[0.05, 0.1, 0.2, 0.6]])
+    for factor, n in ((0.05, 1), (0.31, 2), (0.8, 2), (0.81, 3), (3.1, 4)):
+        largest = max([1] + [k for k, d in enumerate([0.05, 0.1, 0.2, 0.6], 1) if (k + 1) * d < factor])
+        assert largest == n
+        assert len(select(Rule(Confidence(), Factor(factor)), v)[0]) == n
+    for bad in (0.0, -1.0, math.nan, INF):
+        with pytest.raises(ValueError, match="factor"):
+            Factor(bad)
+
+
 @given(st.integers(1, 40), st.integers(1, 40))
 def test_steps_spread_the_masks_evenly(masks, steps):
     budget, left, counts = Steps(steps), masks, []
@@ -194,7 +206,7 @@ def test_spread_puts_values_back():
     assert spread(torch.tensor([1.0, 2.0]), where).tolist() == [[1.0, INF], [INF, 2.0]]
 
 
-SETTINGS = {"gamma": 0.1, "k": 2, "threshold": 0.9, "steps": 4}
+SETTINGS = {"gamma": 0.1, "k": 2, "threshold": 0.9, "steps": 4, "factor": 0.5}
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -15,6 +15,7 @@ from unmask import (
     Confidence,
     Entropy,
     EntropyBound,
+    Factor,
     FullDenoiser,
     LeftToRight,
     Margin,
@@ -35,7 +36,7 @@ from unmask.oracles import PerturbedDenoiser, random_hmm, random_markov, random_
 
 ORDERS = st.sampled_from([Entropy(), Confidence(), Margin(), LeftToRight(), Uniform()])
 BUDGETS = st.one_of(
-    st.sampled_from([One(), TopK(2), Steps(2), Threshold(0.6), All()]),
+    st.sampled_from([One(), TopK(2), Steps(2), Threshold(0.6), Factor(0.9), All()]),
     st.floats(0, 2).map(EntropyBound),
 )
 RULES = st.builds(Rule, ORDERS, BUDGETS)

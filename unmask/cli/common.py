@@ -25,6 +25,7 @@ Rule = Annotated[str, typer.Option(help=f"One of: {', '.join(FAMILIES)}.")]
 Gamma = Annotated[float | None, typer.Option(help=f"entropy-bound: nats per evaluation (default here {GAMMA}).")]
 K = Annotated[int | None, typer.Option("--k", help="topk: positions per evaluation.")]
 Threshold = Annotated[float | None, typer.Option(help="threshold: probability from which a token is accepted.")]
+FactorOption = Annotated[float | None, typer.Option("--factor", help="factor: the bound of Fast-dLLM's rule.")]
 StepsOption = Annotated[
     int | None, typer.Option("--steps", help="steps, first-hitting-parallel: evaluations; ancestral: time steps.")
 ]
@@ -43,11 +44,14 @@ def rule_from(
     steps: int | None = None,
     proxy: str | None = None,
     schedule: str | None = None,
+    factor: float | None = None,
 ) -> NamedRule:
     """Builds the rule that the options describe; `entropy-bound` without `--gamma` takes the stated one."""
     if gamma is None and name == "entropy-bound":
         gamma = GAMMA
-    return named_rule(name, gamma=gamma, k=k, threshold=threshold, steps=steps, proxy=proxy, schedule=schedule)
+    return named_rule(
+        name, gamma=gamma, k=k, threshold=threshold, steps=steps, proxy=proxy, schedule=schedule, factor=factor
+    )
 
 
 def print_json(value: Any) -> None:

@@ -26,6 +26,7 @@ def law(
     steps: common.StepsOption = None,
     proxy: common.Proxy = None,
     schedule: common.Schedule = None,
+    factor: common.FactorOption = None,
     temperature: common.Temperature = 1.0,
     samples: Annotated[int, typer.Option(min=0, help="Draw so many sequences and test them against the law.")] = 0,
     seed: common.Seed = 0,
@@ -42,7 +43,7 @@ def law(
     from ..sampler import sample
     from ..streams import derive
 
-    named = common.rule_from(rule, gamma, k, threshold, steps, proxy, schedule)
+    named = common.rule_from(rule, gamma, k, threshold, steps, proxy, schedule, factor)
     denoiser, width = options.oracle_from(oracle, joint, oracle_seed, length, symbols, states, stay)
     x = torch.full((width,), denoiser.mask_id)
     exact = exact_law(denoiser, named.rule, x, temperature=temperature)

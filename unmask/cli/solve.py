@@ -33,6 +33,7 @@ def solve(
     steps: common.StepsOption = None,
     proxy: common.Proxy = None,
     schedule: common.Schedule = None,
+    factor: common.FactorOption = None,
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Solve only the first so many puzzles.")] = None,
@@ -48,7 +49,7 @@ def solve(
     file's solution. NFE counts the model evaluations a puzzle took part in; nfe_ci95 is the half width of the 95 %
     interval of its mean.
     """
-    named = common.rule_from(rule, gamma, k, threshold, steps, proxy, schedule)
+    named = common.rule_from(rule, gamma, k, threshold, steps, proxy, schedule, factor)
     sampler = Sampler(load(model), named.rule)
     read = PuzzleFile(demo_puzzles()[:limit], []) if file is None else read_csv(file, limit)
     puzzles, rejected = read.puzzles, read.rejected

@@ -14,14 +14,15 @@ from ..oracles import Oracle, exact_law
 from ..rules.named import FAMILIES, NamedRule, named_rule
 
 GAMMAS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, math.inf)
+FACTORS = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 
 
 def sweep(text: str, length: int) -> list[NamedRule]:
     """Turns a rule's name into rules: one with the settings given, or one for each value of a grid.
 
-    The grids are `GAMMAS`, `THRESHOLDS`, `k` from 1 to the length, and steps from 1 to the length (time steps of
-    `ancestral`: powers of two up to 8 times the length).
+    The grids are `GAMMAS`, `THRESHOLDS`, `FACTORS`, `k` from 1 to the length, and steps from 1 to the length (time
+    steps of `ancestral`: powers of two up to 8 times the length).
 
     Raises:
         ValueError: If the name or a setting is unknown or out of range.
@@ -33,6 +34,7 @@ def sweep(text: str, length: int) -> list[NamedRule]:
     grid: dict[str, list[float]] = {
         "gamma": list(GAMMAS),
         "threshold": list(THRESHOLDS),
+        "factor": list(FACTORS),
         "k": list(range(1, length + 1)),
         "steps": list(range(1, length + 1)),
     }

@@ -1,6 +1,6 @@
 """Unmasking rules: clocks, orders, budgets and their compositions."""
 
-from .budget import All, Budget, EntropyBound, One, Steps, Threshold, TopK, entropy_bound
+from .budget import All, Budget, EntropyBound, Factor, One, Steps, Threshold, TopK, entropy_bound
 from .clock import Cell, Clock, HittingTimes, MaskedFraction, TimeGrid, ancestral, first_hitting, parallel_first_hitting
 from .order import Confidence, Entropy, LeftToRight, Margin, Order, Uniform
 from .rule import Rule
@@ -14,6 +14,7 @@ __all__ = [
     "Confidence",
     "Entropy",
     "EntropyBound",
+    "Factor",
     "HittingTimes",
     "LeftToRight",
     "Margin",

@@ -144,6 +144,37 @@ class Threshold:
         return sure & ranked.candidate, ranked.memory
 
 
+@dataclass(frozen=True)
+class Factor:
+    """The longest prefix of `n` with `(n + 1) (1 - max p of its last) < factor`, and at least one (Fast-dLLM).
+
+    In the confidence order the left side never decreases, so this is "the largest n" of the paper; it bounds how far a
+    product of confident marginals can be from the most probable joint.
+
+    Raises:
+        ValueError: If `factor` is not a finite number > 0.
+
+    References:
+        Wu et al. (2025), arXiv:2505.22618, section 3.3 and Theorem 1: factor-based parallel decoding.
+    """
+
+    factor: float
+    marginal_free: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.factor < math.inf:
+            raise ValueError(f"factor must be a finite number > 0, got {self.factor}")
+
+    def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
+        return no_memory(masked)
+
+    def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
+        n = torch.arange(1, ranked.doubt.shape[1] + 1, device=ranked.doubt.device)
+        fits = ranked.candidate & ((n + 1) * ranked.doubt.double() < self.factor)
+        count = fits.cumprod(-1).sum(-1).clamp(min=1)
+        return leading(count, ranked.candidate) & ranked.candidate, ranked.memory
+
+
 def entropy_bound(
     entropy: Float[Tensor, "batch length"], gamma: float | Float[Tensor, " batch"]
 ) -> Int[Tensor, " batch"]:
@@ -219,8 +250,3 @@ class EntropyBound:
     def __repr__(self) -> str:
         shown = self.gamma if isinstance(self.gamma, (int, float)) else torch.as_tensor(self.gamma).tolist()
         return f"EntropyBound(gamma={shown})"
-
-
-def format_gamma(gamma: float) -> str:
-    """Writes γ as people do: `inf`, `0`, `0.05`."""
-    return "inf" if math.isinf(gamma) else f"{gamma:g}"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..schedule import SCHEDULES, Schedule
-from .budget import All, Budget, EntropyBound, One, Steps, Threshold, TopK
+from .budget import All, Budget, EntropyBound, Factor, One, Steps, Threshold, TopK
 from .clock import ancestral, first_hitting, parallel_first_hitting
 from .order import Confidence, Entropy, LeftToRight, Margin, Order, Uniform
 from .rule import Rule
@@ -38,6 +38,9 @@ FAMILIES: dict[str, _Family] = {
     "left-to-right": _Family("autoregressive, one at a time", LeftToRight),
     "topk": _Family("the k best at once", setting="k", proxy="confidence"),
     "threshold": _Family("all with max p >= threshold, at least one", setting="threshold", proxy="confidence"),
+    "factor": _Family(
+        "Fast-dLLM: longest prefix with (n + 1)(1 - max p) < factor", setting="factor", proxy="confidence"
+    ),
     "entropy-bound": _Family("EB-Sampler: longest prefix with sum H - max H <= gamma", setting="gamma"),
     "steps": _Family("a fixed number of evaluations", setting="steps", proxy="confidence"),
     "all": _Family("everything at once"),
@@ -67,7 +70,7 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
 
     Args:
         name: One of `FAMILIES`, or `name:key=value,key=value`.
-        **settings: `gamma`, `k`, `threshold`, `steps`, `proxy` and `schedule`, where they apply.
+        **settings: `gamma`, `k`, `threshold`, `factor`, `steps`, `proxy` and `schedule`, where they apply.
 
     Raises:
         ValueError: If the name is unknown, a setting is missing, does not apply, or is out of range.
@@ -112,7 +115,9 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
     elif family.setting:
         value = _number(family.setting, given[family.setting])
         used[family.setting] = value
-        budget = {"gamma": EntropyBound, "k": TopK, "threshold": Threshold, "steps": Steps}[family.setting](value)
+        budget = {"gamma": EntropyBound, "k": TopK, "threshold": Threshold, "factor": Factor, "steps": Steps}[
+            family.setting
+        ](value)
     if "proxy" in allowed:
         used["proxy"] = proxy
     return NamedRule(name, used, Rule(order, budget))
