@@ -15,6 +15,7 @@ from .categorical import Marginals, check_draw, draw, forbid, log_prob, marginal
 from .denoiser import Denoiser, Query, check_denoiser
 from .errors import LogitsError
 from .result import Result, StepInfo
+from .rules.drawn import Drawn
 from .rules.rule import Rule
 from .rules.view import View, spread
 from .streams import Purpose, as_streams, derive, uniforms
@@ -177,6 +178,30 @@ class Sampler:
         chosen, memory = self.rule.select(replace(view, **measured))
         return Plan(query.where, logits, stats, chosen, memory)
 
+    def _plan_drawn(
+        self, query: Query, noise: Tensor, memory: Tensor, token_noise: Tensor, fresh: Tensor, temperature: Tensor
+    ) -> Plan:
+        """`plan` for a rule that ranks by drawn tokens. The same uniforms give the same tokens when they are fixed."""
+        where = query.where
+        logits, stats = self._evaluate(query)
+        tokens = draw(
+            forbid(logits, self.forbidden),
+            token_noise[where],
+            temperature=temperature[where],
+            top_k=self.top_k,
+            top_p=self.top_p,
+        )
+        measured = {name: spread(getattr(stats, name), where) for name in ("entropy", "doubt", "closeness")}
+        view = replace(View.blank(where, noise, memory), **measured)
+        masked = (query.x == self.denoiser.mask_id) & query.valid
+        drawn = Drawn(
+            log_prob=spread(log_prob(logits, stats.log_norm, tokens), where, -torch.inf),
+            noise=fresh,
+            masked=masked.sum(-1).double() / query.valid.sum(-1),
+        )
+        chosen, memory = self.rule.select(view, drawn)
+        return Plan(where, logits, stats, chosen, memory)
+
     def _evaluate(self, query: Query) -> tuple[Tensor, Marginals]:
         """Logits of `query.where` without the forbidden tokens, and their statistics."""
         logits = self.denoiser(query)
@@ -215,12 +240,22 @@ class Sampler:
         candidate = open_block(pending, rows(state.block))
         noise = rows(state.order_noise)
         time = self._time(noise, candidate, pending.sum(-1).double() / valid.sum(-1))
-        plan = self.plan(Query(x, candidate, valid, live, time), noise, rows(state.memory))
+        query, temperature = Query(x, candidate, valid, live, time), rows(state.temperature).unsqueeze(-1).expand_as(x)
+        token_noise = rows(state.token_noise)
+        if self.rule.sees_draws:
+            # Every candidate is drawn in every step, each time with a uniform of its own: the visit is the step.
+            visits, streams = rows(state.nfe).unsqueeze(-1), rows(state.streams).unsqueeze(-1)
+            position = torch.arange(x.shape[1], device=x.device)
+            token_noise = uniforms(streams, position, Purpose.TOKEN, visits)
+            fresh = uniforms(streams, position, Purpose.ORDER, visits)
+            plan = self._plan_drawn(query, noise, rows(state.memory), token_noise, fresh, temperature)
+        else:
+            plan = self.plan(query, noise, rows(state.memory))
         chosen = plan.chosen
         picked = chosen[plan.where]  # which rows of the logits
-        tau = rows(state.temperature).unsqueeze(-1).expand_as(x)[chosen]
+        tau = temperature[chosen]
         logits = forbid(plan.logits[picked], self.forbidden)
-        tokens = draw(logits, rows(state.token_noise)[chosen], temperature=tau, top_k=self.top_k, top_p=self.top_p)
+        tokens = draw(logits, token_noise[chosen], temperature=tau, top_k=self.top_k, top_p=self.top_p)
         info = StepInfo(
             sequence=live,
             candidate=candidate,

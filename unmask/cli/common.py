@@ -26,8 +26,9 @@ Gamma = Annotated[float | None, typer.Option(help=f"entropy-bound: nats per eval
 K = Annotated[int | None, typer.Option("--k", help="topk: positions per evaluation.")]
 Threshold = Annotated[float | None, typer.Option(help="threshold: probability from which a token is accepted.")]
 FactorOption = Annotated[float | None, typer.Option("--factor", help="factor: the bound of Fast-dLLM's rule.")]
+Gumbel = Annotated[float | None, typer.Option(help="maskgit: scale of the noise on its choices (default 4.5).")]
 StepsOption = Annotated[
-    int | None, typer.Option("--steps", help="steps, first-hitting-parallel: evaluations; ancestral: time steps.")
+    int | None, typer.Option("--steps", help="Number of evaluations; for ancestral, of time steps.")
 ]
 Proxy = Annotated[str | None, typer.Option(help=f"Error proxy that ranks positions: {', '.join(PROXIES)}.")]
 Schedule = Annotated[str | None, typer.Option(help=f"Times of the timed rules: {', '.join(SCHEDULES)}.")]
@@ -36,22 +37,11 @@ Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def rule_from(
-    name: str,
-    gamma: float | None = None,
-    k: int | None = None,
-    threshold: float | None = None,
-    steps: int | None = None,
-    proxy: str | None = None,
-    schedule: str | None = None,
-    factor: float | None = None,
-) -> NamedRule:
+def rule_from(name: str, **settings: Any) -> NamedRule:
     """Builds the rule that the options describe; `entropy-bound` without `--gamma` takes the stated one."""
-    if gamma is None and name == "entropy-bound":
-        gamma = GAMMA
-    return named_rule(
-        name, gamma=gamma, k=k, threshold=threshold, steps=steps, proxy=proxy, schedule=schedule, factor=factor
-    )
+    if name == "entropy-bound" and settings.get("gamma") is None:
+        settings["gamma"] = GAMMA
+    return named_rule(name, **settings)
 
 
 def print_json(value: Any) -> None:

@@ -27,6 +27,7 @@ def law(
     proxy: common.Proxy = None,
     schedule: common.Schedule = None,
     factor: common.FactorOption = None,
+    gumbel: common.Gumbel = None,
     temperature: common.Temperature = 1.0,
     samples: Annotated[int, typer.Option(min=0, help="Draw so many sequences and test them against the law.")] = 0,
     seed: common.Seed = 0,
@@ -43,7 +44,17 @@ def law(
     from ..sampler import sample
     from ..streams import derive
 
-    named = common.rule_from(rule, gamma, k, threshold, steps, proxy, schedule, factor)
+    named = common.rule_from(
+        rule,
+        gamma=gamma,
+        k=k,
+        threshold=threshold,
+        steps=steps,
+        proxy=proxy,
+        schedule=schedule,
+        factor=factor,
+        gumbel=gumbel,
+    )
     denoiser, width = options.oracle_from(oracle, joint, oracle_seed, length, symbols, states, stay)
     x = torch.full((width,), denoiser.mask_id)
     exact = exact_law(denoiser, named.rule, x, temperature=temperature)

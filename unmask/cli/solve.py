@@ -34,6 +34,7 @@ def solve(
     proxy: common.Proxy = None,
     schedule: common.Schedule = None,
     factor: common.FactorOption = None,
+    gumbel: common.Gumbel = None,
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Solve only the first so many puzzles.")] = None,
@@ -49,7 +50,17 @@ def solve(
     file's solution. NFE counts the model evaluations a puzzle took part in; nfe_ci95 is the half width of the 95 %
     interval of its mean.
     """
-    named = common.rule_from(rule, gamma, k, threshold, steps, proxy, schedule, factor)
+    named = common.rule_from(
+        rule,
+        gamma=gamma,
+        k=k,
+        threshold=threshold,
+        steps=steps,
+        proxy=proxy,
+        schedule=schedule,
+        factor=factor,
+        gumbel=gumbel,
+    )
     sampler = Sampler(load(model), named.rule)
     read = PuzzleFile(demo_puzzles()[:limit], []) if file is None else read_csv(file, limit)
     puzzles, rejected = read.puzzles, read.rejected

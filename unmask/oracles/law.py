@@ -147,6 +147,8 @@ def exact_law(
     check_draw(temperature, top_k, top_p)
     if getattr(denoiser, "wants_time", False):
         raise ValueError("the law of a denoiser conditioned on time is not computed; give one that ignores time")
+    if rule.sees_draws:
+        raise ValueError(f"{rule.order} ranks by drawn tokens: its law is no function of states, judge it by samples")
     sampler = Sampler(denoiser, rule, top_k=top_k, top_p=top_p, forbidden=forbidden)
     mask = denoiser.mask_id
     x = torch.as_tensor(x)

@@ -2,6 +2,7 @@
 
 from .budget import All, Budget, EntropyBound, Factor, One, Steps, Threshold, TopK, entropy_bound
 from .clock import Cell, Clock, HittingTimes, MaskedFraction, TimeGrid, ancestral, first_hitting, parallel_first_hitting
+from .drawn import Drawn, DrawnConfidence
 from .order import Confidence, Entropy, LeftToRight, Margin, Order, Uniform
 from .rule import Rule
 from .view import View
@@ -12,6 +13,8 @@ __all__ = [
     "Cell",
     "Clock",
     "Confidence",
+    "Drawn",
+    "DrawnConfidence",
     "Entropy",
     "EntropyBound",
     "Factor",

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..schedule import SCHEDULES, Schedule
-from .budget import All, Budget, EntropyBound, Factor, One, Steps, Threshold, TopK
+from ..schedule import SCHEDULES
+from .budget import All, EntropyBound, Factor, One, Steps, Threshold, TopK
 from .clock import ancestral, first_hitting, parallel_first_hitting
+from .drawn import DrawnConfidence
 from .order import Confidence, Entropy, LeftToRight, Margin, Order, Uniform
 from .rule import Rule
 
@@ -21,35 +22,123 @@ PROXIES: dict[str, Callable[[], Order]] = {
 
 
 @dataclass(frozen=True)
-class _Family:
-    """How a named rule is put together: its order (`None`: by proxy), its own setting, its default proxy."""
+class Setting:
+    """A setting of a named rule: a number, or one of some choices.
+
+    Attributes:
+        kind: `int`, `float` or `str`.
+        default: Its value if not given; `None` if it must be.
+        choices: What it may be, for a `str`.
+    """
+
+    kind: type[int] | type[float] | type[str]
+    default: str | float | None = None
+    choices: tuple[str, ...] = ()
+
+    def parse(self, name: str, value: Any) -> Any:
+        """Returns the value as its kind, or raises `ValueError`."""
+        if self.choices:
+            if str(value) not in self.choices:
+                raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(self.choices)}")
+            return str(value)
+        try:
+            return self.kind(value)
+        except (TypeError, ValueError):
+            kind = "a whole number" if self.kind is int else "a number"
+            raise ValueError(f"{name} must be {kind}, got {value!r}") from None
+
+
+def _choice(options: Iterable[str], default: str) -> Setting:
+    return Setting(str, default, tuple(options))
+
+
+_WHOLE, _NUMBER = Setting(int), Setting(float)
+_BY_ENTROPY, _BY_CONFIDENCE = _choice(PROXIES, "entropy"), _choice(PROXIES, "confidence")
+_SCHEDULE = _choice(SCHEDULES, "linear")
+
+
+@dataclass(frozen=True)
+class Family:
+    """A named rule: what it is, how to build it, and its settings.
+
+    Attributes:
+        summary: One line.
+        build: Makes the rule from its settings.
+        settings: What it takes.
+        has_law: False if it ranks by drawn tokens and so has no exact law.
+    """
 
     summary: str
-    order: Callable[[], Order] | None = None
-    setting: str | None = None
-    proxy: str = "entropy"
+    build: Callable[..., Rule]
+    settings: dict[str, Setting] = field(default_factory=dict)
+    has_law: bool = True
+
+    @property
+    def setting(self) -> str | None:
+        """The setting without a default, if there is one."""
+        return next((name for name, setting in self.settings.items() if setting.default is None), None)
 
 
-FAMILIES: dict[str, _Family] = {
-    "top1-entropy": _Family("lowest entropy, one at a time", Entropy),
-    "top1-confidence": _Family("highest confidence, one at a time", Confidence),
-    "top1-margin": _Family("largest margin, one at a time", Margin),
-    "uniform": _Family("random order, one at a time", Uniform),
-    "left-to-right": _Family("autoregressive, one at a time", LeftToRight),
-    "topk": _Family("the k best at once", setting="k", proxy="confidence"),
-    "threshold": _Family("all with max p >= threshold, at least one", setting="threshold", proxy="confidence"),
-    "factor": _Family(
-        "Fast-dLLM: longest prefix with (n + 1)(1 - max p) < factor", setting="factor", proxy="confidence"
+FAMILIES: dict[str, Family] = {
+    "top1-entropy": Family("lowest entropy, one at a time", lambda: Rule(Entropy(), One())),
+    "top1-confidence": Family("highest confidence, one at a time", lambda: Rule(Confidence(), One())),
+    "top1-margin": Family("largest margin, one at a time", lambda: Rule(Margin(), One())),
+    "uniform": Family("random order, one at a time", lambda: Rule(Uniform(), One())),
+    "left-to-right": Family("autoregressive, one at a time", lambda: Rule(LeftToRight(), One())),
+    "topk": Family(
+        "the k best at once",
+        lambda k, proxy: Rule(PROXIES[proxy](), TopK(k)),
+        {"k": _WHOLE, "proxy": _BY_CONFIDENCE},
     ),
-    "entropy-bound": _Family("EB-Sampler: longest prefix with sum H - max H <= gamma", setting="gamma"),
-    "steps": _Family("a fixed number of evaluations", setting="steps", proxy="confidence"),
-    "all": _Family("everything at once"),
-    "first-hitting": _Family("first-hitting sampler: random order with hitting times, one at a time", Uniform),
-    "first-hitting-parallel": _Family("first-hitting order in a fixed number of evaluations", Uniform, "steps"),
-    "ancestral": _Family("ancestral sampling on a grid of time steps", Uniform, "steps"),
+    "threshold": Family(
+        "all with max p >= threshold, at least one (Fast-dLLM)",
+        lambda threshold, proxy: Rule(PROXIES[proxy](), Threshold(threshold)),
+        {"threshold": _NUMBER, "proxy": _BY_CONFIDENCE},
+    ),
+    "factor": Family(
+        "longest prefix with (n + 1)(1 - max p) < factor (Fast-dLLM)",
+        lambda factor, proxy: Rule(PROXIES[proxy](), Factor(factor)),
+        {"factor": _NUMBER, "proxy": _BY_CONFIDENCE},
+    ),
+    "entropy-bound": Family(
+        "EB-Sampler: longest prefix with sum H - max H <= gamma",
+        lambda gamma, proxy: Rule(PROXIES[proxy](), EntropyBound(gamma)),
+        {"gamma": _NUMBER, "proxy": _BY_ENTROPY},
+    ),
+    "steps": Family(
+        "a fixed number of evaluations",
+        lambda steps, proxy: Rule(PROXIES[proxy](), Steps(steps)),
+        {"steps": _WHOLE, "proxy": _BY_CONFIDENCE},
+    ),
+    "all": Family("everything at once", lambda: Rule(Entropy(), All())),
+    "first-hitting": Family(
+        "first-hitting sampler: random order with hitting times, one at a time",
+        lambda schedule: first_hitting(SCHEDULES[schedule]),
+        {"schedule": _SCHEDULE},
+    ),
+    "first-hitting-parallel": Family(
+        "first-hitting order in a fixed number of evaluations",
+        lambda steps, schedule: parallel_first_hitting(steps, SCHEDULES[schedule]),
+        {"steps": _WHOLE, "schedule": _SCHEDULE},
+    ),
+    "ancestral": Family(
+        "ancestral sampling on a grid of time steps",
+        lambda steps, schedule: ancestral(steps, SCHEDULES[schedule]),
+        {"steps": _WHOLE, "schedule": _SCHEDULE},
+    ),
+    "llada-quota": Family(
+        "LLaDA as published: most probable draws first, a fixed quota per step (biased)",
+        lambda steps: Rule(DrawnConfidence(), Steps(steps)),
+        {"steps": _WHOLE},
+        has_law=False,
+    ),
+    "maskgit": Family(
+        "MaskGIT: most probable draws first, with Gumbel noise that fades (biased)",
+        lambda steps, gumbel: Rule(DrawnConfidence(gumbel), Steps(steps)),
+        {"steps": _WHOLE, "gumbel": Setting(float, 4.5)},
+        has_law=False,
+    ),
 }
-
-_TIMED = ("first-hitting", "first-hitting-parallel", "ancestral")
 
 
 @dataclass(frozen=True)
@@ -70,7 +159,7 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
 
     Args:
         name: One of `FAMILIES`, or `name:key=value,key=value`.
-        **settings: `gamma`, `k`, `threshold`, `factor`, `steps`, `proxy` and `schedule`, where they apply.
+        **settings: What the rule takes (see `Family.settings`).
 
     Raises:
         ValueError: If the name is unknown, a setting is missing, does not apply, or is out of range.
@@ -85,55 +174,13 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
     family = FAMILIES.get(name)
     if family is None:
         raise ValueError(f"unknown rule {name!r}; choose one of {', '.join(FAMILIES)}")
-    allowed = {family.setting} if family.setting else set()
-    if family.order is None and name != "all":
-        allowed.add("proxy")
-    if name in _TIMED:
-        allowed.add("schedule")
-    extra = sorted(set(given) - allowed)
+    extra = sorted(set(given) - set(family.settings))
     if extra:
-        takes = f"it takes {', '.join(sorted(allowed))}" if allowed else "it takes no settings"
+        takes = f"it takes {', '.join(sorted(family.settings))}" if family.settings else "it takes no settings"
         raise ValueError(f"{', '.join(extra)} does not apply to the rule {name}; {takes}")
-    if family.setting and family.setting not in given:
-        raise ValueError(f"the rule {name} needs a value for {family.setting}")
-    proxy = str(given.get("proxy", family.proxy))
-    if proxy not in PROXIES:
-        raise ValueError(f"unknown proxy {proxy!r}; choose one of {', '.join(PROXIES)}")
-    order = (family.order or PROXIES[proxy])()
-    used: dict[str, Any] = {}
-    budget: Budget = One()
-    if name in _TIMED:
-        schedule = str(given.get("schedule", "linear"))
-        if schedule not in SCHEDULES:
-            raise ValueError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
-        if family.setting:
-            used[family.setting] = _number(family.setting, given[family.setting])
-        used["schedule"] = schedule
-        return NamedRule(name, used, _timed(name, used, SCHEDULES[schedule]))
-    if name == "all":
-        budget = All()
-    elif family.setting:
-        value = _number(family.setting, given[family.setting])
-        used[family.setting] = value
-        budget = {"gamma": EntropyBound, "k": TopK, "threshold": Threshold, "factor": Factor, "steps": Steps}[
-            family.setting
-        ](value)
-    if "proxy" in allowed:
-        used["proxy"] = proxy
-    return NamedRule(name, used, Rule(order, budget))
-
-
-def _timed(name: str, used: dict[str, Any], schedule: Schedule) -> Rule:
-    if name == "ancestral":
-        return ancestral(used["steps"], schedule)
-    if name == "first-hitting-parallel":
-        return parallel_first_hitting(used["steps"], schedule)
-    return first_hitting(schedule)
-
-
-def _number(setting: str, value: Any) -> int | float:
-    try:
-        return int(value) if setting in ("k", "steps") else float(value)
-    except (TypeError, ValueError):
-        kind = "a whole number" if setting in ("k", "steps") else "a number"
-        raise ValueError(f"{setting} must be {kind}, got {value!r}") from None
+    used = {}
+    for key, setting in family.settings.items():
+        if key not in given and setting.default is None:
+            raise ValueError(f"the rule {name} needs a value for {key}")
+        used[key] = setting.parse(key, given.get(key, setting.default))
+    return NamedRule(name, used, family.build(**used))

@@ -15,6 +15,7 @@ from .view import View
 
 if TYPE_CHECKING:
     from .clock import Clock
+    from .drawn import Drawn
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,25 @@ class Rule:
         """Returns the rule memory of sequences that begin with so many masks."""
         return self.budget.start(masked)
 
-    def select(self, view: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
+    @property
+    def sees_draws(self) -> bool:
+        """True if the order ranks by drawn tokens (see `unmask.rules.drawn`)."""
+        return getattr(self.order, "sees_draws", False)
+
+    def select(
+        self, view: View, drawn: Drawn | None = None
+    ) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
         """Returns the positions to unmask and the memory after it.
+
+        Args:
+            view: What every rule sees.
+            drawn: The draws, for a rule that `sees_draws`.
 
         Raises:
             RuleError: If the rule leaves a sequence without progress or takes a position that is no candidate.
         """
-        key = self.order.key(view).masked_fill(~view.candidate, float("inf"))
+        key = self.order.key(view) if drawn is None else self.order.drawn_key(view, drawn)  # pyright: ignore
+        key = key.masked_fill(~view.candidate, float("inf"))
         order = key.argsort(dim=-1, stable=True)  # stable: ties go to the lower position
         admitted, memory = self.budget.admit(view.ranked(order))
         chosen = admitted.new_zeros(admitted.shape).scatter_(1, order, admitted)
