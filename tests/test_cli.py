@@ -50,7 +50,7 @@ def test_version_and_help():
     from unmask import __version__
 
     assert run("--version").strip() == f"unmask {__version__}"
-    for command in ("demo", "solve", "law", "train"):
+    for command in ("demo", "solve", "law", "compare", "doctor", "train"):
         assert command in run("--help")
         assert "--json" in run(command, "--help")
 

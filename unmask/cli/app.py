@@ -9,6 +9,7 @@ import typer
 from .bench import bench
 from .compare import compare
 from .demo import demo
+from .doctor import doctor
 from .law import law
 from .solve import solve
 from .train import train
@@ -44,5 +45,6 @@ app.command()(demo)
 app.command()(solve)
 app.command()(law)
 app.command()(compare)
+app.command()(doctor)
 app.command()(train)
 app.add_typer(bench, name="bench")
