@@ -98,7 +98,7 @@ class SudokuNet(nn.Module):
         by_column = F.linear(in_column, self.segment) + F.linear(in_column.sum(1), self.line).unsqueeze(1)
         by_cell = F.linear(message.sum(5), self.cell)
         hidden = F.linear(normed, self.project[k:], self.bias[k:])
-        hidden = hidden + by_cell.unsqueeze(5) + by_row.unsqueeze(4) + by_column.unsqueeze(2)
+        hidden = hidden.add_(by_cell.unsqueeze(5)).add_(by_row.unsqueeze(4)).add_(by_column.unsqueeze(2))
         return state + F.linear(_gelu(hidden), self.update)
 
     def read(self, state: Float[Tensor, "*cells 9 channels"]) -> Float[Tensor, "*cells 10"]:
@@ -145,4 +145,7 @@ class SudokuNet(nn.Module):
 
 def _gelu(x: Tensor) -> Tensor:
     """GELU, tanh form, as `x * sigmoid(...)`: on a CPU twice as fast as PyTorch's own."""
-    return x * torch.sigmoid(x * (GELU_LINEAR + GELU_CUBIC * x * x))
+    if torch.is_grad_enabled():
+        return x * torch.sigmoid(x * (GELU_LINEAR + GELU_CUBIC * (x * x)))
+    square = x * x  # the same operations without new memory for each, which took a fifth of an evaluation
+    return square.mul_(GELU_CUBIC).add_(GELU_LINEAR).mul_(x).sigmoid_().mul_(x)
