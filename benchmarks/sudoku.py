@@ -5,8 +5,8 @@
     python -m benchmarks.sudoku table      # prints the table again from the saved figures
 
 Figures go to docs/results/sudoku-{split}.json. What was measured is kept in runs/ for as long as weights and code stay
-the same, so an interrupted run continues. `test` takes about twenty minutes of one core, nearly all of it for Top-1; `make test-slow` takes
-all 2,045 puzzles with 17 clues.
+the same, so an interrupted run continues. `test` takes about twenty minutes of one core, nearly all of it for Top-1;
+`make test-slow` takes all 2,045 puzzles with 17 clues.
 """
 
 from __future__ import annotations
