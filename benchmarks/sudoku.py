@@ -30,7 +30,7 @@ from unmask.tasks.sudoku import Puzzle, as_tensor, read_csv, solved
 ROOT = Path(__file__).parent.parent
 PUZZLES = ROOT / "tests" / "data" / "sudoku.csv"
 RESULTS = ROOT / "docs" / "results"
-GAMMA = 0.01
+GAMMA = 0.05
 GRADES = {
     "sudoku-exchange/easy": "easy",
     "sudoku-exchange/medium": "medium",

@@ -18,7 +18,7 @@ from ..schedule import SCHEDULES
 out = Console()
 err = Console(stderr=True)
 
-GAMMA = 0.01
+GAMMA = 0.05
 """The command line's γ for `entropy-bound`, in nats; chosen on validation puzzles. The library has none."""
 
 Rule = Annotated[str, typer.Option(help=f"One of: {', '.join(FAMILIES)}.")]
