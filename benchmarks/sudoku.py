@@ -116,10 +116,12 @@ def collect(named: NamedRule, grade: str, rows: list[Puzzle], cache: Path | None
         cache.mkdir(parents=True, exist_ok=True)
         path = cache / f"{grade}-{named}.jsonl".replace(" ", "-").replace(":", "-").replace(",", "-")
         if path.exists():
-            done = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
-            while sum(len(run["nfe"]) for run in done) > len(rows):
-                done.pop()  # from a run on more puzzles
-    start = sum(len(run["nfe"]) for run in done)
+            for line in path.read_text().splitlines():
+                run = json.loads(line) if line.endswith("}") else {"first": -1, "nfe": []}
+                # A half-written line, or a batch cut otherwise by a run on more or fewer puzzles, does not continue.
+                if run["first"] == count(done) and count(done) + len(run["nfe"]) <= len(rows):
+                    done.append(run)
+    start = count(done)
     for batch in measure(named, rows[start:]):
         batch["first"] += start
         done.append(batch)
@@ -128,6 +130,11 @@ def collect(named: NamedRule, grade: str, rows: list[Puzzle], cache: Path | None
                 stream.write(json.dumps(batch) + "\n")
         print(f"  {grade} {named}: {batch['first'] + len(batch['nfe'])}/{len(rows)}", flush=True)
     return done
+
+
+def count(runs: list[dict[str, Any]]) -> int:
+    """How many puzzles were measured."""
+    return sum(len(run["nfe"]) for run in runs)
 
 
 def table(report: dict[str, Any]) -> str:
