@@ -44,6 +44,17 @@ def rule_from(name: str, **settings: Any) -> NamedRule:
     return named_rule(name, **settings)
 
 
+def one_thread() -> None:
+    """Runs PyTorch on one thread.
+
+    For the small embedded networks two are no faster, and beside another busy process they wait for each other at every
+    operation: one at a time then took eight minutes where one thread takes one.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+
+
 def print_json(value: Any) -> None:
     """Prints strict JSON: numbers that are not finite become strings (`"inf"`) or null (NaN)."""
     print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))

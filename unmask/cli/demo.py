@@ -34,6 +34,7 @@ def demo(
     Both use the same small masked diffusion model, at argmax unless told otherwise. A puzzle counts as solved if its
     grid obeys the rules. NFE is the number of model evaluations a puzzle took part in.
     """
+    common.one_thread()
     denoiser = load("sudoku")
     every, puzzles = demo_puzzles(), []
     for grade in dict.fromkeys(puzzle.columns["grade"] for puzzle in every):

@@ -61,6 +61,7 @@ def solve(
         factor=factor,
         gumbel=gumbel,
     )
+    common.one_thread()
     sampler = Sampler(load(model), named.rule)
     read = PuzzleFile(demo_puzzles()[:limit], []) if file is None else read_csv(file, limit)
     puzzles, rejected = read.puzzles, read.rejected
