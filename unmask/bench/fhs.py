@@ -81,22 +81,21 @@ def categorical_timing(denoiser: TableRows, length: int, steps: int, sampled: in
     total = int((left > 0).sum())
     picked = torch.linspace(0, total - 1, min(sampled, total)).round().long().tolist()
     generator = torch.Generator().manual_seed(0)
-    spent = 0.0
-    for step in [picked[0], *picked]:  # the first is a warm-up
+    lasted = []
+    for step in [picked[0], *picked]:
         rows = masked[step].nonzero().squeeze(-1)
         p = denoiser.table[rows].softmax(-1)
         p[:, -1] = 0
         began = time.perf_counter()
         ancestral_step(p, float(alpha[step]), float(alpha[step + 1]), generator)
-        lasted = time.perf_counter() - began
-        spent = 0.0 if step is picked[0] and spent == 0.0 else spent + lasted
+        lasted.append(time.perf_counter() - began)
     evaluations = changed.nonzero().squeeze(-1).tolist()
     few = evaluations[:: max(1, len(evaluations) // 16)]
     began = time.perf_counter()
     for step in few:
         denoiser.table[masked[step].nonzero().squeeze(-1)].softmax(-1)
     evaluating = (time.perf_counter() - began) / len(few) * len(evaluations)
-    seconds = spent / len(picked) * total + evaluating
+    seconds = statistics.fmean(lasted[1:]) * total + evaluating  # the first was a warm-up
     draws = int(left.sum()) * denoiser.vocab_size
     return Timing("categorical-ancestral", seconds, len(evaluations), draws, (len(picked), total))
 
