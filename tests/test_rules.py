@@ -35,7 +35,10 @@ INF = math.inf
 
 def view(entropy: list[list[float]], *, doubt=None, closeness=None, noise=None, memory=None) -> View:
     h = torch.tensor(entropy, dtype=torch.float64)
-    other = lambda values: h if values is None else torch.tensor(values, dtype=torch.float64)  # noqa: E731
+
+    def other(values: list[list[float]] | None) -> torch.Tensor:
+        return h if values is None else torch.tensor(values, dtype=torch.float64)
+
     return View(
         position=torch.arange(h.shape[1]).expand_as(h),
         candidate=h.isfinite(),

@@ -67,6 +67,7 @@ class Plan:
         marginals: Their statistics.
         chosen: The positions to unmask.
         memory: The rule memory afterwards.
+        tokens: What was drawn at every position of `where`, if the rule ranks by it.
     """
 
     where: Bool[Tensor, "batch length"]
@@ -74,6 +75,7 @@ class Plan:
     marginals: Marginals
     chosen: Bool[Tensor, "batch length"]
     memory: Float[Tensor, "batch memory"]
+    tokens: Int[Tensor, " rows"] | None = None
 
     def bound(self) -> Float[Tensor, " batch"]:
         """`ΣH - max H` over the positions chosen in each row, in nats: the bound on this step's dependence error."""
@@ -181,16 +183,10 @@ class Sampler:
     def _plan_drawn(
         self, query: Query, noise: Tensor, memory: Tensor, token_noise: Tensor, fresh: Tensor, temperature: Tensor
     ) -> Plan:
-        """`plan` for a rule that ranks by drawn tokens. The same uniforms give the same tokens when they are fixed."""
+        """`plan` for a rule that ranks by drawn tokens."""
         where = query.where
         logits, stats = self._evaluate(query)
-        tokens = draw(
-            forbid(logits, self.forbidden),
-            token_noise[where],
-            temperature=temperature[where],
-            top_k=self.top_k,
-            top_p=self.top_p,
-        )
+        tokens = self._draw(logits, token_noise[where], temperature[where])
         measured = {name: spread(getattr(stats, name), where) for name in ("entropy", "doubt", "closeness")}
         view = replace(View.blank(where, noise, memory), **measured)
         masked = (query.x == self.denoiser.mask_id) & query.valid
@@ -200,7 +196,11 @@ class Sampler:
             masked=masked.sum(-1).double() / query.valid.sum(-1),
         )
         chosen, memory = self.rule.select(view, drawn)
-        return Plan(where, logits, stats, chosen, memory)
+        return Plan(where, logits, stats, chosen, memory, tokens)
+
+    def _draw(self, logits: Tensor, uniform: Tensor, temperature: Tensor) -> Tensor:
+        allowed = forbid(logits, self.forbidden)
+        return draw(allowed, uniform, temperature=temperature, top_k=self.top_k, top_p=self.top_p)
 
     def _evaluate(self, query: Query) -> tuple[Tensor, Marginals]:
         """Logits of `query.where` without the forbidden tokens, and their statistics."""
@@ -253,9 +253,11 @@ class Sampler:
             plan = self.plan(query, noise, rows(state.memory))
         chosen = plan.chosen
         picked = chosen[plan.where]  # which rows of the logits
-        tau = temperature[chosen]
-        logits = forbid(plan.logits[picked], self.forbidden)
-        tokens = draw(logits, token_noise[chosen], temperature=tau, top_k=self.top_k, top_p=self.top_p)
+        logits = plan.logits[picked]
+        if plan.tokens is None:
+            tokens = self._draw(logits, token_noise[chosen], temperature[chosen])
+        else:
+            tokens = plan.tokens[picked]
         info = StepInfo(
             sequence=live,
             candidate=candidate,

@@ -72,7 +72,7 @@ def _device(name: str) -> torch.device:
         torch.rand(1, device=device, dtype=torch.float64, generator=torch.Generator(device))
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
         names = ["cpu"] + [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].split(". ")[0]
         raise ValueError(
             f"cannot draw float64 numbers on device {name!r}; usable here: {', '.join(names)} ({reason})"
         ) from None
