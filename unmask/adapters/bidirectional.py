@@ -32,6 +32,7 @@ from ..errors import AdapterError
 from ..networks.checkpoint import FORMAT, read_config, replacing, write_atomically
 from .hf import pretrained
 from .masked_lm import KEY, MaskedLM, mask_id_of
+from .neighbours import look_at_neighbours
 
 LLADA_NAMES = {
     r"^model\.transformer\.wte\.": "model.embed_tokens.",
@@ -226,7 +227,8 @@ def new_llada(settings: dict[str, Any], vocab_size: int, mask_id: int, length: i
     """Makes an untrained network of LLaDA's architecture; its weights come from PyTorch's generator.
 
     Args:
-        settings: Sizes by LLaDA's names: `d_model`, `n_layers`, `n_heads`, `mlp_hidden_size`, perhaps `rope_theta`.
+        settings: Sizes by LLaDA's names: `d_model`, `n_layers`, `n_heads`, `mlp_hidden_size`, perhaps `rope_theta`;
+            and `neighbours`, true if its attention starts there (see `unmask.adapters.neighbours`).
         vocab_size: Number of token ids of the task, the mask token included.
         mask_id: Id of the mask token.
         length: Most tokens of a sequence.
@@ -235,8 +237,11 @@ def new_llada(settings: dict[str, Any], vocab_size: int, mask_id: int, length: i
     Raises:
         ValueError: If a setting is missing, unknown or unsupported.
     """
-    full = llada_settings(settings, vocab_size, mask_id, length)
-    return MaskedLM(LlamaForCausalLM(llada_config(full)), vocab_size, mask_id, pad_id=pad_id)
+    sizes = {name: value for name, value in settings.items() if name != "neighbours"}
+    model = LlamaForCausalLM(llada_config(llada_settings(sizes, vocab_size, mask_id, length)))
+    if settings.get("neighbours"):
+        look_at_neighbours(model)
+    return MaskedLM(model, vocab_size, mask_id, pad_id=pad_id)
 
 
 def llada_settings(settings: dict[str, Any], vocab_size: int, mask_id: int, length: int) -> dict[str, Any]:

@@ -13,7 +13,8 @@ learns to predict too, and so where to end. The kinds, with an example each:
 - `double`: `Double 4 8 15.` `8 16 30`;
 - `split`: `Find two numbers that make 47.` `12+35`, or any two others: what is drawn together must fit.
 
-A response of so many characters is given more masks than it needs, so their number does not tell its length.
+A response is given more masks than it needs, so their number does not tell its length. In training, a sequence holds
+as many instructions with their responses as fit it: a chat of many turns, or plain text.
 """
 
 from __future__ import annotations
@@ -49,7 +50,10 @@ CHAT_TEMPLATE = (
 
 _IDS = {character: index for index, character in enumerate(CHARACTERS)}
 _VALIDATION, _TEST, _BUCKETS = 2_000, 10_000, 16
-_LENGTH, _CANVAS, _LARGEST_CANVAS = 96, 32, 48
+_LENGTH, _CANVAS = 96, 32
+_CANVASES = (4, 4, 5, 6, 8, 16)
+"""Masks of a response in training, each as often; more where it needs more."""
+_LAST_CANVAS = 24
 _WORDS = {"+": "plus", "-": "minus", "*": "times"}
 
 
@@ -230,8 +234,8 @@ def save_tokenizer(folder: Path) -> None:
 class InstructionExamples:
     """Instructions of a split, each a function of (seed, index).
 
-    Half of them are chats, some of those with earlier turns where these fit. For training, the masks are more than the
-    response needs by 0 to 7 or, as often, by 0 to 39, as far as they fit; elsewhere there are `canvas`.
+    For training, an example is a sequence of them with their responses, as many as fit, and half of the sequences are
+    chats; elsewhere it is one, and half of them are chats.
     """
 
     def __init__(self, task: InstructionTask, split: str) -> None:
@@ -240,38 +244,44 @@ class InstructionExamples:
     def __len__(self) -> int:
         return {"train": ENDLESS, "validation": _VALIDATION, "test": _TEST}[self.split]
 
-    def instruction(self, index: int) -> tuple[Instruction, list[int], int]:
-        """Returns an example's instruction, the tokens of its prompt, and the number of masks."""
-        index, train = check_index(index, len(self)), self.split == "train"
-        draws = Draws(self.task.seed if train else 0, "instructions", self.split, index)
-        kinds, length = self.task.chosen, self.task.length
-        one = draw_instruction(self.split, draws, kinds)
-        prompt = encode(one.prompt)
-        if draws.below(2):
-            prompt = [USER_ID, *prompt, ASSISTANT_ID]
-            for _ in range(draws.pick((0, 0, 0, 1, 1, 2)) if train else 0):
-                turn = draw_instruction(self.split, draws, kinds)
-                turns = [USER_ID, *encode(turn.prompt), ASSISTANT_ID, *encode(turn.answer), END_ID, *prompt]
-                if len(turns) + len(one.answer) < length:
-                    prompt = turns
-        canvas = self.task.canvas
-        if train:
-            spare = draws.below(draws.pick((8, 40)))
-            canvas = min(len(one.answer) + 1 + spare, _LARGEST_CANVAS, length - len(prompt))
-        return one, prompt, canvas
+    def instruction(self, index: int) -> Instruction:
+        """Returns the instruction of an example, of a training example the first."""
+        draws, _ = self._begin(index)
+        return draw_instruction(self.split, draws, self.task.chosen)
 
     def __getitem__(self, index: int) -> tuple[Int[Tensor, " length"], Bool[Tensor, " length"]]:
-        one, prompt, canvas = self.instruction(index)
-        response = encode(one.answer)
-        if len(response) >= canvas or len(prompt) + canvas > self.task.length:
-            raise ValueError(
-                f"{one.prompt!r} with its answer {one.answer!r} does not fit {self.task.length} tokens with"
-                f" {canvas} for the response; make length and canvas larger"
-            )
-        tokens = [*prompt, *response, *[END_ID] * (canvas - len(response))]
-        maskable = [False] * len(prompt) + [True] * canvas
-        rest = self.task.length - len(tokens)
+        draws, chat = self._begin(index)
+        length, train = self.task.length, self.split == "train"
+        tokens: list[int] = []
+        maskable: list[bool] = []
+        while True:
+            one = draw_instruction(self.split, draws, self.task.chosen)
+            prompt, response = encode(one.prompt), encode(one.answer)
+            if chat:
+                prompt = [USER_ID, *prompt, ASSISTANT_ID]
+            room = length - len(tokens) - len(prompt)
+            canvas = self.task.canvas
+            if train:
+                canvas = min(max(draws.pick(_CANVASES), len(response) + 1), room)
+                canvas = canvas if room - canvas >= _CANVASES[0] else min(room, max(_LAST_CANVAS, len(response) + 1))
+            if len(response) >= canvas or canvas > room:
+                if tokens:
+                    break
+                raise ValueError(
+                    f"{one.prompt!r} with its answer {one.answer!r} does not fit {length} tokens with"
+                    f" {canvas} for the response; make length and canvas larger"
+                )
+            tokens += [*prompt, *response, *[END_ID] * (canvas - len(response))]
+            maskable += [False] * len(prompt) + [True] * canvas
+            if not train:
+                break
+        rest = length - len(tokens)
         return torch.tensor(tokens + [PAD_ID] * rest), torch.tensor(maskable + [False] * rest)
+
+    def _begin(self, index: int) -> tuple[Draws, bool]:
+        index, train = check_index(index, len(self)), self.split == "train"
+        draws = Draws(self.task.seed if train else 0, "instructions", self.split, index)
+        return draws, bool(draws.below(2))
 
 
 class InstructionTask:
@@ -314,10 +324,10 @@ class InstructionTask:
     def instructions(self, split: str, limit: int) -> list[Instruction]:
         """Returns the first `limit` instructions of a split, or as many as there are."""
         examples = self.examples(split)
-        return [examples.instruction(index)[0] for index in range(min(limit, len(examples)))]
+        return [examples.instruction(index) for index in range(min(limit, len(examples)))]
 
     def prompts(self, split: str, limit: int) -> Prompts:
-        """Returns the first `limit` instructions of a split with 32 masks for the response."""
+        """Returns the first `limit` instructions of a split, `canvas` masks for each response."""
         answers, masked = stack(self.examples(split), limit)
         return Prompts.of(answers, masked, self.mask_id)
 

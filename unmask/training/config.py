@@ -83,7 +83,11 @@ class MaskedLMConfig(_Strict):
 
 
 class LLaDAConfig(_Strict):
-    """A new network of LLaDA's architecture, exported in its layout (see `unmask.adapters.bidirectional`)."""
+    """A new network of LLaDA's architecture, exported in its layout (see `unmask.adapters.bidirectional`).
+
+    Attributes:
+        neighbours: Its attention starts at neighbours (see `unmask.adapters.neighbours`).
+    """
 
     kind: Literal["llada"]
     d_model: int = Field(ge=2)
@@ -91,6 +95,7 @@ class LLaDAConfig(_Strict):
     n_heads: int = Field(ge=1)
     mlp_hidden_size: int = Field(ge=1)
     rope_theta: float = Field(10000.0, gt=0)
+    neighbours: bool = False
 
     @property
     def sizes(self) -> dict[str, Any]:
