@@ -10,7 +10,7 @@ from importlib import resources
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-PIECES = 2048
+PIECES = 512
 """Number of pieces, the 256 bytes among them, so that any text can be written."""
 
 

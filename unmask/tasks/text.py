@@ -114,7 +114,7 @@ class TextTask:
     """Text: fill short gaps, or write from nothing.
 
     *By characters*, tokens are the places of characters in the vocabulary, which is the sorted characters of the text.
-    *By subwords*, they are pieces of a byte-level encoding trained on two novels: 2,048 of them, about 3.3 characters
+    *By subwords*, they are pieces of a byte-level encoding trained on two novels: 512 of them, about 2 characters
     each there, and any text can be written. The mask is last.
 
     *Infilling* (the default) masks `span` tokens at a time until `share` of the window is masked, at places that are a
