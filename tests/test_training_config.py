@@ -11,6 +11,7 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("pydantic")
 
+import torch
 import yaml
 from typer.testing import CliRunner
 
@@ -18,9 +19,11 @@ from unmask import models
 from unmask.cli import app
 from unmask.errors import AdapterError, DataError
 from unmask.evaluation.judge import load_judge
+from unmask.networks.checkpoint import load_checkpoint
 from unmask.tasks.named import named_task
 from unmask.tasks.text import TextTask
 from unmask.training.config import TrainConfig, read_config
+from unmask.training.networks import build_network, save_network
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 TEXT = "to be or not to be, that is the question:\n"
@@ -206,3 +209,47 @@ def test_seeds_are_checked_by_the_command_too(tmp_path: Path, text: Path):
     path = write(tmp_path, task={"name": "text", "length": 16, "data": str(text)})
     with pytest.raises(ValueError, match="seed: Input should be greater than or equal to 0, got -1"):
         unmask("train", str(path), "--seed", "-1")
+
+
+def saved(folder: Path, text: Path, length: int, **network: Any) -> Path:
+    given = {**TINY["network"], **network}
+    chosen = {"name": "text", "data": str(text), "length": length}
+    config = TrainConfig(**{**TINY, "task": chosen, "network": given, "out": str(folder)})
+    task = named_task("text", data=str(text), length=length)
+    save_network(folder, build_network(config, task), config, task, {})
+    return folder
+
+
+def test_a_network_starts_from_another_also_of_shorter_sequences(tmp_path: Path, text: Path):
+    start = saved(tmp_path / "start", text, 8, depth=2)
+    old = load_checkpoint(start)
+    again = load_checkpoint(saved(tmp_path / "again", text, 8, depth=2, start=str(start)))
+    longer = load_checkpoint(saved(tmp_path / "longer", text, 12, depth=2, start=str(start)))
+    for (name, weight), same, more in zip(old.named_parameters(), again.parameters(), longer.parameters(), strict=True):
+        assert torch.equal(weight, same), name
+        if name.endswith(".bias"):  # from 7 apart on one side to 7 on the other; now from 11 to 11
+            assert torch.equal(more[4:-4], weight)
+            assert torch.equal(more[:4], weight[:1].expand(4, -1))
+            assert torch.equal(more[-4:], weight[-1:].expand(4, -1))
+        else:
+            assert torch.equal(weight, more), name
+
+
+@pytest.mark.parametrize(
+    ("length", "network", "message"),
+    [
+        (6, {}, "cannot be made one for 6"),
+        (8, {"width": 16}, "has width 8 for 16"),
+        (8, {"recurrent": True}, "has recurrent False for True"),
+    ],
+)
+def test_a_start_that_does_not_fit_is_refused(
+    tmp_path: Path, text: Path, length: int, network: dict[str, Any], message: str
+):
+    start = saved(tmp_path / "start", text, 8)
+    with pytest.raises(ValueError, match=message):
+        saved(tmp_path / "other", text, length, start=str(start), **network)
+    other = tmp_path / "other.txt"
+    other.write_text(TEXT.replace("q", "z") * 20)
+    with pytest.raises(ValueError, match="the task has others"):
+        saved(tmp_path / "other", other, 8, start=str(start))

@@ -23,6 +23,7 @@ EMBEDDED = {
     "sudoku": "sudoku",
     "music": "music",
     "maze": "models/maze",
+    "maze-loops": "models/maze-loops",
     "text": "models/text",
     "judge": "models/judge",
     "arithmetic": "models/arithmetic",

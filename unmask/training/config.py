@@ -38,9 +38,15 @@ class TaskConfig(BaseModel):
 
 
 class NetworkConfig(_Strict):
-    """A `Transformer`; vocabulary, mask and length come from the task (see `TransformerConfig`)."""
+    """A `Transformer`; vocabulary, mask and length come from the task (see `TransformerConfig`).
+
+    Attributes:
+        start: Name of an embedded model or folder of a checkpoint whose weights it starts from. It may be one for
+            shorter sequences on a line: places farther apart than it knows then start like its farthest ones.
+    """
 
     kind: Literal["transformer"] = "transformer"
+    start: str | None = None
     rows: int = 1
     channels: int = 1
     width: int = 192
@@ -57,7 +63,7 @@ class NetworkConfig(_Strict):
         Raises:
             ValueError: If the sizes do not fit each other or the task.
         """
-        sizes = self.model_dump(exclude={"kind"})
+        sizes = self.model_dump(exclude={"kind", "start"})
         return TransformerConfig(task.vocab_size, task.mask_id, task.length, causal=causal, **sizes)
 
 

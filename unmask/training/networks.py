@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import torch
 from ..adapters.bidirectional import new_llada, save_llada
 from ..adapters.masked_lm import HFMaskedDenoiser, MaskedLM, adopt_masked_lm, new_masked_lm, save_masked_lm
 from ..denoiser import NetworkDenoiser
-from ..networks.checkpoint import save_checkpoint
+from ..models import model_folder
+from ..networks.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from ..networks.transformer import Transformer
 from ..tasks.instructions import InstructionTask
 from ..tasks.named import saved_settings
@@ -24,14 +26,17 @@ def build_network(config: TrainConfig, task: Task) -> Network:
     """The network of a configuration before training; what is random in it is a function of the seed.
 
     Raises:
-        ValueError: If its sizes do not fit each other or the task.
+        ValueError: If its sizes do not fit each other, the task, or the network it starts from.
         AdapterError: If a pretrained model cannot be loaded, or its vocabulary is not the task's.
     """
     chosen = config.network
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         if isinstance(chosen, NetworkConfig):
-            return Transformer(chosen.transformer(task, config.objective == "causal"))
+            network = Transformer(chosen.transformer(task, config.objective == "causal"))
+            if chosen.start is not None:
+                start_from(network, chosen.start, task)
+            return network
         ids = task_ids(task)
         if isinstance(chosen, LLaDAConfig):
             network = new_llada(chosen.sizes, **ids, pad_id=getattr(task, "pad_id", None))
@@ -41,6 +46,44 @@ def build_network(config: TrainConfig, task: Task) -> Network:
         if chosen.config is not None:
             return new_masked_lm(chosen.config, **ids)
         return adopt_masked_lm(Path(str(chosen.pretrained)), **ids)
+
+
+def start_from(network: Transformer, model: str, task: Task) -> None:
+    """Gives a network the weights of another of the same sizes, perhaps for shorter sequences (see `NetworkConfig`).
+
+    Raises:
+        ValueError: If it differs in more than the length, or in length where that cannot be changed, or if its
+            characters are others than the task's.
+        AdapterError: If there is no such model, or it cannot be read.
+    """
+    with model_folder(model) as folder:
+        old, about = load_checkpoint(folder), read_checkpoint(folder).task or {}
+    if not isinstance(old, Transformer):
+        raise ValueError(f"network.start: {model} is a {type(old).__name__}, expected a Transformer")
+    sizes = network.config
+    differ = [
+        f"{field.name} {getattr(old.config, field.name)!r} for {getattr(sizes, field.name)!r}"
+        for field in dataclasses.fields(sizes)
+        if field.name not in ("length", "causal") and getattr(old.config, field.name) != getattr(sizes, field.name)
+    ]
+    if differ:
+        raise ValueError(f"network.start: {model} does not fit, it has {', '.join(differ)}")
+    vocabulary = about.get("settings", {}).get("vocabulary")
+    if vocabulary is not None and vocabulary != getattr(task, "vocabulary", vocabulary):
+        raise ValueError(f"network.start: {model} knows the characters {vocabulary!r}, the task has others")
+    weights = old.state_dict()
+    more = sizes.length - old.config.length
+    if more:
+        if sizes.rows != 1 or sizes.channels != 1 or sizes.positions or more < 0:
+            raise ValueError(
+                f"network.start: {model} is for {old.config.length} tokens and cannot be made one for {sizes.length};"
+                " only a network for a line, without learned positions, can be lengthened"
+            )
+        for name in weights:
+            if name.endswith(".bias"):  # one row per distance, from the farthest on one side to that on the other
+                first, last = weights[name][:1].expand(more, -1), weights[name][-1:].expand(more, -1)
+                weights[name] = torch.cat([first, weights[name], last])
+    network.load_state_dict(weights)
 
 
 def task_ids(task: Task) -> dict[str, int]:
