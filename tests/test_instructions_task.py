@@ -11,33 +11,25 @@ from unmask.tasks.instructions import END_ID, KINDS, MASK_ID, PAD_ID, USER_ID, I
 SIZES = {"d_model": 128, "n_layers": 4, "n_heads": 4, "mlp_hidden_size": 96, "rope_theta": 100.0}
 
 
-def runs(maskable: list[bool]) -> int:
-    return sum(now and not before for now, before in zip(maskable, [False, *maskable[:-1]], strict=True))
-
-
-def test_a_training_sequence_holds_several_instructions_with_their_responses() -> None:
-    task = InstructionTask(kinds="basic", length=96)
+def test_a_training_sequence_leaves_more_masks_than_its_response_needs() -> None:
+    task = InstructionTask(kinds="sums", length=40)
     examples = task.examples("train")
-    chats, counts = 0, []
-    for index in range(200):
+    chats, spare = 0, set[int]()
+    for index in range(300):
         tokens, maskable = examples[index]
-        assert tokens.shape == maskable.shape == (96,)
-        assert not maskable[tokens == PAD_ID].any()
-        ended = tokens == END_ID
-        assert maskable[ended].all()  # the end token is predicted wherever it stands
-        shown = task.show(tokens)
-        assert examples.instruction(index).prompt in shown
-        chat = int((tokens == USER_ID).sum())
-        chats += chat > 0
-        counts.append(runs(maskable.tolist()))
-        assert chat in (0, counts[-1])
-    assert 70 < chats < 130
-    assert min(counts) >= 2
-    assert max(counts) >= 6
+        one, prompt, canvas = examples.instruction(index)
+        assert tokens.shape == maskable.shape == (40,)
+        assert maskable.nonzero().flatten().tolist() == list(range(len(prompt), len(prompt) + canvas))
+        assert task.show(tokens[maskable]) == one.answer + "<|endoftext|>" * (canvas - len(one.answer))
+        assert (tokens[len(prompt) + canvas :] == PAD_ID).all()
+        chats += USER_ID in prompt
+        spare.add(canvas - len(one.answer))
+    assert 110 < chats < 190
+    assert spare >= {1, 2, 3, 4, 15}  # so their number does not tell the response's
 
 
 def test_every_instruction_of_a_sequence_belongs_to_the_split() -> None:
-    task = InstructionTask(kinds="basic")
+    task = InstructionTask(kinds="sums")
     for split in ("validation", "test"):
         assert {split_of(one.key) for one in task.instructions(split, 100)} == {split}
 

@@ -13,6 +13,7 @@ largest at one offset. What the head reads from the other channels is random as 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,19 +36,21 @@ def look_at_neighbours(model: LlamaForCausalLM) -> None:
 
     Weights are drawn from PyTorch's generator. The outputs of the layers are `1/sqrt(2 layers)` of that.
     """
-    config = model.config
+    config: Any = model.config
     width, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
     size, key_heads = width // heads, config.num_key_value_heads
     for weight in model.parameters():
         if weight.ndim == 2:
             weight.normal_(0, weight.shape[1] ** -0.5)
-    embedding = model.model.embed_tokens.weight
+    body: Any = model.model
+    embedding: Tensor = body.embed_tokens.weight
     embedding[:, 0] = _CONSTANT * math.sqrt(width) * embedding.std()
     constant = _CONSTANT * math.sqrt(width / (1 + _CONSTANT**2))  # the channel after the norm of the first layer
-    frequencies = config.rope_parameters["rope_theta"] ** (-torch.arange(size // 2) * 2 / size)
+    theta: float = config.rope_parameters["rope_theta"]
+    frequencies = theta ** (-torch.arange(size // 2) * 2 / size)
     amplitude = torch.zeros(size // 2)
     amplitude[:_FREQUENCIES] = math.sqrt(_SHARPNESS * math.sqrt(size)) / constant
-    for layer, offsets in zip(model.model.layers, [*OFFSETS, *[()] * layers], strict=False):
+    for layer, offsets in zip(body.layers, [*OFFSETS, *[()] * layers], strict=False):
         attention = layer.self_attn
         for head in range(key_heads):
             offset = offsets[head % len(offsets)] if offsets else None

@@ -3,7 +3,8 @@
 The prompt is shown, plain or as a chat; the response is masked, and filled up with `<|endoftext|>`, which the model
 learns to predict too, and so where to end. The kinds, with an example each:
 
-- `basic`: `12+35=` `47`, `7*8=` `56`, `What is 9 plus 4?` `13`: sums, differences and the multiplication table;
+- `sums`: `12+35=` `47`, `7*8=` `56`, `What is 9 plus 4?` `13`: sums and the multiplication table;
+- `basic`: the same, and differences;
 - `calculate`: the same, `Add 12 and 35.` `47`, and longer products, `23*7=` `140+21=161`;
 - `steps`: `Add 27 and 45 step by step.` `7+5=12, 20+40=60, 60+12=72`;
 - `chain`: `12+35-8=` `47-8=39`;
@@ -13,8 +14,7 @@ learns to predict too, and so where to end. The kinds, with an example each:
 - `double`: `Double 4 8 15.` `8 16 30`;
 - `split`: `Find two numbers that make 47.` `12+35`, or any two others: what is drawn together must fit.
 
-A response is given more masks than it needs, so their number does not tell its length. In training, a sequence holds
-as many instructions with their responses as fit it: a chat of many turns, or plain text.
+A response of so many characters is given more masks than it needs, so their number does not tell its length.
 """
 
 from __future__ import annotations
@@ -51,9 +51,8 @@ CHAT_TEMPLATE = (
 _IDS = {character: index for index, character in enumerate(CHARACTERS)}
 _VALIDATION, _TEST, _BUCKETS = 2_000, 10_000, 16
 _LENGTH, _CANVAS = 96, 32
-_CANVASES = (4, 4, 5, 6, 8, 16)
-"""Masks of a response in training, each as often; more where it needs more."""
-_LAST_CANVAS = 24
+_CANVASES = (4, 4, 5, 6, 8, 16, 32)
+"""Masks of a response in training, each as often, as far as they fit; more where the response needs more."""
 _WORDS = {"+": "plus", "-": "minus", "*": "times"}
 
 
@@ -118,6 +117,14 @@ def _basic(draws: Draws) -> Instruction:
     return Instruction(prompt, str(result), "basic", "" if max(a, b) < 10 else key)
 
 
+def _sums(draws: Draws) -> Instruction:
+    sign = draws.pick("+++++*")
+    a, b = (1 + draws.below(9) if sign == "*" or draws.below(2) else 10 + draws.below(90) for _ in range(2))
+    key = f"{min(a, b)}{sign}{max(a, b)}"
+    prompt = draws.pick((f"{a}{sign}{b}=", f"What is {a} {_WORDS[sign]} {b}?"))
+    return Instruction(prompt, str(a + b if sign == "+" else a * b), "sums", "" if max(a, b) < 10 else key)
+
+
 def _steps(draws: Draws) -> Instruction:
     a, b = 10 + draws.below(90), 10 + draws.below(90)
     low, high = a % 10 + b % 10, a // 10 * 10 + b // 10 * 10
@@ -173,6 +180,7 @@ def _split(draws: Draws) -> Instruction:
 
 
 KINDS: dict[str, Callable[[Draws], Instruction]] = {
+    "sums": _sums,
     "basic": _basic,
     "calculate": _calculate,
     "steps": _steps,
@@ -183,7 +191,7 @@ KINDS: dict[str, Callable[[Draws], Instruction]] = {
     "double": _double,
     "split": _split,
 }
-_OFTEN = {"basic": 6, "calculate": 6}
+_OFTEN = {"sums": 6, "basic": 6, "calculate": 6}
 """How many times as often as the others a kind is drawn."""
 
 
@@ -234,8 +242,8 @@ def save_tokenizer(folder: Path) -> None:
 class InstructionExamples:
     """Instructions of a split, each a function of (seed, index).
 
-    For training, an example is a sequence of them with their responses, as many as fit, and half of the sequences are
-    chats; elsewhere it is one, and half of them are chats.
+    Half of them are chats, some of those with an earlier turn where it fits. For training, the masks are 4 to 32, and
+    at least 1 to 4 more than the response has tokens, as far as they fit; elsewhere there are `canvas`.
     """
 
     def __init__(self, task: InstructionTask, split: str) -> None:
@@ -244,44 +252,38 @@ class InstructionExamples:
     def __len__(self) -> int:
         return {"train": ENDLESS, "validation": _VALIDATION, "test": _TEST}[self.split]
 
-    def instruction(self, index: int) -> Instruction:
-        """Returns the instruction of an example, of a training example the first."""
-        draws, _ = self._begin(index)
-        return draw_instruction(self.split, draws, self.task.chosen)
-
-    def __getitem__(self, index: int) -> tuple[Int[Tensor, " length"], Bool[Tensor, " length"]]:
-        draws, chat = self._begin(index)
-        length, train = self.task.length, self.split == "train"
-        tokens: list[int] = []
-        maskable: list[bool] = []
-        while True:
-            one = draw_instruction(self.split, draws, self.task.chosen)
-            prompt, response = encode(one.prompt), encode(one.answer)
-            if chat:
-                prompt = [USER_ID, *prompt, ASSISTANT_ID]
-            room = length - len(tokens) - len(prompt)
-            canvas = self.task.canvas
-            if train:
-                canvas = min(max(draws.pick(_CANVASES), len(response) + 1), room)
-                canvas = canvas if room - canvas >= _CANVASES[0] else min(room, max(_LAST_CANVAS, len(response) + 1))
-            if len(response) >= canvas or canvas > room:
-                if tokens:
-                    break
-                raise ValueError(
-                    f"{one.prompt!r} with its answer {one.answer!r} does not fit {length} tokens with"
-                    f" {canvas} for the response; make length and canvas larger"
-                )
-            tokens += [*prompt, *response, *[END_ID] * (canvas - len(response))]
-            maskable += [False] * len(prompt) + [True] * canvas
-            if not train:
-                break
-        rest = length - len(tokens)
-        return torch.tensor(tokens + [PAD_ID] * rest), torch.tensor(maskable + [False] * rest)
-
-    def _begin(self, index: int) -> tuple[Draws, bool]:
+    def instruction(self, index: int) -> tuple[Instruction, list[int], int]:
+        """Returns an example's instruction, the tokens of its prompt, and the number of masks."""
         index, train = check_index(index, len(self)), self.split == "train"
         draws = Draws(self.task.seed if train else 0, "instructions", self.split, index)
-        return draws, bool(draws.below(2))
+        kinds, length = self.task.chosen, self.task.length
+        one = draw_instruction(self.split, draws, kinds)
+        prompt = encode(one.prompt)
+        if draws.below(2):
+            prompt = [USER_ID, *prompt, ASSISTANT_ID]
+            for _ in range(draws.pick((0, 0, 0, 0, 0, 1)) if train else 0):
+                turn = draw_instruction(self.split, draws, kinds)
+                turns = [USER_ID, *encode(turn.prompt), ASSISTANT_ID, *encode(turn.answer), END_ID, *prompt]
+                if len(turns) + len(one.answer) < length:
+                    prompt = turns
+        canvas = self.task.canvas
+        if train:
+            needed = len(one.answer) + 1 + draws.below(4)
+            canvas = min(max(draws.pick(_CANVASES), needed), length - len(prompt))
+        return one, prompt, canvas
+
+    def __getitem__(self, index: int) -> tuple[Int[Tensor, " length"], Bool[Tensor, " length"]]:
+        one, prompt, canvas = self.instruction(index)
+        response = encode(one.answer)
+        if len(response) >= canvas or len(prompt) + canvas > self.task.length:
+            raise ValueError(
+                f"{one.prompt!r} with its answer {one.answer!r} does not fit {self.task.length} tokens with"
+                f" {canvas} for the response; make length and canvas larger"
+            )
+        tokens = [*prompt, *response, *[END_ID] * (canvas - len(response))]
+        maskable = [False] * len(prompt) + [True] * canvas
+        rest = self.task.length - len(tokens)
+        return torch.tensor(tokens + [PAD_ID] * rest), torch.tensor(maskable + [False] * rest)
 
 
 class InstructionTask:
@@ -291,7 +293,7 @@ class InstructionTask:
     is 1 where the response up to its end token is right, working included, else 0.
 
     Args:
-        kinds: Which kinds, joined by `+`; default: all but `basic`, which `calculate` contains.
+        kinds: Which kinds, joined by `+`; default: all but `sums` and `basic`, which `calculate` contains.
         length: Tokens per sequence, the room for prompt and response.
         canvas: Masks of a prompt to be answered.
         seed: Of the training instructions.
@@ -311,7 +313,8 @@ class InstructionTask:
         self, *, kinds: str | None = None, length: int = _LENGTH, canvas: int = _CANVAS, seed: int = 0
     ) -> None:
         self.seed = check_whole("seed", seed, 0)
-        self.chosen = tuple(kind for kind in KINDS if kind != "basic") if kinds is None else tuple(kinds.split("+"))
+        usual = (kind for kind in KINDS if kind not in ("sums", "basic"))
+        self.chosen = tuple(usual if kinds is None else kinds.split("+"))
         unknown = [kind for kind in self.chosen if kind not in KINDS]
         if unknown:
             raise ValueError(f"unknown kinds {', '.join(map(repr, unknown))}; choose from {', '.join(KINDS)}")
@@ -324,7 +327,7 @@ class InstructionTask:
     def instructions(self, split: str, limit: int) -> list[Instruction]:
         """Returns the first `limit` instructions of a split, or as many as there are."""
         examples = self.examples(split)
-        return [examples.instruction(index) for index in range(min(limit, len(examples)))]
+        return [examples.instruction(index)[0] for index in range(min(limit, len(examples)))]
 
     def prompts(self, split: str, limit: int) -> Prompts:
         """Returns the first `limit` instructions of a split, `canvas` masks for each response."""
