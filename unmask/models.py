@@ -37,6 +37,7 @@ def load(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     shift: bool | None = None,
+    block_causal: int | None = None,
     **options: Any,
 ) -> NetworkDenoiser:
     """Loads a model as a denoiser; language models that come with a tokenizer as a `LanguageModel`.
@@ -51,6 +52,8 @@ def load(
         device: Where to put it.
         dtype: Of its weights and activations.
         shift: Of an adapted Llama or Qwen that does not say it: whether position `i` is predicted by output `i - 1`.
+        block_causal: Of an adapted Llama or Qwen that was trained so: positions look at their own block of so many,
+            counted from the first position, and at the blocks before it.
         **options: Of `from_pretrained` for models of the Transformers library, such as `device_map` (instead of
             `device`) or `quantization_config`.
 
@@ -59,7 +62,7 @@ def load(
         ValueError: If an option does not apply to the model.
     """
     with model_folder(model) as folder:
-        return _load(folder, device, dtype, shift, options)
+        return _load(folder, device, dtype, shift, block_causal, options)
 
 
 def load_profile(model: str | Path) -> Profile:
@@ -156,7 +159,12 @@ def _of_transformers(folder: Path) -> bool:
 
 
 def _load(
-    folder: Path, device: torch.device | str, dtype: torch.dtype, shift: bool | None, options: dict[str, Any]
+    folder: Path,
+    device: torch.device | str,
+    dtype: torch.dtype,
+    shift: bool | None,
+    block_causal: int | None,
+    options: dict[str, Any],
 ) -> NetworkDenoiser:
     from .networks import coconet
     from .networks.checkpoint import load_checkpoint, read_checkpoint
@@ -165,8 +173,9 @@ def _load(
     if of_transformers:
         from .adapters.loading import load_language
 
-        return load_language(folder, device, dtype, shift, options)
-    if extra := [*options, *(["shift"] if shift is not None else [])]:
+        return load_language(folder, device, dtype, shift, block_causal, options)
+    ours = {"shift": shift, "block_causal": block_causal}
+    if extra := [*options, *(name for name, value in ours.items() if value is not None)]:
         raise ValueError(f"{', '.join(extra)} does not apply to {folder}: it is for models of the Transformers library")
     if coconet.is_coconet(folder):
         network = coconet.load_coconet(folder, device=device, dtype=dtype)

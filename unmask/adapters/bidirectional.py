@@ -167,6 +167,7 @@ def load_bidirectional(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
     shift: bool | None = None,
+    block_causal: int | None = None,
     **options: Any,
 ) -> MaskedLM:
     """Loads a LLaDA, a Dream (DiffuCoder, Dream-Coder) or an adapted Llama or Qwen; no code in the folder is run.
@@ -177,16 +178,21 @@ def load_bidirectional(
         dtype: Of its weights and activations.
         shift: Whether position `i` is predicted by output `i - 1`. Dream's are and LLaDA's are not; an adapted model's
             configuration may say it (`right_shift_logits`), and if it does not, it must be given.
+        block_causal: Of an adapted model that was trained so: positions look at their own block of so many, counted
+            from the first position, and at those before it. Default: at all.
         **options: Of `from_pretrained`, such as `device_map` or `quantization_config`.
 
     Raises:
         AdapterError: If it is none of these, has an unsupported setting, lacks a weight or has one too many, or does
             not say which token is the mask.
+        ValueError: If `block_causal` is out of range, or given for a LLaDA or Dream.
     """
     config = read_config(folder)
     kind = family(config)
     if kind is None:
         raise AdapterError(f"{folder} holds a {config.get('model_type')} model, expected LLaDA, Dream, Llama or Qwen")
+    if block_causal is not None and kind in ("llada", "dream"):
+        raise ValueError(f"block_causal does not apply to {folder}: a {kind} looks at all positions")
     names: dict[str, Any] = {}
     try:
         if kind == "llada":
@@ -210,7 +216,7 @@ def load_bidirectional(
     if not 0 <= mask_id < native.vocab_size:
         raise AdapterError(f"{folder}: mask token {mask_id} is outside the vocabulary of {native.vocab_size} tokens")
     model = pretrained(auto, folder, dtype, extra=False, config=native, **names, **options)
-    network = MaskedLM(model, native.vocab_size, mask_id, shift=shift)
+    network = MaskedLM(model, native.vocab_size, mask_id, shift=shift, block_causal=block_causal)
     return network if options else network.to(device)
 
 

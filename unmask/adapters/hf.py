@@ -22,6 +22,9 @@ Kind = Literal["masked", "causal"]
 _ENDS = ("<|endoftext|>", "<|eot_id|>", "<|im_end|>")
 """Tokens that end a text or a turn of a chat wherever a vocabulary has them."""
 
+_TAKES_MASKS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Classes whose body takes a mask of attention of four dimensions, positions, and keys and values that were kept."""
+
 _ADVICE = {
     "masked": "expected a masked language model, such as BertForMaskedLM or ModernBertForMaskedLM",
     "causal": "expected a causal language model, such as GPT2LMHeadModel or LlamaForCausalLM",
@@ -116,6 +119,30 @@ def run_both_ways(model: PreTrainedModel) -> None:
     if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         model.config.is_causal = False
         model.config.use_cache = False
+
+
+def check_attention(model: PreTrainedModel, wanted: str) -> None:
+    """Refuses a model whose attention cannot be told, position by position, where to look.
+
+    Args:
+        model: The model.
+        wanted: What it is to be told for; named in the message.
+
+    Raises:
+        ValueError: If it is no Llama or Qwen, runs in one direction, slides a window, or computes attention in another
+            way than `sdpa` or `eager`.
+    """
+    kind, config = type(model).__name__, model.config
+    if kind not in _TAKES_MASKS:
+        raise ValueError(f"{wanted} is for LLaDA, Dream, and adapted Llama and Qwen models; this is a {kind}")
+    if getattr(config, "is_causal", True):
+        raise ValueError(f"{wanted} is for models that unmask; this {kind} looks in one direction")
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise ValueError(f"{wanted} does not go with the sliding window of this {kind}")
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"{wanted} needs attn_implementation 'sdpa' or 'eager', this {kind} has {config._attn_implementation!r}"
+        )
 
 
 def end_ids_of(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> list[int]:

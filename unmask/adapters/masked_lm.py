@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from ..denoiser import NetworkDenoiser, Query
 from ..errors import AdapterError
 from ..networks.checkpoint import FORMAT, flush, read_config
-from .hf import check_kind, pretrained, quiet, tokenizer_of
+from .hf import check_attention, check_kind, pretrained, quiet, tokenizer_of
 
 KEY = "unmask"
 """Where `config.json` of a model trained here says on what; other programs pass over it."""
@@ -53,12 +53,28 @@ class MaskedLM(nn.Module):
         shift: Position `i` is predicted by output `i - 1`, and position 0 by its own, as in models that were adapted
             from autoregressive ones (Dream).
         pad_id: A token that is padding wherever it stands: sequences of one length may then hold shorter ones.
+        block_causal: Positions look at their own block of so many, counted from the first position, and at the blocks
+            before it; default: at all. For a Llama or Qwen that is run in both directions.
+
+    Raises:
+        ValueError: If `block_causal` is no whole number >= 1, or the model cannot take such a mask.
     """
 
     def __init__(
-        self, model: PreTrainedModel, vocab_size: int, mask_id: int, shift: bool = False, pad_id: int | None = None
+        self,
+        model: PreTrainedModel,
+        vocab_size: int,
+        mask_id: int,
+        shift: bool = False,
+        pad_id: int | None = None,
+        block_causal: int | None = None,
     ) -> None:
         super().__init__()
+        if block_causal is not None:
+            if isinstance(block_causal, bool) or not isinstance(block_causal, int) or block_causal < 1:
+                raise ValueError(f"block_causal is a whole number of positions >= 1, got {block_causal!r}")
+            check_attention(model, "block-causal attention")
+        self.block_causal = block_causal
         self.model, self.vocab_size, self.mask_id, self.shift = model, vocab_size, mask_id, shift
         pad = getattr(model.config, "pad_token_id", None) if pad_id is None else pad_id
         self.pad_id, self.hides_pad = mask_id if pad is None else pad, pad_id is not None
@@ -87,6 +103,28 @@ class MaskedLM(nn.Module):
         Raises:
             ValueError: If the sequences are longer than the model's table of positions.
         """
+        tokens, seen = self.shown(x, where, valid)
+        row, column = self.sources(where)
+        look = seen.long() if self.block_causal is None else self.looks(seen)
+        asked = _ASKED.set((where.shape, row, column))
+        try:
+            logits = self.model(input_ids=tokens, attention_mask=look).logits
+        finally:
+            _ASKED.reset(asked)
+        gathered = logits.shape[:2] == (1, len(row))
+        return self.counted(logits[0] if gathered else logits[row, column])
+
+    def shown(
+        self,
+        x: Int[Tensor, "batch length"],
+        where: Bool[Tensor, "batch length"],
+        valid: Bool[Tensor, "batch length"] | None,
+    ) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+        """Returns the tokens as the model is shown them, and False where it is not to look.
+
+        Raises:
+            ValueError: If the sequences are longer than the model's table of positions.
+        """
         seen: Tensor = torch.ones_like(where) if valid is None else valid
         if self.hides_pad:
             seen = seen & x.ne(self.pad_id)
@@ -95,16 +133,42 @@ class MaskedLM(nn.Module):
             raise ValueError(
                 f"{type(self.model).__name__} cannot take {x.shape[1]} tokens: max_position_embeddings is {limit}"
             )
+        return torch.where(seen, x, self.pad_id), seen
+
+    def sources(self, where: Bool[Tensor, "batch length"]) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """Returns row and column of the output that predicts each position asked for, in row-major order."""
         row, column = where.nonzero(as_tuple=True)
-        if self.shift:
-            column = (column - 1).clamp(min=0)
-        asked = _ASKED.set((where.shape, row, column))
-        try:
-            logits = self.model(input_ids=torch.where(seen, x, self.pad_id), attention_mask=seen.long()).logits
-        finally:
-            _ASKED.reset(asked)
-        gathered = logits.shape[:2] == (1, len(row))
-        rows = (logits[0] if gathered else logits[row, column])[:, : self.vocab_size]
+        return row, (column - 1).clamp(min=0) if self.shift else column
+
+    def looks(
+        self, seen: Bool[Tensor, "batch length"], position: Int[Tensor, "batch width"] | None = None
+    ) -> Float[Tensor, "batch 1 width length"]:
+        """Returns what is added to the scores of attention: 0 where positions look, the least number elsewhere.
+
+        Args:
+            seen: False where nothing is to look.
+            position: The positions that look, in each sequence; default: all.
+        """
+        look = seen.unsqueeze(1)
+        own = torch.arange(seen.shape[1], device=seen.device)
+        position = own.expand_as(seen) if position is None else position
+        if self.block_causal is None:
+            look = look.expand(-1, position.shape[1], -1)
+        else:
+            size = self.block_causal
+            look = look & (
+                own.div(size, rounding_mode="floor") <= position.unsqueeze(-1).div(size, rounding_mode="floor")
+            )
+        dtype = self.model.dtype
+        return (
+            torch.zeros(look.shape, dtype=dtype, device=look.device)
+            .masked_fill_(~look, torch.finfo(dtype).min)
+            .unsqueeze(1)
+        )
+
+    def counted(self, logits: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows vocab"]:
+        """Returns the logits of the tokens that count, the mask token's `-inf`."""
+        rows = logits[:, : self.vocab_size]
         mask = torch.tensor([self.mask_id], device=rows.device)
         # In place where nothing is differentiated: these rows are most of the memory of a step.
         return rows.index_fill(-1, mask, -torch.inf) if rows.requires_grad else rows.index_fill_(-1, mask, -torch.inf)

@@ -64,6 +64,7 @@ class LanguageModel(NetworkDenoiser):
         mask_id: int | None = None,
         end_ids: Iterable[int] | None = None,
         shift: bool = False,
+        block_causal: int | None = None,
     ) -> LanguageModel:
         """Wraps a model of the Transformers library that is in memory.
 
@@ -75,9 +76,12 @@ class LanguageModel(NetworkDenoiser):
             mask_id: The mask token; default: the one its configuration names, or the tokenizer.
             end_ids: Tokens that end a text; default: those that its configuration and the tokenizer name.
             shift: Whether position `i` is predicted by output `i - 1`, as in models adapted from autoregressive ones.
+            block_causal: Positions look at their own block of so many, counted from the first position, and at the
+                blocks before it, as the model was trained; default: at all.
 
         Raises:
             AdapterError: If nothing says which token is the mask.
+            ValueError: If `block_causal` is out of range, or the model is no Llama or Qwen.
         """
         from ..adapters.hf import end_ids_of, longest, run_both_ways
         from ..adapters.masked_lm import MaskedLM
@@ -88,10 +92,15 @@ class LanguageModel(NetworkDenoiser):
             mask_id = getattr(tokenizer, "mask_token_id", None)
         if not isinstance(mask_id, int):
             raise AdapterError("neither the model's configuration nor a tokenizer names the mask token; give mask_id")
-        network = MaskedLM(model, model.config.vocab_size, mask_id, shift=shift)
+        network = MaskedLM(model, model.config.vocab_size, mask_id, shift=shift, block_causal=block_causal)
         if end_ids is None:
             end_ids = end_ids_of(model.config.to_dict(), tokenizer, network.vocab_size)
         return cls(network, network.vocab_size, mask_id, tokenizer, end_ids, longest(model))
+
+    @property
+    def block_causal(self) -> int | None:
+        """Length of the blocks of its attention, if a position looks at its block and those before it only."""
+        return getattr(self.network, "block_causal", None)
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         with torch.no_grad():
