@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.text import Text
 
 from ..language import Completion, LanguageModel
+from ..language.cache import CACHES
 from ..models import load
 from ..result import StepInfo
 from ..rules.named import NamedRule
@@ -36,6 +37,10 @@ Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends a
 TopK = Annotated[int | None, typer.Option("--top-k", help="Draw among so many most probable tokens.")]
 TopP = Annotated[float | None, typer.Option("--top-p", help="Draw among the fewest tokens of this mass.")]
 Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance; doubles the work.")]
+Cache = Annotated[str, typer.Option(help=f"Keys and values to keep: {', '.join(CACHES)}; prefix and dual are inexact.")]
+Refresh = Annotated[
+    int | None, typer.Option("--cache-refresh", help="Compute everything in every so many evaluations of a block.")
+]
 EndLast = Annotated[
     bool | None, typer.Option(help="Write a text before it is ended (default where the rule can), or not.")
 ]
@@ -44,6 +49,9 @@ Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")]
 Dtype = Annotated[str, typer.Option(help=f"Of the weights: {', '.join(DTYPES)}.")]
 Shift = Annotated[
     bool | None, typer.Option(help="Of an adapted Llama or Qwen: output i - 1 predicts position i, or not.")
+]
+BlockCausal = Annotated[
+    int | None, typer.Option("--block-causal", help="Of an adapted Llama or Qwen: block length of its attention.")
 ]
 
 
@@ -65,12 +73,15 @@ def generate(
     top_p: TopP = None,
     stop: Stop = None,
     guidance: Guidance = None,
+    cache: Cache = "none",
+    cache_refresh: Refresh = None,
     end_last: EndLast = None,
     seed: common.Seed = 0,
     batch_size: BatchSize = 8,
     device: Device = "cpu",
     dtype: Dtype = "float32",
     shift: Shift = None,
+    block_causal: BlockCausal = None,
     json: common.Json = False,
 ) -> None:
     """Answer prompts with a language model.
@@ -87,7 +98,7 @@ def generate(
         raise ValueError("nothing to answer: give -p TEXT, or --input FILE")
     if chat:
         prompts = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in prompts]
-    network = language_model(model, device, dtype, shift)
+    network = language_model(model, device, dtype, shift, block_causal)
     with common.progress(quiet=json) as bar:
         task = bar.add_task("evaluations", total=None)
         completions = network.generate(
@@ -101,6 +112,8 @@ def generate(
             top_k=top_k,
             top_p=top_p,
             guidance=guidance,
+            cache=cache,
+            cache_refresh=cache_refresh,
             end_last=end_last,
             batch_size=batch_size,
             on_step=lambda state, info: bar.advance(task),
@@ -190,7 +203,9 @@ def chat(
         common.out.print(f"[dim]{note}[/]", highlight=False)
 
 
-def language_model(model: str, device: str, dtype: str, shift: bool | None) -> LanguageModel:
+def language_model(
+    model: str, device: str, dtype: str, shift: bool | None, block_causal: int | None = None
+) -> LanguageModel:
     """Loads a language model for a command.
 
     Raises:
@@ -199,7 +214,8 @@ def language_model(model: str, device: str, dtype: str, shift: bool | None) -> L
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
-    loaded = load(model, device=common.device_named(device), dtype=DTYPES[dtype], shift=shift)
+    where = common.device_named(device)
+    loaded = load(model, device=where, dtype=DTYPES[dtype], shift=shift, block_causal=block_causal)
     if not isinstance(loaded, LanguageModel):
         raise ValueError(f"the model {model!r} has no tokenizer, so it is no language model")
     return loaded

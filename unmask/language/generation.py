@@ -11,9 +11,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..blocks import windows
+from ..denoiser import Denoiser
 from ..result import StepInfo
 from ..rules.rule import Rule
 from ..sampler import Sampler, State
+from .cache import Cached
 from .completion import Completion
 from .guidance import Guided
 from .prompts import Prompt
@@ -37,6 +40,8 @@ class Settings:
         stops: Texts that end an answer.
         block_length: Tokens per block.
         guidance: Scale of classifier-free guidance.
+        cache: Which keys and values are kept, one of `CACHES`.
+        cache_refresh: Evaluations of a block from one that computes everything to the next.
         batch_size: Prompts per batch.
         whole: Whether the text of an answer is the whole sequence, not only what was masked.
     """
@@ -51,6 +56,8 @@ class Settings:
     stops: tuple[str, ...] = ()
     block_length: int | None = None
     guidance: float | None = None
+    cache: str = "none"
+    cache_refresh: int | None = None
     batch_size: int = 1
     whole: bool = False
 
@@ -109,7 +116,10 @@ class _Batch:
         self.gap: Bool[Tensor, "batch length"] = torch.zeros(len(rows), width, dtype=torch.bool, device=device)
         for place, row in enumerate(x):
             self.gap[place, : len(row)] = row == model.mask_id
-        denoiser = model
+        blocks = self._blocks()
+        denoiser: Denoiser = model
+        if settings.cache != "none":
+            denoiser = Cached(model, settings.cache, blocks, settings.cache_refresh)
         if settings.guidance is not None:
             denoiser = Guided(model, settings.guidance, self._prompt(x))
         self.sampler = Sampler(
@@ -120,15 +130,23 @@ class _Batch:
             forbidden=settings.forbidden,
             last=settings.last,
         )
-        self.state = self.sampler.start(
-            x, streams=streams, temperature=settings.temperature, blocks=settings.block_length
-        )
+        self.state = self.sampler.start(x, streams=streams, temperature=settings.temperature, blocks=blocks)
         self.streams = [stream % 2**64 for stream in streams]
         self.ends = torch.tensor(settings.ends, dtype=torch.int64, device=device)
         self.log_prob: Float[Tensor, "batch length"] = torch.zeros(self.gap.shape, dtype=torch.float64, device=device)
         self.step: Int[Tensor, "batch length"] = torch.zeros(self.gap.shape, dtype=torch.int64, device=device)
         self.seconds = [0.0] * len(rows)
         self.stopped: list[tuple[int, str] | None] = [None] * len(rows)
+
+    def _blocks(self) -> Int[Tensor, "batch length"]:
+        """The block of each position: of a block-causal model its own, if they are as long, or counted from the gap."""
+        size = self.settings.block_length
+        if size is None:
+            return torch.zeros_like(self.gap, dtype=torch.int64)
+        if size != self.model.block_causal:
+            return windows(self.gap, size)
+        position = torch.arange(self.gap.shape[1], device=self.gap.device)
+        return position.div(size, rounding_mode="floor").expand_as(self.gap)
 
     def _prompt(self, x: list[Tensor]) -> Bool[Tensor, "batch length"]:
         """What comes before the answer."""

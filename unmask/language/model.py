@@ -17,6 +17,7 @@ from ..result import StepInfo
 from ..rules.named import named_rule
 from ..rules.rule import Rule
 from ..sampler import State
+from .cache import check_cache
 from .completion import Completion
 from .generation import Settings, answer_all
 from .prompts import Prompt, Prompts, as_prompts, with_gaps
@@ -120,6 +121,8 @@ class LanguageModel(NetworkDenoiser):
         top_p: float | None = None,
         forbidden: Iterable[int] = (),
         guidance: float | None = None,
+        cache: str = "none",
+        cache_refresh: int | None = None,
         end_last: bool | None = None,
         batch_size: int = BATCH_SIZE,
         streams: Sequence[int] | None = None,
@@ -134,7 +137,8 @@ class LanguageModel(NetworkDenoiser):
             prompts: Texts, which are continued as they are; chats, which go through the chat template; or token ids.
             rule: What to unmask when: a rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`.
             max_new_tokens: Masks after each prompt.
-            block_length: Fill the answer in blocks of so many tokens, from left to right; default: all as one.
+            block_length: Fill the answer in blocks of so many tokens, from left to right; default: all as one. Where
+                the model's attention has blocks of that length, they are those, counted from the start of the prompt.
             temperature: Of the draw; 0 takes the argmax.
             seed: Prompt `p` gets the stream `derive(seed, tokens of p, copy)`, with `copy` counting equal prompts.
             stop: Texts that end an answer and are no part of it.
@@ -142,6 +146,10 @@ class LanguageModel(NetworkDenoiser):
             top_p: Draw among the fewest tokens that hold this mass.
             forbidden: Token ids that must not appear.
             guidance: Classifier-free guidance (see `Guided`); each evaluation is then of two states.
+            cache: Keys and values to keep (see `Cached`): `"none"`; `"prefix"` or `"dual"`, which approximate and need
+                blocks; or `"block-causal"`, which is exact, for models with such attention.
+            cache_refresh: With `"prefix"` or `"dual"`, compute everything in every so many evaluations of a block;
+                default: only in its first.
             end_last: Positions whose most probable token is an end token wait for the others, and the first of them
                 goes first. Models trained on answers filled up with end tokens are surest of those: filled in first,
                 from the far end, they cut answers short. Default: so wherever the rule looks before it chooses.
@@ -153,8 +161,9 @@ class LanguageModel(NetworkDenoiser):
             One completion per prompt, in order.
 
         Raises:
-            ValueError: If an argument is out of range, the block does not divide the answer, a prompt cannot be
-                encoded, or prompt and answer are longer than the model takes.
+            ValueError: If an argument is out of range, the block does not divide the answer, the cache does not go with
+                the model or the other settings, a prompt cannot be encoded, or prompt and answer are longer than the
+                model takes.
         """
         _positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
         if block_length is not None:
@@ -165,6 +174,7 @@ class LanguageModel(NetworkDenoiser):
         sees = not (chosen.blind or chosen.speculates)
         if end_last and not sees:
             raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
+        check_cache(cache, cache_refresh, self.block_causal, block_length=block_length, rule=chosen, guidance=guidance)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         if not all(stops):
             raise ValueError("a stop string must not be empty")
@@ -184,6 +194,8 @@ class LanguageModel(NetworkDenoiser):
             stops=stops,
             block_length=block_length,
             guidance=guidance,
+            cache=cache,
+            cache_refresh=cache_refresh,
             batch_size=batch_size,
         )
         prompt_tokens = [prompt.tokens for prompt in encoded]
