@@ -1,10 +1,11 @@
 """Language models: EB beside one token at a time, batch invariance, memory and time of a step, for docs/language.md.
 
-    python -m benchmarks.language [quality] [invariance] [step]     # measure all three, or some; then the page
-    python -m benchmarks.language render                            # the page's tables again, from the saved figures
+    python -m benchmarks.language [quality] [invariance] [step] [caches]    # measure all, or some; then the page
+    python -m benchmarks.language render                                    # the page's tables, from the saved figures
 
 `quality` and `invariance` are of the embedded model `chat` on held-out instructions (another with `--model FOLDER`).
-`step` is of an untrained network with LLaDA's vocabulary, on one thread. Figures go to docs/results/language.json.
+`step` is of an untrained network with LLaDA's vocabulary, on one thread; `caches` is of an untrained network, and of
+the model if it is given. Figures go to docs/results/language.json.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from unmask.rules.named import named_rule
 from unmask.sampler import Sampler
 from unmask.tasks.instructions import Instruction, InstructionTask
 
+from .caches import caches
+from .caches import table as table_of_caches
 from .pages import fill
 
 ROOT = Path(__file__).parent.parent
@@ -81,6 +84,14 @@ def quality(model: LanguageModel, task: InstructionTask, prompts: int) -> dict[s
             )
             print(f"{mode}, {rule}: right {rows[-1]['right'][0]:.3f}, NFE {rows[-1]['nfe']:.2f}", flush=True)
     return {"prompts": len(texts), "canvas": canvas, "rows": rows}
+
+
+def caches_of(folder: str, prompts: int = 16) -> dict[str, Any]:
+    """Every cache on prompts of the task that a model was trained on."""
+    model, task = load(folder), instructions_of(folder)
+    assert isinstance(model, LanguageModel)
+    asked = model.encode([one.prompt for one in task.instructions("validation", prompts)])
+    return caches(model, asked, task.canvas)
 
 
 def _cost(answers: list[Completion]) -> dict[str, Any]:
@@ -241,17 +252,19 @@ def tables(saved: dict[str, Any]) -> dict[str, str]:
             f"\n\nOf {seconds:.2f} s of processor time per step (64 masks after 64 tokens), {share:.2%} were spent"
             " outside the denoiser."
         )
+    if "caches" in saved:
+        made["caches"] = table_of_caches(saved["caches"])
     return made
 
 
 def main() -> None:
     """Measures what is asked for, saves it and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", choices=["quality", "invariance", "step", "render", []])
+    parser.add_argument("what", nargs="*", choices=["quality", "invariance", "step", "caches", "render", []])
     parser.add_argument("--model", default="", help="folder of a language model")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     given = parser.parse_args()
-    what = given.what or ["quality", "invariance", "step"]
+    what = given.what or ["quality", "invariance", "step", "caches"]
     if not given.model and {"quality", "invariance"} & set(what):
         parser.error("quality and invariance need --model FOLDER")
     torch.set_num_threads(1)
@@ -264,6 +277,10 @@ def main() -> None:
         saved["invariance"] = invariance(given.model)
     if "step" in what:
         saved["step"] = step()
+    if "caches" in what:
+        saved["caches"] = {"random": caches()}
+        if given.model:
+            saved["caches"][Path(given.model).name] = caches_of(given.model)
     if what != ["render"]:
         RESULTS.write_text(json.dumps(saved, indent=1) + "\n")
     fill(PAGE, tables(saved))

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from layouts import END, MASK, TOKENS, write
@@ -78,7 +80,12 @@ def test_models_that_look_everywhere_are_not_made_block_causal(tmp_path):
 def test_other_architectures_are_refused_by_name():
     from transformers import BertConfig, BertForMaskedLM
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     bert = BertForMaskedLM(BertConfig(vocab_size=MASK_ID + 1, **sizes))
     with pytest.raises(ValueError, match=r"block-causal attention is for LLaDA, .*; this is a BertForMaskedLM"):
         LanguageModel.of(bert, mask_id=MASK_ID, block_causal=4)

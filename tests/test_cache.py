@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,9 @@ def prompts(*lengths: int) -> list[list[int]]:
     return [torch.randint(0, VOCAB - 2, (length,), generator=generator).tolist() for length in lengths]
 
 
-def run(model, cache, refresh=None, *, rule=ONE, lengths=(5, 9, 3), new=12, size=4, temperature=1.0) -> Recorded:
+def run(
+    model, cache, refresh=None, *, rule=ONE, lengths=(5, 9, 3), new=12, size: int | None = 4, temperature=1.0
+) -> Recorded:
     x = [torch.tensor([*tokens, *[MASK] * new]) for tokens in prompts(*lengths)]
     blocks = Sampler(model, named_rule(rule).rule).start(x, seed=0, blocks=size).block
     recorded = Recorded(Cached(model, cache, blocks, refresh))
@@ -130,6 +133,15 @@ def test_what_is_kept_is_what_the_last_whole_evaluation_computed(models, layout,
         assert (logits - expected[query.where[0]])[:, TOKENS].abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_half_precision_and_both_ways_to_compute_attention(attention, tmp_path):
+    loaded = unmask.load(write(tmp_path, "llada"), dtype=torch.bfloat16, attn_implementation=attention)
+    model = LanguageModel(loaded.network, VOCAB, MASK, max_length=64)
+    recorded = run(model, "dual", 4)
+    assert all(logits.dtype == torch.bfloat16 and logits[:, TOKENS].isfinite().all() for _, logits in recorded.seen)
+    assert [drift == 0 for drift in recorded.drifts(model)] == [True, False, False, False] * 3
+
+
 @pytest.mark.parametrize("rule", [ONE, "entropy-bound:gamma=2", "left-to-right", "all"])
 @pytest.mark.parametrize("size", [None, 3, 4])
 def test_the_block_causal_cache_is_exact(models, rule, size):
@@ -143,7 +155,7 @@ def test_the_block_causal_cache_is_exact(models, rule, size):
 def test_the_block_causal_cache_is_exact_with_a_shift():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = Qwen3ForCausalLM(adapted_config({**DREAM, "model_type": "qwen3", "head_dim": 8})).eval()
+        network = Qwen3ForCausalLM(adapted_config({**DREAM, "model_type": "qwen3", "head_dim": 8})).eval()  # pyright: ignore[reportArgumentType]
         for weight in network.parameters():
             torch.nn.init.normal_(weight, 1.0 if weight.ndim == 1 else 0.0, 0.2)
     model = LanguageModel.of(network, mask_id=MASK, end_ids=[], shift=True, block_causal=4)
@@ -250,7 +262,12 @@ def test_settings_that_do_not_go_together_are_refused(models, layout, settings, 
 
 
 def test_models_that_cannot_keep_anything_are_refused(models):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+    }
     bert = LanguageModel.of(BertForMaskedLM(BertConfig(vocab_size=VOCAB, **sizes)), mask_id=MASK, end_ids=[])
     options = {"rule": ONE, "max_new_tokens": 8, "block_length": 4, "cache": "dual"}
     with pytest.raises(ValueError, match=r"a cache is for LLaDA, Dream, .*; this is a BertForMaskedLM"):

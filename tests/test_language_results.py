@@ -19,3 +19,12 @@ def test_a_step_takes_little_beside_the_network():
     step = SAVED["step"]
     assert step["share_outside"] <= 0.05
     assert all(row["peak"] <= 1.1 * row["logits"] for row in step["memory"])
+
+
+def test_caches_that_are_exact_do_not_drift_and_the_others_save_time():
+    for report in SAVED["caches"].values():
+        for row in report["rows"]:
+            if row["cache"] == "block-causal" or row["refresh"] == 1:
+                assert row["max_gap"] < 1e-4
+            if row["refresh"] is None:
+                assert row["time"] < 1
