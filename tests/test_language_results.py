@@ -26,5 +26,4 @@ def test_caches_that_are_exact_do_not_drift_and_the_others_save_time():
         for row in report["rows"]:
             if row["cache"] == "block-causal" or row["refresh"] == 1:
                 assert row["max_gap"] < 1e-4
-            if row["refresh"] is None:
-                assert row["time"] < 1
+    assert all(row["time"] < 1 for row in SAVED["caches"]["random"]["rows"] if row["refresh"] != 1)
