@@ -35,7 +35,7 @@ from .pages import fill
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "language.json"
 PAGE = ROOT / "docs" / "language.md"
-BLOCKS = 4
+BLOCKS = 2
 PROMPTS = 400
 REFERENCE = "top1-entropy"
 RULES = (REFERENCE, "topk:k=2", *(f"entropy-bound:gamma={gamma}" for gamma in (0.01, 0.05, 0.1, 0.3)))
@@ -83,7 +83,12 @@ def quality(model: LanguageModel, task: InstructionTask, prompts: int) -> dict[s
                 }
             )
             print(f"{mode}, {rule}: right {rows[-1]['right'][0]:.3f}, NFE {rows[-1]['nfe']:.2f}", flush=True)
-    return {"prompts": len(texts), "canvas": canvas, "rows": rows}
+    report = {"prompts": len(texts), "canvas": canvas, "rows": rows}
+    products = [(f"{a}*{b}=", f"What is {a} times {b}?", str(a * b)) for a in range(1, 10) for b in range(1, 10)]
+    asked = [text for *texts, _ in products for text in texts]
+    answers = model.generate(asked, rule=RULES[0], max_new_tokens=canvas, batch_size=50, temperature=0.0)
+    right = [one.text.strip() == products[number // 2][2] for number, one in enumerate(answers)]
+    return {**report, "products": [_mean(right), len(right)]}
 
 
 def caches_of(folder: str, prompts: int = 16) -> dict[str, Any]:
@@ -109,10 +114,11 @@ def _mean(values: list[Any]) -> float:
 
 
 def _by_kind(instructions: list[Instruction], right: list[float]) -> dict[str, list[float]]:
-    """Share right and number of each kind."""
+    """Share right and number of each kind and form."""
     kinds: dict[str, list[float]] = {}
     for asked, score in zip(instructions, right, strict=True):
-        kinds.setdefault(asked.kind, []).append(score)
+        form = "in words" if asked.prompt[0].isalpha() else "in signs"
+        kinds.setdefault(f"{asked.kind}, {form}", []).append(score)
     return {kind: [_mean(scores), len(scores)] for kind, scores in sorted(kinds.items())}
 
 
@@ -232,6 +238,7 @@ def tables(saved: dict[str, Any]) -> dict[str, str]:
             )
         made["quality"] = "\n".join(lines)
         kinds = saved["quality"]["rows"][0]["right_by_kind"]
+        kinds = {**kinds, "the multiplication table, trained on": saved["quality"]["products"]}
         shown = [f"| {kind} | {share:.1%} | {count} |" for kind, (share, count) in kinds.items()]
         made["kinds"] = "\n".join(["| kind | right | instructions |", "|---|---|---|", *shown])
     if "invariance" in saved:
@@ -261,12 +268,10 @@ def main() -> None:
     """Measures what is asked for, saves it and writes the page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="*", choices=["quality", "invariance", "step", "caches", "render", []])
-    parser.add_argument("--model", default="", help="folder of a language model")
+    parser.add_argument("--model", default="chat", help="name or folder of a language model")
     parser.add_argument("--prompts", type=int, default=PROMPTS)
     given = parser.parse_args()
     what = given.what or ["quality", "invariance", "step", "caches"]
-    if not given.model and {"quality", "invariance"} & set(what):
-        parser.error("quality and invariance need --model FOLDER")
     torch.set_num_threads(1)
     saved = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     if "quality" in what:

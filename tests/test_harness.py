@@ -147,7 +147,7 @@ def test_programs_are_run_against_the_tests(tmp_path: Path, data: Path):
 
 
 def test_the_embedded_models_own_task_needs_no_files(tmp_path: Path):
-    right = {one.prompt: one.answer for one in InstructionTask().instructions("test", 5)}
+    right = {one.prompt: one.answer for one in InstructionTask(kinds="sums").instructions("test", 5)}
     row = run(Scripted(tmp_path, lambda prompt: f" {right[prompt]} "), ["instructions"], None, limit=5)["instructions"]
     assert row["exact_match"] == 1.0
     assert row["documents"] == 5

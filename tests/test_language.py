@@ -68,6 +68,16 @@ def test_an_answer_ends_at_its_first_end_token(model):
     assert network.asked == [[16], [15], [14]]
 
 
+def test_the_end_goes_with_the_last_of_the_text_if_the_rule_allows_it(model):
+    for sure, nfe in ((60.0, 1), (6.0, 3)):  # all within the budget; or none beside another
+        scripted_model, _ = scripted(model, "47", 6, sure=sure)
+        (one,) = scripted_model.generate("12+35=", rule="entropy-bound:gamma=0.01", max_new_tokens=6)
+        assert (one.text, one.nfe) == ("47", nfe)
+    scripted_model, _ = scripted(model, "47", 6, sure=60.0)
+    (one,) = scripted_model.generate("12+35=", rule="topk:k=2", max_new_tokens=6)
+    assert (one.text, one.steps) == ("47", (1, 1, 2))  # the end waits for both, though it is as sure
+
+
 def test_log_probabilities_are_those_of_the_moment(model):
     scripted_model, _ = scripted(model, "47", 6)
     (one,) = scripted_model.generate("12+35=", rule=ONE, max_new_tokens=4)

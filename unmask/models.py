@@ -27,6 +27,7 @@ EMBEDDED = {
     "text": "models/text",
     "judge": "models/judge",
     "arithmetic": "models/arithmetic",
+    "chat": "models/chat",
 }
 """Names of the checkpoints that ship with the package, and where in its data they lie."""
 

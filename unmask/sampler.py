@@ -117,7 +117,7 @@ class Sampler:
         top_k: Keep the `k` most probable tokens when drawing. Planning never sees it.
         top_p: Keep the smallest set of tokens with this mass when drawing. Planning never sees it.
         forbidden: Token ids that must not appear; removed before planning and drawing alike. The mask token always is.
-        last: Tokens that wait for the others (see `View.measured`); not for rules that are blind or evaluate ahead.
+        last: Tokens that go after the others (see `View.measured`); not for rules that are blind or evaluate ahead.
 
     Raises:
         ValueError: If a setting is out of range, a token id outside the vocabulary, or `last` does not fit the rule.

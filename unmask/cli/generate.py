@@ -16,7 +16,7 @@ from rich.text import Text
 
 from ..language import Completion, LanguageModel
 from ..language.cache import CACHES
-from ..models import load
+from ..models import EMBEDDED, load
 from ..result import StepInfo
 from ..rules.named import NamedRule
 from ..sampler import State
@@ -25,11 +25,14 @@ from . import common
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MASK_SHOWN = "░"
 
-Model = Annotated[str, typer.Argument(help="Checkpoint folder, or owner/name in the hub's cache.")]
+Model = Annotated[str, typer.Argument(help="Embedded model, checkpoint folder, or owner/name in the hub's cache.")]
 Input = Annotated[
     Path | None, typer.Option("--input", help='JSON Lines: {"prompt": ...} or {"messages": [...]} each; - is stdin.')
 ]
-NewTokens = Annotated[int, typer.Option(min=1, help="Masks after each prompt.")]
+NewTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Masks after each prompt; default: 32, or 2/5 of what the model takes if that is less."),
+]
 Block = Annotated[
     int | None, typer.Option("--block-length", help="Tokens per block, from left to right; default: all as one.")
 ]
@@ -56,11 +59,11 @@ BlockCausal = Annotated[
 
 
 def generate(
-    model: Model,
+    model: Model = "chat",
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")] = None,
     input: Input = None,
     chat: Annotated[bool, typer.Option(help="Ask as a message of a chat; else texts are continued.")] = False,
-    max_new_tokens: NewTokens = 32,
+    max_new_tokens: NewTokens = None,
     block_length: Block = None,
     rule: common.Rule = "entropy-bound",
     gamma: common.Gamma = None,
@@ -104,7 +107,7 @@ def generate(
         completions = network.generate(
             prompts,
             rule=named.rule,
-            max_new_tokens=max_new_tokens,
+            max_new_tokens=max_new_tokens or usual_new_tokens(network),
             block_length=block_length,
             temperature=temperature,
             seed=seed,
@@ -122,7 +125,7 @@ def generate(
 
 
 def infill(
-    model: Model,
+    model: Model = "chat",
     text: Annotated[
         list[str] | None, typer.Option("--text", "-t", help="A text with [MASK:n] where n tokens are missing.")
     ] = None,
@@ -162,8 +165,8 @@ def infill(
 
 
 def chat(
-    model: Model,
-    max_new_tokens: NewTokens = 32,
+    model: Model = "chat",
+    max_new_tokens: NewTokens = None,
     block_length: Block = None,
     rule: common.Rule = "entropy-bound",
     gamma: common.Gamma = None,
@@ -179,6 +182,7 @@ def chat(
     """
     named = common.rule_from(rule, model, temperature, gamma=gamma)
     network = language_model(model, device, dtype, shift)
+    canvas_length = max_new_tokens or usual_new_tokens(network)
     history: list[dict[str, str]] = []
     common.out.print(f"{escape(model)}, {named}; /rule, /gamma, /reset, /quit", highlight=False, soft_wrap=True)
     for line in _lines():
@@ -192,11 +196,11 @@ def chat(
                 common.out.print(f"[yellow]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
             continue
         history.append({"role": "user", "content": line})
-        forgotten = fit(network, history, max_new_tokens)
+        forgotten = fit(network, history, canvas_length)
         if forgotten:
             common.out.print(f"[dim]({forgotten} earlier messages no longer fit)[/]", highlight=False)
         options = {"temperature": temperature, "seed": seed, "block_length": block_length}
-        answer = _live(network, history, named, max_new_tokens, options)
+        answer = _live(network, history, named, canvas_length, options)
         history.append({"role": "assistant", "content": answer.text})
         note = f"{answer.nfe} evaluations, {answer.new_tokens} tokens, {answer.seconds:.2f} s, {answer.finish_reason}"
         common.out.print(Text(answer.text))
@@ -214,10 +218,12 @@ def language_model(
     """
     if dtype not in DTYPES:
         raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
+    if model in EMBEDDED:
+        common.one_thread()
     where = common.device_named(device)
     loaded = load(model, device=where, dtype=DTYPES[dtype], shift=shift, block_causal=block_causal)
     if not isinstance(loaded, LanguageModel):
-        raise ValueError(f"the model {model!r} has no tokenizer, so it is no language model")
+        raise ValueError(f"the model {model!r} has no tokenizer, so it is not one for text; try chat")
     return loaded
 
 
@@ -244,6 +250,11 @@ def read_prompts(path: Path, field: str) -> list[Any]:
             raise ValueError(f'{path}, line {number}: expected {{"{field}": "..."}}, got {line:.60}')
         prompts.append(found)
     return prompts
+
+
+def usual_new_tokens(model: LanguageModel) -> int:
+    """Masks of an answer where nothing is said: 32, or two fifths of what the model takes if that is less."""
+    return 32 if model.max_length is None else max(1, min(32, model.max_length * 2 // 5))
 
 
 def fit(model: LanguageModel, history: list[dict[str, str]], max_new_tokens: int) -> int:

@@ -150,9 +150,10 @@ class LanguageModel(NetworkDenoiser):
                 blocks; or `"block-causal"`, which is exact, for models with such attention.
             cache_refresh: With `"prefix"` or `"dual"`, compute everything in every so many evaluations of a block;
                 default: only in its first.
-            end_last: Positions whose most probable token is an end token wait for the others, and the first of them
-                goes first. Models trained on answers filled up with end tokens are surest of those: filled in first,
-                from the far end, they cut answers short. Default: so wherever the rule looks before it chooses.
+            end_last: Positions whose most probable token is an end token go after all others, the first of them first,
+                if the rule allows it in the same evaluation as the last of the text. Models trained on answers filled
+                up with end tokens are surest of those: filled in first, from the far end, they cut answers short.
+                Default: so wherever the rule looks before it chooses.
             batch_size: Prompts per batch.
             streams: The stream of each prompt, instead of `seed`.
             on_step: Called with the state of the batch and the step's information.

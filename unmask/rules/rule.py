@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -107,8 +108,14 @@ class Rule:
         key = self.order.key(view) if scored is None else self.order.scored_key(scored)  # pyright: ignore
         key = key.masked_fill(~view.candidate, float("inf"))
         order = key.argsort(dim=-1, stable=True)  # stable: ties go to the lower position
+        if view.last is not None:  # behind the other candidates, before what is none
+            place = torch.where(view.candidate, view.last.int(), 2).gather(1, order)
+            order = order.gather(1, place.argsort(dim=-1, stable=True))
         admitted, memory = self.budget.admit(view.ranked(order))
         chosen = admitted.new_zeros(admitted.shape).scatter_(1, order, admitted)
+        if view.last is not None:
+            left = (view.candidate & ~view.last & ~chosen).any(-1, keepdim=True)
+            chosen = chosen & ~(view.last & left)
         return chosen, memory
 
     def check(self, chosen: Bool[Tensor, "batch length"], candidate: Bool[Tensor, "batch length"]) -> None:

@@ -32,6 +32,7 @@ class View:
         memory: The rule's own numbers, one row per sequence (see `Budget.start`).
         masked: Positions without a token, in the open block or not; `None` before there is a sequence to look at.
         known: Positions with a token. Padding is neither masked nor known.
+        last: Candidates that are unmasked only together with all others or after them; `None` if there are none.
     """
 
     candidate: Bool[Tensor, "batch length"]
@@ -44,6 +45,7 @@ class View:
     memory: Float[Tensor, "batch memory"]
     masked: Bool[Tensor, "batch length"] | None = None
     known: Bool[Tensor, "batch length"] | None = None
+    last: Bool[Tensor, "batch length"] | None = None
 
     @staticmethod
     def blank(
@@ -62,16 +64,15 @@ class View:
     def measured(self, stats: Marginals, last: Sequence[int] = ()) -> View:
         """Returns the same view with the statistics of its candidates, one row each.
 
-        A position whose most probable token is one of `last` is then no candidate while its sequence has another, and
-        of several such only the first is: a text is written before it is ended.
+        Of the positions whose most probable token is one of `last` only the first is then a candidate, and it goes
+        after the others, at the earliest together with all of them: a text is written before it is ended.
         """
         view = self
         if last:
             late = torch.isin(stats.token, torch.tensor(last, device=stats.token.device))
             waits = spread(late, self.candidate, False)
-            others = self.candidate & ~waits
             first = waits & (waits.cumsum(-1) == 1)
-            view = replace(self, candidate=torch.where(others.any(-1, keepdim=True), others, first))
+            view = replace(self, candidate=self.candidate & ~waits | first, last=first)
         statistics = {}
         for name in ("entropy", "doubt", "closeness"):
             statistics[name] = spread(getattr(stats, name), self.candidate).masked_fill(~view.candidate, torch.inf)
