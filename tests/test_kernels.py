@@ -88,6 +88,35 @@ def test_draws_are_those_of_float64(dtype):
     assert bool(allowed.gather(1, last.unsqueeze(1)).isfinite().all())
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_statistics_save_draws_their_work_and_change_none(dtype):
+    """Peaked, flat and masked rows, with uniforms all over, at the ends, and as near to an edge of the CDF as it gets."""
+    pytest.importorskip("numba")
+    z, forbidden = hard_rows(dtype), (1, 2047, 4999)
+    stats, exact = marginals(z, forbidden), forbid(z, forbidden).double()
+    cdf = exact.softmax(-1).cumsum(-1)
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.arange(len(z))
+    for turn in range(300):
+        uniform = torch.rand(len(z), dtype=torch.float64, generator=generator)
+        if turn < 100:  # beside an edge, closer than float32 could tell, on both sides
+            at = torch.multinomial(exact.softmax(-1), 1, generator=generator)
+            edge = cdf.gather(1, at).squeeze(1) + (1e-10 if turn % 2 else -1e-10)
+            uniform = edge.clamp(0, 1 - 1e-9)
+        elif turn == 100:
+            uniform = torch.zeros_like(uniform)
+        ours = draw_rows(z, rows, uniform, forbidden=forbidden, stats=stats)
+        assert torch.equal(ours, draw_rows(z, rows, uniform, forbidden=forbidden)), turn
+        assert torch.equal(ours, draw(exact, uniform)), turn
+    # Most draws of rows as models make them read one tile, and none of the others: those may be anything.
+    z = torch.randn(64, 20_000, generator=generator).to(dtype) * 4
+    stats, uniform = marginals(z), torch.rand(64, dtype=torch.float64, generator=generator)
+    drawn = draw_rows(z, None, uniform)
+    elsewhere = torch.arange(20_000) // 2048 != drawn.unsqueeze(1) // 2048
+    again = draw_rows(z.masked_fill(elsewhere, 0.0), None, uniform, stats=stats)
+    assert int((again == drawn).sum()) >= 56
+
+
 def test_a_row_has_the_same_bits_whatever_is_beside_it(monkeypatch):
     pytest.importorskip("numba")
     z = torch.randn(40, 20_000, generator=torch.Generator().manual_seed(0)) * 4
@@ -157,12 +186,12 @@ from unmask.kernels import triton_rows
 for dtype in DTYPES:
     z, power = hard_rows(dtype, 4999), torch.linspace(1, 4, 11)
     for forbidden in ((), (0, 4100)):
-        top, token, *columns = triton_rows.statistics(z, forbidden, power)
+        (top, token, *columns), _ = triton_rows.statistics(z, forbidden, power)
         exact = plain(z.double(), forbidden, power.double())
         for name, column in zip(NAMES, columns, strict=True):
             torch.testing.assert_close(column.double(), getattr(exact, name), rtol=1e-6, atol=1e-15)
         assert torch.equal(token, exact.token)
-        assert len(triton_rows.statistics(z, forbidden, None)) == 6
+        assert len(triton_rows.statistics(z, forbidden, None)[0]) == 6
     rows = torch.tensor([8, 0, 0, 9, 2])
     u = torch.rand(5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     tau = torch.tensor([1.0, 0.0, 0.5, 1.0, 2.0], dtype=torch.float64)
@@ -170,7 +199,7 @@ for dtype in DTYPES:
     assert torch.equal(triton_rows.draw(z, rows, u, tau, (1,)), expected)
 z = torch.zeros(4, 4999)
 z[0, 4], z[1, 4998], z[2], z[3, 0] = float("nan"), torch.inf, -torch.inf, -float("nan")
-top = triton_rows.statistics(z, (1,), None)[0]
+top = triton_rows.statistics(z, (1,), None)[0][0]
 assert top.isnan().tolist() == [True, False, False, True] and top[1] == torch.inf and top[2] == -torch.inf
 """
 

@@ -36,6 +36,7 @@ class Marginals:
         log_norm: `log Σ exp(logit)`, so that `logit - log_norm` is a log-probability.
         log_moment: `log Σ p^β`, if a power `β` was given.
         top: The largest logit; not finite where a row is no distribution (see `check_marginals`).
+        masses: What the kernel wants to know about the rows again when it draws from them (see `draw_rows`).
     """
 
     entropy: Float[Tensor, " rows"]
@@ -45,6 +46,7 @@ class Marginals:
     log_norm: Float[Tensor, " rows"]
     log_moment: Float[Tensor, " rows"] | None = None
     top: Float[Tensor, " rows"] | None = None
+    masses: Float[Tensor, "rows parts"] | None = None
 
     @property
     def confidence(self) -> Float[Tensor, " rows"]:
@@ -91,9 +93,12 @@ def marginals(
             f"logits must be a float tensor of shape (rows, vocab), got {logits.dtype} {tuple(logits.shape)}"
         )
     kernel = row_kernel(logits)
-    columns = _in_chunks(logits, forbidden, power) if kernel is None else kernel.statistics(logits, forbidden, power)
+    if kernel is None:
+        columns, masses = _in_chunks(logits, forbidden, power), None
+    else:
+        columns, masses = kernel.statistics(logits, forbidden, power)
     top, token, entropy, doubt, closeness, log_norm, *moment = columns
-    stats = Marginals(entropy, doubt, closeness, token, log_norm, moment[0] if moment else None, top)
+    stats = Marginals(entropy, doubt, closeness, token, log_norm, moment[0] if moment else None, top, masses)
     if check:
         check_marginals(stats)
     return stats
@@ -224,13 +229,20 @@ def draw_rows(
     top_k: int | None = None,
     top_p: float | None = None,
     forbidden: Sequence[int] = (),
+    stats: Marginals | None = None,
 ) -> Int[Tensor, " rows"]:
-    """`draw` for some rows of the logits (`None`: all), without tokens that are forbidden; checks no setting."""
+    """`draw` for some rows of the logits (`None`: all), without tokens that are forbidden; checks no setting.
+
+    The statistics of the same logits with the same tokens forbidden change no draw, but save work.
+    """
     tau = torch.as_tensor(temperature, dtype=torch.float64, device=logits.device).expand(len(uniform))
     kernel = row_kernel(logits) if top_k is None and top_p is None else None
     if kernel is not None:
         rows = torch.arange(len(uniform), device=logits.device) if rows is None else rows
-        return kernel.draw(logits, rows, uniform.double(), tau.contiguous(), forbidden)
+        known = None
+        if stats is not None and stats.top is not None and stats.masses is not None:
+            known = stats.top, stats.masses
+        return kernel.draw(logits, rows, uniform.double(), tau.contiguous(), forbidden, known)
     logits = forbid(logits if rows is None else logits[rows], forbidden)
     size = max(1, _CHUNK // 2 // max(1, logits.shape[1]))
     parts = [

@@ -247,7 +247,7 @@ class Sampler:
         self._check(query, stats)
         view = View.blank(where, noise, memory, at, query.valid & ~at).measured(stats, self.last)
         if order.sees_draws:
-            tokens = self._draw(logits, None, token_noise[where], temperature[where])
+            tokens = self._draw(logits, None, token_noise[where], temperature[where], stats)
             score = spread(log_prob(logits, stats.log_norm, tokens), where, -torch.inf)
         elif stats.log_moment is not None:
             score = spread(stats.log_moment, where, -torch.inf)
@@ -256,8 +256,15 @@ class Sampler:
         chosen, memory = self.rule.choose(view, Scored(score, fresh, masked))
         return Plan(where, logits, stats, chosen, memory, tokens, power=power)
 
-    def _draw(self, logits: Tensor, rows: Tensor | None, uniform: Tensor, temperature: Tensor) -> Tensor:
-        return draw_rows(logits, rows, uniform, temperature, self.top_k, self.top_p, self.forbidden)
+    def _draw(
+        self,
+        logits: Tensor,
+        rows: Tensor | None,
+        uniform: Tensor,
+        temperature: Tensor,
+        stats: Marginals | None = None,
+    ) -> Tensor:
+        return draw_rows(logits, rows, uniform, temperature, self.top_k, self.top_p, self.forbidden, stats)
 
     def _evaluate(self, query: Query, power: Tensor | None = None) -> tuple[Tensor, Marginals]:
         """Logits of `query.where`, and their statistics without the forbidden tokens, not checked."""
@@ -349,7 +356,7 @@ class Sampler:
         elif plan.predicted is not None:
             tokens = self._draw(plan.predicted, None, uniform, tau)
         else:
-            tokens = self._draw(plan.logits, picked, uniform, tau)
+            tokens = self._draw(plan.logits, picked, uniform, tau, plan.marginals)
         info = StepInfo(
             sequence=live,
             candidate=candidate,

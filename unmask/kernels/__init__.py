@@ -17,14 +17,29 @@ _WIDE = 256
 class RowKernel(Protocol):
     """What a device's module of kernels does, for logits in float32, bfloat16 and float16."""
 
-    def statistics(self, logits: Tensor, forbidden: Sequence[int], power: Tensor | None) -> tuple[Tensor, ...]:
-        """Returns top, token, entropy, doubt, closeness, log_norm and with a power log_moment, each `[rows]`."""
+    def statistics(
+        self, logits: Tensor, forbidden: Sequence[int], power: Tensor | None
+    ) -> tuple[tuple[Tensor, ...], Tensor | None]:
+        """Returns top, token, entropy, doubt, closeness, log_norm and with a power log_moment, each `[rows]`.
+
+        And what a kernel wants to know about the rows again when it draws from them, if it does.
+        """
         ...
 
     def draw(
-        self, logits: Tensor, rows: Tensor, uniform: Tensor, temperature: Tensor, forbidden: Sequence[int]
+        self,
+        logits: Tensor,
+        rows: Tensor,
+        uniform: Tensor,
+        temperature: Tensor,
+        forbidden: Sequence[int],
+        known: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """Returns one token for each of `rows` by inverting its CDF, given float64 uniforms and temperatures."""
+        """Returns one token for each of `rows` by inverting its CDF, given float64 uniforms and temperatures.
+
+        `known` is the top of every row of the logits and what `statistics` returned besides, if it was something, with
+        the same tokens forbidden.
+        """
         ...
 
 

@@ -38,6 +38,10 @@ _UNLIFT = 2.0**-_LIFT
 _LANES = 64
 """Sums are made in so many parts, written out: the compiler has no choice, and bits are the same wherever it runs."""
 
+_DOUBT = 4e-6
+"""More than the relative error of a sum of exponentials in float32: 32 additions, 1.9e-6; the exponential, 2.4e-7; its
+rounded argument, 6e-8 times the mean distance from the top, which is no more than the logarithm of the vocabulary."""
+
 _INSIDE = {"nogil": True, "cache": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
@@ -132,6 +136,20 @@ def _bits_of(stored):
     return half
 
 
+@no_type_check
+def _signed(stored: Any) -> Any:
+    """The stored logit as an integer with its sign: float16 comes without."""
+    raise NotImplementedError
+
+
+@overload(_signed, jit_options={"cache": True})
+@no_type_check
+def _signed_of(stored):
+    if stored == types.uint16:
+        return lambda stored: types.int16(stored)
+    return lambda stored: stored
+
+
 @njit(**_INSIDE)
 @no_type_check
 def _exp32(d):
@@ -189,13 +207,14 @@ def _patched(part, begin, forbidden, low, tile):
 def _largest(part):
     """The largest number. Which one it is if there are NaN is not said; they are found in the sum.
 
-    The bits of numbers without a sign are in the order of the numbers, those with one in the opposite order.
+    The bits of numbers without a sign are in the order of the numbers, those with one in the opposite order; and half
+    as many bits are compared in half the time.
     """
-    high, low = types.int32(-0x80000000), types.int32(0x7FFFFFFF)
+    high = low = _signed(part[0])
     for i in range(len(part)):
-        bits = _bits(part[i])
+        bits = _signed(part[i])
         high, low = max(high, bits), min(low, bits)
-    return _as_float32(high if high >= 0 else low)
+    return _as_float32(_bits(part.dtype.type(high if high >= 0 else low)))
 
 
 @njit(**_INSIDE)
@@ -232,7 +251,10 @@ def _index(tile, top):
 @njit(**_INSIDE)
 @no_type_check
 def _sums(part, top, lanes, totals):
-    """Adds `Σe^d` and `Σe^d·(-d)`, `2^40` times too large, to totals in as many parts as there are lanes."""
+    """Adds `Σe^d` and `Σe^d·(-d)`, `2^40` times too large, to totals in as many parts as there are lanes.
+
+    Returns the part's own `Σe^d`, as it should be.
+    """
     s, t = lanes[0], lanes[1]
     lanes[:] = types.float32(0.0)
     whole = len(part) // _LANES * _LANES
@@ -253,6 +275,12 @@ def _sums(part, top, lanes, totals):
     for j in range(_LANES):
         totals[0, j] += types.float64(s[j])
         totals[1, j] += types.float64(t[j])
+    half = _LANES // 2
+    while half > 0:
+        for j in range(half):
+            s[j] += s[j + half]
+        half //= 2
+    return types.float64(s[0]) * _UNLIFT
 
 
 @njit(**_INSIDE)
@@ -283,8 +311,8 @@ def _any_nan(row, forbidden):
 
 @njit(**_INSIDE)
 @no_type_check
-def _row_statistics(row, forbidden, powered, beta, tile, tops, lanes, totals, out, tokens, r):
-    """The columns of one row."""
+def _row_statistics(row, forbidden, powered, beta, tile, tops, lanes, totals, masses, out, tokens, r):
+    """The columns of one row, and the mass of each of its tiles."""
     top, best = _tops(row, forbidden, tile, tops)
     finite = types.float32(0.0) if not math.isfinite(top) else top
     totals[:] = 0.0
@@ -303,14 +331,15 @@ def _row_statistics(row, forbidden, powered, beta, tile, tops, lanes, totals, ou
                 token = begin + _index(patched, top)
                 patched[token - begin] = _LOWEST
                 tops[number] = _largest(patched)
-            _sums(patched, finite, lanes, totals)
+            masses[number] = _sums(patched, finite, lanes, totals)
             if powered:
                 _moment(patched, finite, beta, lanes, totals)
         else:
-            _sums(part, finite, lanes, totals)
+            masses[number] = _sums(part, finite, lanes, totals)
             if powered:
                 _moment(part, finite, beta, lanes, totals)
         second = max(second, tops[number])
+    masses[best] += 1.0
     s, t, m = 0.0, 0.0, 0.0
     for j in range(_LANES):
         s, t, m = s + totals[0, j], t + totals[1, j], m + totals[2, j]
@@ -330,7 +359,7 @@ def _row_statistics(row, forbidden, powered, beta, tile, tops, lanes, totals, ou
 
 @njit(nogil=True, cache=True)
 @no_type_check
-def _statistics(logits, forbidden, powered, power, out, tokens, counter):
+def _statistics(logits, forbidden, powered, power, masses, out, tokens, counter):
     """Rows until there are none left; see `statistics`."""
     vocab = logits.shape[1]
     tile = np.empty(_TILE, np.int32)
@@ -341,7 +370,7 @@ def _statistics(logits, forbidden, powered, power, out, tokens, counter):
         if r >= len(logits):
             return
         beta = power[r] if powered else types.float32(1.0)
-        _row_statistics(logits[r], forbidden, powered, beta, tile, tops, lanes, totals, out, tokens, r)
+        _row_statistics(logits[r], forbidden, powered, beta, tile, tops, lanes, totals, masses[r], out, tokens, r)
 
 
 @njit(**_INSIDE)
@@ -415,9 +444,45 @@ def _row_draw(row, uniform, temperature, forbidden, tile, tops, masses, mass):
     return begin + token
 
 
+@njit(**_INSIDE)
+@no_type_check
+def _tile_draw(row, uniform, forbidden, top, sums, tile, mass):
+    """What `_row_draw` finds at temperature 1, from the masses of the tiles and a look at one of them; -1 if unsure.
+
+    With `C` before the tile and `R` behind it, the uniform points to `u (M + R) - (1 - u) C` inside. `M` is added up
+    anew in float64, so that the error is at most `u R + (1 - u) C` times that of the sums.
+    """
+    total, hit, before = 0.0, 0, 0.0
+    for number in range(len(sums)):
+        total += sums[number]
+    while hit + 1 < len(sums) and before + sums[hit] <= uniform * total:
+        before += sums[hit]
+        hit += 1
+    begin = hit * _TILE
+    part = row[begin : min(begin + _TILE, len(row))]
+    _patched(part, begin, forbidden, np.searchsorted(forbidden, begin), tile)
+    patched = tile[: len(part)]
+    _masses(patched, types.float64(top), 1.0, mass)
+    here = 0.0
+    for i in range(len(patched)):
+        here += mass[i]
+    behind = 0.0
+    for number in range(hit + 1, len(sums)):
+        behind += sums[number]
+    target = uniform * (here + behind) - (1.0 - uniform) * before
+    doubt = _DOUBT * (uniform * behind + (1.0 - uniform) * before) + 1e-13 * total
+    reached = 0.0
+    for i in range(len(patched)):
+        if reached + mass[i] > target:
+            sure = reached + doubt <= target or (before == 0.0 and reached == 0.0)
+            return begin + i if sure and target + doubt < reached + mass[i] else -1
+        reached += mass[i]
+    return -1
+
+
 @njit(nogil=True, cache=True)
 @no_type_check
-def _draw(logits, rows, uniform, temperature, forbidden, out, counter):
+def _draw(logits, rows, uniform, temperature, forbidden, known, top, sums, out, counter):
     """Rows until there are none left; see `draw`."""
     vocab = logits.shape[1]
     tile, mass = np.empty(_TILE, np.int32), np.empty(_TILE, np.float64)
@@ -428,6 +493,10 @@ def _draw(logits, rows, uniform, temperature, forbidden, out, counter):
         if r >= len(rows):
             return
         row = logits[rows[r]]
+        if known and temperature[r] == 1.0:
+            out[r] = _tile_draw(row, uniform[r], forbidden, top[rows[r]], sums[rows[r]], tile, mass)
+            if out[r] >= 0:
+                continue
         out[r] = _row_draw(row, uniform[r], temperature[r], forbidden, tile, tops, masses, mass)
 
 
@@ -453,27 +522,45 @@ def _stored(logits: Tensor) -> np.ndarray:
     return logits.detach().contiguous().view(kind).numpy()
 
 
+_NOTHING = np.empty(0, np.float32), np.empty((0, 0), np.float64)
+
+
 @lru_cache(maxsize=16)
 def _banned(forbidden: tuple[int, ...]) -> np.ndarray:
     return np.array(sorted(set(forbidden)), np.int64)
 
 
-def statistics(logits: Tensor, forbidden: Sequence[int], power: Tensor | None) -> tuple[Tensor, ...]:
-    """The columns `unmask.categorical.marginals` is made of, in float32: top, token, entropy, doubt, ..."""
-    rows = len(logits)
+def statistics(
+    logits: Tensor, forbidden: Sequence[int], power: Tensor | None
+) -> tuple[tuple[Tensor, ...], Tensor | None]:
+    """The columns `unmask.categorical.marginals` is made of, in float32: top, token, ...; and the mass of each tile."""
+    rows, vocab = logits.shape
     out = torch.empty(5 if power is None else 6, rows, dtype=torch.float32)
     token = torch.empty(rows, dtype=torch.int64)
+    masses = torch.empty(rows, -(-vocab // _TILE), dtype=torch.float64)
     beta = np.empty(0, np.float32) if power is None else power.float().contiguous().numpy()
-    arguments = (_stored(logits), _banned(tuple(forbidden)), power is not None, beta, out.numpy(), token.numpy())
-    _together(_statistics, arguments, rows, logits.numel())
+    arguments = (_stored(logits), _banned(tuple(forbidden)), power is not None, beta)
+    _together(_statistics, (*arguments, masses.numpy(), out.numpy(), token.numpy()), rows, logits.numel())
     top, *columns = out.unbind()
-    return top, token, *columns
+    return (top, token, *columns), masses
 
 
-def draw(logits: Tensor, rows: Tensor, uniform: Tensor, temperature: Tensor, forbidden: Sequence[int]) -> Tensor:
-    """Draws one token for each of some rows, given float64 uniforms and temperatures; see `unmask.categorical.draw`."""
+def draw(
+    logits: Tensor,
+    rows: Tensor,
+    uniform: Tensor,
+    temperature: Tensor,
+    forbidden: Sequence[int],
+    known: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
+    """Draws one token for each of some rows, given float64 uniforms and temperatures; see `unmask.categorical.draw`.
+
+    With what is known from `statistics`, top and masses of all rows, a draw at temperature 1 reads one tile of its row,
+    and the whole of it only if that leaves a doubt.
+    """
     out = torch.empty(len(rows), dtype=torch.int64)
     numbers = (tensor.contiguous().numpy() for tensor in (rows, uniform, temperature))
-    arguments = (_stored(logits), *numbers, _banned(tuple(forbidden)), out.numpy())
-    _together(_draw, arguments, len(rows), len(rows) * logits.shape[1])
+    top, masses = _NOTHING if known is None else (tensor.numpy() for tensor in known)
+    arguments = (_stored(logits), *numbers, _banned(tuple(forbidden)), known is not None, top, masses, out.numpy())
+    _together(_draw, arguments, len(rows), len(rows) * (logits.shape[1] if known is None else 4 * _TILE))
     return out

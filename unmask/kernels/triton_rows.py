@@ -177,8 +177,8 @@ def _banned(forbidden: tuple[int, ...], vocab: int, device: torch.device, piece:
 
 def statistics(
     logits: Tensor, forbidden: Sequence[int], power: Tensor | None, *, piece: int = _PIECE, warps: int = _WARPS
-) -> tuple[Tensor, ...]:
-    """The columns `unmask.categorical.marginals` is made of, in float32: top, token, entropy, doubt, ..."""
+) -> tuple[tuple[Tensor, ...], None]:
+    """The columns `unmask.categorical.marginals` is made of, in float32: top, token, ...; draws need nothing else."""
     rows, vocab = logits.shape
     pieces = triton.cdiv(vocab, piece)
     powered = power is not None
@@ -190,7 +190,7 @@ def statistics(
     beta = power.float() if power is not None else parts
     shape, masked = (logits.stride(0), vocab, pieces, rows * pieces), bool(forbidden)
     if not rows:
-        return out[0], token, *out[1:].unbind()
+        return (out[0], token, *out[1:].unbind()), None
     with torch.cuda.device_of(logits):
         _piece_kernel[(rows * pieces,)](
             logits, banned, flags, beta, parts, *shape, PIECE=piece, MASKED=masked, POWER=powered, num_warps=warps
@@ -200,10 +200,17 @@ def statistics(
             PIECE=piece, PIECES=width, MASKED=masked, POWER=powered, num_warps=warps,
         )  # fmt: skip
     top, *columns = out.unbind()
-    return top, token, *columns
+    return (top, token, *columns), None
 
 
-def draw(logits: Tensor, rows: Tensor, uniform: Tensor, temperature: Tensor, forbidden: Sequence[int]) -> Tensor:
+def draw(
+    logits: Tensor,
+    rows: Tensor,
+    uniform: Tensor,
+    temperature: Tensor,
+    forbidden: Sequence[int],
+    known: tuple[Tensor, Tensor] | None = None,  # noqa: ARG001 - nothing is kept from the statistics
+) -> Tensor:
     """Draws one token for each of some rows, given float64 uniforms and temperatures; see `unmask.categorical.draw`."""
     vocab = logits.shape[1]
     pieces = triton.cdiv(vocab, _PIECE)
