@@ -90,7 +90,7 @@ def test_draws_are_those_of_float64(dtype):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_statistics_save_draws_their_work_and_change_none(dtype):
-    """Peaked, flat and masked rows, with uniforms all over, at the ends, and as near to an edge of the CDF as it gets."""
+    """Peaked, flat and masked rows, with uniforms all over, at 0, and right beside the edges of the CDF."""
     pytest.importorskip("numba")
     z, forbidden = hard_rows(dtype), (1, 2047, 4999)
     stats, exact = marginals(z, forbidden), forbid(z, forbidden).double()

@@ -323,7 +323,7 @@ class Sampler:
         open_now = open_block(masks.pending[alive], masks.block[alive])
         candidate, index = open_now.to(device, non_blocking=True), where_true(open_now, device)
         noise = rows(state.order_noise)
-        time = self._time(noise, candidate, pending.sum(-1).double() / valid.sum(-1))
+        time = self._time(noise, candidate, pending, valid)
         query, temperature = Query(x, candidate, valid, live, time, index), rows(state.temperature)
         token_noise = rows(state.token_noise)
         if isinstance(self.rule.order, ScoredOrder) or self.rule.tests:
@@ -388,7 +388,7 @@ class Sampler:
         )
         return HostMasks(left, masks.block).note(new), info
 
-    def _time(self, noise: Tensor, candidate: Tensor, masked: Tensor) -> Float[Tensor, " batch"] | None:
+    def _time(self, noise: Tensor, candidate: Tensor, pending: Tensor, valid: Tensor) -> Float[Tensor, " batch"] | None:
         if not getattr(self.denoiser, "wants_time", False):
             return None
         if self.rule.clock is None:
@@ -396,7 +396,7 @@ class Sampler:
                 "this denoiser wants to know the time, and the rule has no clock: add one, as in"
                 " Rule(order, budget, MaskedFraction(schedule)), or use first_hitting() or ancestral(steps)"
             )
-        return self.rule.clock.time(noise, candidate, masked)
+        return self.rule.clock.time(noise, candidate, pending.sum(-1).double() / valid.sum(-1))
 
     def run(
         self,

@@ -112,7 +112,7 @@ def advance(sampler: Sampler, state: State, live: Int[Tensor, " rows"], candidat
     evaluations = torch.bincount(states.row, minlength=len(live))
     noise, row = state.order_noise[live], states.row
     candidate = open_block(states.pending, state.block[live][row])
-    time = sampler._time(noise[row], candidate, states.pending.sum(-1).double() / valid.sum(-1)[row])
+    time = sampler._time(noise[row], candidate, states.pending, valid[row])
     where = candidate
     if rule.order.marginal_free:  # then only what may be taken or drafted next is evaluated
         next_few = Rule(rule.order, TopK(budget.draft + 1))

@@ -275,12 +275,16 @@ def _sums(part, top, lanes, totals):
     for j in range(_LANES):
         totals[0, j] += types.float64(s[j])
         totals[1, j] += types.float64(t[j])
-    half = _LANES // 2
-    while half > 0:
-        for j in range(half):
-            s[j] += s[j + half]
-        half //= 2
-    return types.float64(s[0]) * _UNLIFT
+    for j in range(_LANES // 2):  # halves of halves: as vectors, and always in this order
+        s[j] += s[j + _LANES // 2]
+    for j in range(_LANES // 4):
+        s[j] += s[j + _LANES // 4]
+    for j in range(_LANES // 8):
+        s[j] += s[j + _LANES // 8]
+    total = types.float64(0.0)
+    for j in range(_LANES // 8):
+        total += types.float64(s[j])
+    return total * _UNLIFT
 
 
 @njit(**_INSIDE)

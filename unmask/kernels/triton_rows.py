@@ -209,7 +209,7 @@ def draw(
     uniform: Tensor,
     temperature: Tensor,
     forbidden: Sequence[int],
-    known: tuple[Tensor, Tensor] | None = None,  # noqa: ARG001 - nothing is kept from the statistics
+    known: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Draws one token for each of some rows, given float64 uniforms and temperatures; see `unmask.categorical.draw`."""
     vocab = logits.shape[1]

@@ -120,6 +120,6 @@ class Rule:
 
     def check(self, chosen: Bool[Tensor, "batch length"], candidate: Bool[Tensor, "batch length"]) -> None:
         """Raises `RuleError` if a sequence is left without progress or a position was taken that is no candidate."""
-        stuck = candidate.any(-1) & ~chosen.any(-1)
-        if bool(stuck.any() | (chosen & ~candidate).any()):
+        stuck = candidate.any(-1) > chosen.any(-1)
+        if bool(stuck.any() | (chosen > candidate).any()):
             raise RuleError(f"{self} must unmask at least one candidate of every sequence, and candidates only")

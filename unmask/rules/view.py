@@ -67,15 +67,15 @@ class View:
         Of the positions whose most probable token is one of `last` only the first is then a candidate, and it goes
         after the others, at the earliest together with all of them: a text is written before it is ended.
         """
-        view = self
+        view, statistics = self, {}
+        for name in ("entropy", "doubt", "closeness"):
+            statistics[name] = spread(getattr(stats, name), self.candidate)
         if last:
             late = torch.isin(stats.token, torch.tensor(last, device=stats.token.device))
             waits = spread(late, self.candidate, False)
             first = waits & (waits.cumsum(-1) == 1)
             view = replace(self, candidate=self.candidate & ~waits | first, last=first)
-        statistics = {}
-        for name in ("entropy", "doubt", "closeness"):
-            statistics[name] = spread(getattr(stats, name), self.candidate).masked_fill(~view.candidate, torch.inf)
+            statistics = {name: values.masked_fill(~view.candidate, torch.inf) for name, values in statistics.items()}
         return replace(view, **statistics)
 
     def ranked(self, order: Int[Tensor, "batch length"]) -> View:
