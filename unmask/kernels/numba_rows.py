@@ -42,7 +42,7 @@ _DOUBT = 4e-6
 """More than the relative error of a sum of exponentials in float32: 32 additions, 1.9e-6; the exponential, 2.4e-7; its
 rounded argument, 6e-8 times the mean distance from the top, which is no more than the logarithm of the vocabulary."""
 
-_INSIDE = {"nogil": True, "cache": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+_INSIDE = {"error_model": "numpy", "nogil": True, "cache": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
 
 @intrinsic
@@ -193,13 +193,45 @@ def _exp64(d):
 
 @njit(**_INSIDE)
 @no_type_check
-def _patched(part, begin, forbidden, low, tile):
-    """Decodes a part of a row, with forbidden tokens (ascending ids, from number `low` on) at `-inf`."""
+def _from(forbidden, begin):
+    """How many forbidden tokens (ascending ids) are below a token."""
+    low, high = 0, len(forbidden)
+    while low < high:
+        middle = (low + high) // 2
+        if forbidden[middle] < begin:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(**_INSIDE)
+@no_type_check
+def _touched(forbidden, begin, count):
+    """Whether one of some tokens in a row is forbidden."""
+    low = _from(forbidden, begin)
+    return low < len(forbidden) and forbidden[low] < begin + count
+
+
+@njit(**_INSIDE)
+@no_type_check
+def _whole(count):
+    """A count, rounded up to a multiple of the lanes."""
+    return (count + _LANES - 1) // _LANES * _LANES
+
+
+@njit(**_INSIDE)
+@no_type_check
+def _patched(part, begin, forbidden, tile):
+    """Decodes a part of a row, with forbidden tokens at `-inf`, and fills it up to a whole number of lanes with it."""
     for i in range(len(part)):
         tile[i] = _bits(part[i])
+    low = _from(forbidden, begin)
     while low < len(forbidden) and forbidden[low] < begin + len(part):
         tile[forbidden[low] - begin] = _LOWEST
         low += 1
+    for i in range(len(part), _whole(len(part))):
+        tile[i] = _LOWEST
 
 
 @njit(**_INSIDE)
@@ -213,7 +245,8 @@ def _largest(part):
     high = low = _signed(part[0])
     for i in range(len(part)):
         bits = _signed(part[i])
-        high, low = max(high, bits), min(low, bits)
+        high = bits if bits > high else high
+        low = bits if bits < low else low
     return _as_float32(_bits(part.dtype.type(high if high >= 0 else low)))
 
 
@@ -221,15 +254,13 @@ def _largest(part):
 @no_type_check
 def _tops(row, forbidden, tile, tops):
     """The largest logit, that of every tile of the row, and the first tile that holds it."""
-    top, at, low = _MINUS_INFINITY, 0, 0
+    top, at = _MINUS_INFINITY, 0
     for number in range(len(tops)):
         begin = number * _TILE
-        part = row[begin : min(begin + _TILE, len(row))]
-        if low < len(forbidden) and forbidden[low] < begin + len(part):
-            _patched(part, begin, forbidden, low, tile)
+        part = row[begin : begin + _TILE]
+        if _touched(forbidden, begin, len(part)):
+            _patched(part, begin, forbidden, tile)
             here = _largest(tile[: len(part)])
-            while low < len(forbidden) and forbidden[low] < begin + len(part):
-                low += 1
         else:
             here = _largest(part)
         tops[number] = here
@@ -244,21 +275,21 @@ def _index(tile, top):
     """The first place of a number, 0 if it is nowhere."""
     first = types.int32(len(tile))
     for i in range(len(tile)):
-        first = min(first, types.int32(i) if _as_float32(tile[i]) == top else types.int32(len(tile)))
+        place = types.int32(i) if _as_float32(tile[i]) == top else types.int32(len(tile))
+        first = place if place < first else first
     return first if first < len(tile) else 0
 
 
 @njit(**_INSIDE)
 @no_type_check
 def _sums(part, top, lanes, totals):
-    """Adds `Σe^d` and `Σe^d·(-d)`, `2^40` times too large, to totals in as many parts as there are lanes.
+    """Adds `Σe^d` and `Σe^d·(-d)`, `2^40` times too large, to totals in as many parts as there are lanes, all full.
 
     Returns the part's own `Σe^d`, as it should be.
     """
     s, t = lanes[0], lanes[1]
     lanes[:] = types.float32(0.0)
-    whole = len(part) // _LANES * _LANES
-    for begin in range(0, whole, _LANES):
+    for begin in range(0, len(part), _LANES):
         some = part[begin : begin + _LANES]
         for j in range(_LANES):
             d = _as_float32(_bits(some[j])) - top
@@ -266,12 +297,6 @@ def _sums(part, top, lanes, totals):
             e = _exp32(d)
             s[j] += e
             t[j] = _fma(-e, d, t[j])
-    for j in range(len(part) - whole):
-        d = _as_float32(_bits(part[whole + j])) - top
-        d = types.float32(-116.0) if d < types.float32(-116.0) else d
-        e = _exp32(d)
-        s[j] += e
-        t[j] = _fma(-e, d, t[j])
     for j in range(_LANES):
         totals[0, j] += types.float64(s[j])
         totals[1, j] += types.float64(t[j])
@@ -306,43 +331,38 @@ def _any_nan(row, forbidden):
     """NaN if the row has one at a token that is not forbidden, else 0."""
     for token in range(len(row)):
         x = _as_float32(_bits(row[token]))
-        if x != x:
-            low = np.searchsorted(forbidden, token)
-            if low == len(forbidden) or forbidden[low] != token:
-                return np.nan
+        if x != x and not _touched(forbidden, token, 1):
+            return np.nan
     return 0.0
 
 
 @njit(**_INSIDE)
 @no_type_check
-def _row_statistics(row, forbidden, powered, beta, tile, tops, lanes, totals, masses, out, tokens, r):
+def _row_statistics(row, forbidden, beta, tile, tops, lanes, totals, masses, out, tokens, r):
     """The columns of one row, and the mass of each of its tiles."""
     top, best = _tops(row, forbidden, tile, tops)
     finite = types.float32(0.0) if not math.isfinite(top) else top
     totals[:] = 0.0
-    second, token, low = _MINUS_INFINITY, 0, 0
+    second, token = _MINUS_INFINITY, 0
     for number in range(len(tops)):
         begin = number * _TILE
-        part = row[begin : min(begin + _TILE, len(row))]
+        part = row[begin : begin + _TILE]
         count = len(part)
-        first = low
-        while low < len(forbidden) and forbidden[low] < begin + count:
-            low += 1
-        if number == best or low > first:
-            _patched(part, begin, forbidden, first, tile)
-            patched = tile[:count]
+        if number == best or count % _LANES > 0 or _touched(forbidden, begin, count):
+            _patched(part, begin, forbidden, tile)
+            patched = tile[: _whole(count)]
             if number == best:
                 token = begin + _index(patched, top)
                 patched[token - begin] = _LOWEST
                 tops[number] = _largest(patched)
             masses[number] = _sums(patched, finite, lanes, totals)
-            if powered:
+            if beta is not None:
                 _moment(patched, finite, beta, lanes, totals)
         else:
             masses[number] = _sums(part, finite, lanes, totals)
-            if powered:
+            if beta is not None:
                 _moment(part, finite, beta, lanes, totals)
-        second = max(second, tops[number])
+        second = tops[number] if tops[number] > second else second
     masses[best] += 1.0
     s, t, m = 0.0, 0.0, 0.0
     for j in range(_LANES):
@@ -356,25 +376,21 @@ def _row_statistics(row, forbidden, powered, beta, tile, tops, lanes, totals, ma
     out[2, r] = s / (1.0 + s)
     out[3, r] = (s + math.exp(types.float64(second) - finite)) / (1.0 + s)
     out[4, r] = finite + log_z
-    if powered:
+    if beta is not None:
         out[5, r] = math.log1p(m) - beta * log_z
     tokens[r] = token
 
 
-@njit(nogil=True, cache=True)
+@njit(error_model="numpy", nogil=True, cache=True)
 @no_type_check
-def _statistics(logits, forbidden, powered, power, masses, out, tokens, counter):
-    """Rows until there are none left; see `statistics`."""
-    vocab = logits.shape[1]
-    tile = np.empty(_TILE, np.int32)
-    tops = np.empty((vocab + _TILE - 1) // _TILE, np.float32)
-    lanes, totals = np.empty((2, _LANES), np.float32), np.empty((3, _LANES), np.float64)
+def _statistics(logits, forbidden, power, masses, out, tokens, tile, tops, lanes, totals, counter):
+    """Rows until there are none left; see `statistics`. Without a power, nothing of it is compiled."""
     while True:
         r = _claim(counter)
         if r >= len(logits):
             return
-        beta = power[r] if powered else types.float32(1.0)
-        _row_statistics(logits[r], forbidden, powered, beta, tile, tops, lanes, totals, masses[r], out, tokens, r)
+        beta = None if power is None else power[r]
+        _row_statistics(logits[r], forbidden, beta, tile, tops, lanes, totals, masses[r], out, tokens, r)
 
 
 @njit(**_INSIDE)
@@ -388,15 +404,12 @@ def _masses(part, top, scale, mass):
 @njit(**_INSIDE)
 @no_type_check
 def _mass(part, top, scale, lanes):
-    """The sum of `_masses`, made in as many parts as there are lanes."""
+    """The sum of `_masses` of whole lanes, made in as many parts."""
     lanes[:] = 0.0
-    whole = len(part) // _LANES * _LANES
-    for begin in range(0, whole, _LANES):
+    for begin in range(0, len(part), _LANES):
         some = part[begin : begin + _LANES]
         for j in range(_LANES):
             lanes[j] += _exp64((types.float64(_as_float32(_bits(some[j]))) - top) * scale)
-    for j in range(len(part) - whole):
-        lanes[j] += _exp64((types.float64(_as_float32(_bits(part[whole + j]))) - top) * scale)
     total = 0.0
     for j in range(_LANES):
         total += lanes[j]
@@ -408,22 +421,23 @@ def _mass(part, top, scale, lanes):
 def _row_draw(row, uniform, temperature, forbidden, tile, tops, masses, mass):
     """Inverts the CDF of one row: over tiles first, then inside the one that was hit."""
     top, hit = _tops(row, forbidden, tile, tops)
-    base, before, target, scale = types.float64(top), 0.0, 0.0, min(1.0 / max(temperature, 1e-308), 1.7e308)
+    base, before, target = types.float64(top), 0.0, 0.0
+    scale = 1.0 / temperature if temperature > 1e-308 else 1.7e308
+    scale = scale if scale < 1.7e308 else 1.7e308
     if temperature > 0.0:
-        total, low = 0.0, 0
+        total = 0.0
         for number in range(len(tops)):
             begin = number * _TILE
-            part = row[begin : min(begin + _TILE, len(row))]
-            if low < len(forbidden) and forbidden[low] < begin + len(part):
-                _patched(part, begin, forbidden, low, tile)
-                masses[number] = _mass(tile[: len(part)], base, scale, mass[:_LANES])
-                while low < len(forbidden) and forbidden[low] < begin + len(part):
-                    low += 1
+            part = row[begin : begin + _TILE]
+            if len(part) % _LANES > 0 or _touched(forbidden, begin, len(part)):
+                _patched(part, begin, forbidden, tile)
+                masses[number] = _mass(tile[: _whole(len(part))], base, scale, mass[:_LANES])
             else:
                 masses[number] = _mass(part, base, scale, mass[:_LANES])
             total += masses[number]
         # u·total can round up to total; one step below it still falls in the last token with mass.
-        target = min(uniform * total, total - total * 1.1102230246251565e-16)
+        below = total - total * 1.1102230246251565e-16
+        target = uniform * total if uniform * total < below else below
         reached = 0.0
         for number in range(len(tops)):
             if masses[number] > 0.0:
@@ -432,8 +446,8 @@ def _row_draw(row, uniform, temperature, forbidden, tile, tops, masses, mass):
                 if reached > target:
                     break
     begin = hit * _TILE
-    part = row[begin : min(begin + _TILE, len(row))]
-    _patched(part, begin, forbidden, np.searchsorted(forbidden, begin), tile)
+    part = row[begin : begin + _TILE]
+    _patched(part, begin, forbidden, tile)
     patched = tile[: len(part)]
     if temperature == 0.0:
         return begin + _index(patched, top)
@@ -463,8 +477,8 @@ def _tile_draw(row, uniform, forbidden, top, sums, tile, mass):
         before += sums[hit]
         hit += 1
     begin = hit * _TILE
-    part = row[begin : min(begin + _TILE, len(row))]
-    _patched(part, begin, forbidden, np.searchsorted(forbidden, begin), tile)
+    part = row[begin : begin + _TILE]
+    _patched(part, begin, forbidden, tile)
     patched = tile[: len(part)]
     _masses(patched, types.float64(top), 1.0, mass)
     here = 0.0
@@ -484,14 +498,10 @@ def _tile_draw(row, uniform, forbidden, top, sums, tile, mass):
     return -1
 
 
-@njit(nogil=True, cache=True)
+@njit(error_model="numpy", nogil=True, cache=True)
 @no_type_check
-def _draw(logits, rows, uniform, temperature, forbidden, known, top, sums, out, counter):
+def _draw(logits, rows, uniform, temperature, forbidden, known, top, sums, out, tile, tops, masses, mass, counter):
     """Rows until there are none left; see `draw`."""
-    vocab = logits.shape[1]
-    tile, mass = np.empty(_TILE, np.int32), np.empty(_TILE, np.float64)
-    tiles = (vocab + _TILE - 1) // _TILE
-    tops, masses = np.empty(tiles, np.float32), np.empty(tiles, np.float64)
     while True:
         r = _claim(counter)
         if r >= len(rows):
@@ -509,12 +519,18 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="unmask-rows")
 
 
-def _together(kernel: Callable[..., None], arguments: tuple[Any, ...], rows: int, size: int) -> None:
-    """Runs a kernel on as many threads as PyTorch may use, this one among them."""
+def _together(
+    kernel: Callable[..., None],
+    arguments: tuple[Any, ...],
+    scratch: Callable[[], tuple[np.ndarray, ...]],
+    rows: int,
+    size: int,
+) -> None:
+    """Runs a kernel on as many threads as PyTorch may use, this one among them, each with scratch of its own."""
     counter = np.zeros(1, np.int64)
     helpers = min(torch.get_num_threads(), rows, 1 + size // _SMALL) - 1
-    tasks = [_pool(torch.get_num_threads()).submit(kernel, *arguments, counter) for _ in range(helpers)]
-    kernel(*arguments, counter)
+    tasks = [_pool(torch.get_num_threads()).submit(kernel, *arguments, *scratch(), counter) for _ in range(helpers)]
+    kernel(*arguments, *scratch(), counter)
     for task in tasks:
         if not task.cancel():  # it never started: nothing is left to do for it
             task.result()
@@ -542,9 +558,14 @@ def statistics(
     out = torch.empty(5 if power is None else 6, rows, dtype=torch.float32)
     token = torch.empty(rows, dtype=torch.int64)
     masses = torch.empty(rows, -(-vocab // _TILE), dtype=torch.float64)
-    beta = np.empty(0, np.float32) if power is None else power.float().contiguous().numpy()
-    arguments = (_stored(logits), _banned(tuple(forbidden)), power is not None, beta)
-    _together(_statistics, (*arguments, masses.numpy(), out.numpy(), token.numpy()), rows, logits.numel())
+    beta = None if power is None else power.float().contiguous().numpy()
+    arguments = (_stored(logits), _banned(tuple(forbidden)), beta, masses.numpy(), out.numpy(), token.numpy())
+
+    def scratch() -> tuple[np.ndarray, ...]:
+        tile, tops = np.empty(_TILE, np.int32), np.empty(masses.shape[1], np.float32)
+        return tile, tops, np.empty((2, _LANES), np.float32), np.empty((3, _LANES), np.float64)
+
+    _together(_statistics, arguments, scratch, rows, logits.numel())
     top, *columns = out.unbind()
     return (top, token, *columns), masses
 
@@ -566,5 +587,11 @@ def draw(
     numbers = (tensor.contiguous().numpy() for tensor in (rows, uniform, temperature))
     top, masses = _NOTHING if known is None else (tensor.numpy() for tensor in known)
     arguments = (_stored(logits), *numbers, _banned(tuple(forbidden)), known is not None, top, masses, out.numpy())
-    _together(_draw, arguments, len(rows), len(rows) * (logits.shape[1] if known is None else 4 * _TILE))
+    tiles = -(-logits.shape[1] // _TILE)
+
+    def scratch() -> tuple[np.ndarray, ...]:
+        tile, mass = np.empty(_TILE, np.int32), np.empty(_TILE, np.float64)
+        return tile, np.empty(tiles, np.float32), np.empty(tiles, np.float64), mass
+
+    _together(_draw, arguments, scratch, len(rows), len(rows) * (logits.shape[1] if known is None else 4 * _TILE))
     return out
