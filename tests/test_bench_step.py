@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from unmask.bench import loop, measuring, step
+from unmask.bench import batch, loop, measuring, step
 from unmask.bench.textbook import entropy_bound_step, llada_step, mdlm_step
 from unmask.categorical import marginals
 from unmask.oracles import pearson
@@ -41,7 +41,7 @@ def test_a_case_draws_one_row_in_eight_and_reports_every_ratio():
     assert len(call()[1].tokens) == 8  # pyright: ignore
     assert gamma > 0
     report = step.case(64, 3000, "bfloat16", repeats=2)
-    ratios = ("log_softmax", "log_softmax_busy", "llada", "quarter_masked")
+    ratios = ("log_softmax", "log_softmax_busy", "llada", "mdlm", "quarter_masked")
     assert all(report[f"ratio_{name}"] > 0 for name in ratios)
     assert report["ratio_llada"] < 1
 
@@ -71,3 +71,21 @@ def test_the_loop_is_timed_apart_from_the_model(monkeypatch):
     assert 0 < row["share_outside"] < 1
     with pytest.raises(ValueError, match="unknown size 'huge'"):
         loop.bench(("huge",))
+
+
+def test_curves_say_how_far_to_trust_their_exponents(monkeypatch):
+    monkeypatch.setattr(step, "random_logits", lambda rows, vocab, dtype: measuring.random_logits(rows, 300, dtype))
+    curves = step.scaling(repeats=3)
+    assert list(curves) == ["vocab", "length", "batch"]
+    for curve in curves.values():
+        assert len(curve["sizes"]) == len(curve["seconds"]) == 4
+        assert curve["spread"] >= 0
+        assert curve["exponent"] == pytest.approx(measuring.exponent(curve["sizes"], curve["seconds"]))
+
+
+def test_batches_are_compared_with_the_bare_network_in_between():
+    report = batch.bench(puzzles=3, slots=2)
+    assert report["ratio_one_batch"] > 0.5
+    assert report["ratio_streamed"] > 0.5
+    assert list(report["seconds_network"]) == ["1", "2", "4", "16"]
+    assert report["nfe_top1"] > report["nfe_eb"]

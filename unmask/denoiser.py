@@ -136,7 +136,7 @@ class NetworkDenoiser:
             raise ValueError("this network cannot tell padding from masks; sample sequences of one length together")
         if self.length is not None and query.x.shape[1] != self.length:
             raise ValueError(f"this network takes sequences of {self.length} tokens, got {query.x.shape[1]}")
-        with torch.no_grad():
+        with torch.inference_mode():
             if self.wants_time:
                 return self.network(query.x, query.where, query.time)
             return self.network(query.x, query.where)

@@ -30,21 +30,28 @@ class Given:
 
 
 def medians(calls: dict[str, Callable[[], object]], repeats: dict[str, int]) -> dict[str, tuple[float, float]]:
-    """Seconds of each call, median and half the interquartile range, after one call to warm up.
+    """Seconds of each call, median and half the interquartile range (see `turns`)."""
+    found = turns(calls, repeats)
+    spread = {name: float(np.subtract(*np.percentile(values, [75, 25]))) / 2 for name, values in found.items()}
+    return {name: (statistics.median(values), spread[name]) for name, values in found.items()}
+
+
+def turns(calls: dict[str, Callable[[], object]], repeats: int | dict[str, int]) -> dict[str, list[float]]:
+    """Seconds of each call, after one call to warm up.
 
     The calls take turns, so that what else the machine does falls on all of them.
     """
+    many = dict.fromkeys(calls, repeats) if isinstance(repeats, int) else repeats
     for call in calls.values():
         call()
     found: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(max(repeats.values())):
+    for turn in range(max(many.values())):
         for name, call in calls.items():
-            if turn < repeats[name]:
+            if turn < many[name]:
                 began = time.perf_counter()
                 call()
                 found[name].append(time.perf_counter() - began)
-    spread = {name: float(np.subtract(*np.percentile(values, [75, 25]))) / 2 for name, values in found.items()}
-    return {name: (statistics.median(values), spread[name]) for name, values in found.items()}
+    return found
 
 
 @contextmanager

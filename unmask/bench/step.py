@@ -5,29 +5,33 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..categorical import draw_rows, marginals
 from ..rules import Entropy, EntropyBound, Rule
 from ..sampler import Sampler
-from .measuring import Given, competing, exponent, first_uses, medians, peak_memory, random_logits
-from .textbook import llada_step
+from .measuring import Given, competing, exponent, first_uses, medians, peak_memory, random_logits, turns
+from .textbook import llada_step, mdlm_step
 
 CASES = [(rows, vocab, dtype) for rows, vocab in ((128, 126_464), (1024, 50_368)) for dtype in ("float32", "bfloat16")]
 
 
-def whole_step(logits: Tensor, share: float = 1 / 8) -> tuple[Callable[[], object], float]:
-    """A step of the EB-Sampler with every row a candidate, and the γ with which it draws a share of them."""
-    denoiser = Given(logits)
-    entropy = marginals(logits, [denoiser.mask_id]).entropy.double().sort().values
-    taken = max(1, round(len(logits) * share))
-    gamma = float(entropy[: taken - 1].sum() + (entropy[taken - 1] if taken < len(logits) else 0) * 1e-3)
+def whole_step(logits: Tensor, share: float = 1 / 8, batch: int = 1) -> tuple[Callable[[], object], float]:
+    """A step of the EB-Sampler with every row a candidate, and the γ with which it draws a share of them.
+
+    With several sequences they share the rows evenly; γ, one for each, then is that of the first.
+    """
+    denoiser, length = Given(logits), len(logits) // batch
+    taken = max(1, round(length * share))
+    ranked = marginals(logits, [denoiser.mask_id]).entropy.double().view(batch, length).sort(-1).values
+    gamma = ranked[:, : taken - 1].sum(-1) + (ranked[:, taken - 1] if taken < length else 0) * 1e-3
     sampler = Sampler(denoiser, Rule(Entropy(), EntropyBound(gamma)))
-    state = sampler.start(torch.full((1, len(logits)), denoiser.mask_id), seed=0)
+    state = sampler.start(torch.full((batch, length), denoiser.mask_id), seed=0)
     drawn = len(sampler.step(state)[1].tokens)
-    assert drawn == taken, (drawn, taken)
-    return lambda: sampler.step(state), gamma
+    assert drawn == batch * taken, (drawn, taken)
+    return lambda: sampler.step(state), float(gamma[0])
 
 
 def diffusers_step(logits: Tensor, gamma: float) -> Callable[[], object] | None:
@@ -53,12 +57,13 @@ def case(rows: int, vocab: int, dtype: str, repeats: int = 9) -> dict[str, Any]:
         "quarter": quarter,
         "log_softmax": lambda: logits.log_softmax(-1),
         "llada": lambda: llada_step(logits, rows // 8, 1.0),
+        "mdlm": lambda: mdlm_step(logits, 1 / 8),
     }
     theirs = diffusers_step(logits, gamma)
     if theirs is not None:
         calls["diffusers"] = theirs
     slow = max(2, repeats // 4)
-    found = medians(calls, {name: slow if name in ("llada", "diffusers") else repeats for name in calls})
+    found = medians(calls, {name: slow if name in ("llada", "mdlm", "diffusers") else repeats for name in calls})
     with competing():
         few = {name: calls[name] for name in ("step", "log_softmax")}
         busy = medians(few, dict.fromkeys(few, repeats))
@@ -67,7 +72,7 @@ def case(rows: int, vocab: int, dtype: str, repeats: int = 9) -> dict[str, Any]:
     for name, (median, spread) in found.items():
         report[f"seconds_{name}"], report[f"spread_{name}"] = median, spread
     step = found["step"][0]
-    report |= {f"ratio_{name}": step / found[name][0] for name in ("log_softmax", "llada")}
+    report |= {f"ratio_{name}": step / found[name][0] for name in ("log_softmax", "llada", "mdlm")}
     report["ratio_log_softmax_busy"] = busy["step"][0] / busy["log_softmax"][0]
     report["ratio_diffusers"] = step / found["diffusers"][0] if theirs is not None else None
     report["ratio_quarter_masked"] = found["quarter"][0] / step
@@ -75,18 +80,28 @@ def case(rows: int, vocab: int, dtype: str, repeats: int = 9) -> dict[str, Any]:
     return report
 
 
-def scaling(repeats: int = 5) -> dict[str, Any]:
-    """Seconds of a step over vocabulary and over rows, and the exponents of the power laws that fit them."""
+def scaling(repeats: int = 15) -> dict[str, Any]:
+    """Seconds of a step over vocabulary, length and batch, and the exponents of the power laws that fit them.
+
+    The sizes take turns. A curve goes through the lower quartiles, as other work only ever adds time; the spread is
+    half the interquartile range of the exponents that single turns would give.
+    """
     curves: dict[str, Any] = {}
     for name, shapes in {
-        "vocab": [(128, vocab) for vocab in (8192, 16_384, 32_768, 65_536, 131_072)],
-        "rows": [(rows, 32_768) for rows in (64, 128, 256, 512, 1024)],
+        "vocab": [(1, 256, vocab) for vocab in (16_384, 32_768, 65_536, 131_072)],
+        "length": [(1, length, 32_768) for length in (128, 256, 512, 1024)],
+        "batch": [(batch, 64, 32_768) for batch in (2, 4, 8, 16)],
     }.items():
-        calls = {f"{rows}x{vocab}": whole_step(random_logits(rows, vocab, torch.float32))[0] for rows, vocab in shapes}
-        found = medians(calls, dict.fromkeys(calls, repeats))
-        sizes = [shape[name == "vocab"] for shape in shapes]
-        seconds = [median for median, _ in found.values()]
-        curves[name] = {"sizes": sizes, "seconds": seconds, "exponent": exponent(sizes, seconds)}
+        calls: dict[str, Callable[[], object]] = {}
+        for batch, length, vocab in shapes:
+            logits = random_logits(batch * length, vocab, torch.float32)
+            calls[f"{batch}x{length}x{vocab}"] = whole_step(logits, batch=batch)[0]
+        found = turns(calls, repeats)
+        sizes = [shape[("batch", "length", "vocab").index(name)] for shape in shapes]
+        seconds = [float(np.quantile(found[call], 0.25)) for call in calls]
+        each = [exponent(sizes, list(turn)) for turn in zip(*found.values(), strict=True)]
+        spread = float(np.subtract(*np.percentile(each, [75, 25]))) / 2
+        curves[name] = {"sizes": sizes, "seconds": seconds, "exponent": exponent(sizes, seconds), "spread": spread}
     return curves
 
 

@@ -69,7 +69,7 @@ def step(
     if json:
         common.print_json(report)
         return
-    columns = ("log_softmax", "log_softmax_busy", "diffusers", "llada", "quarter_masked")
+    columns = ("log_softmax", "log_softmax_busy", "diffusers", "llada", "mdlm", "quarter_masked")
     table = common.table("rows", "symbols", "dtype", *(f"÷ {name}" for name in columns), "extra memory")
     for row in report["cases"]:
         ratios = [row[f"ratio_{name}"] for name in columns] + [row["extra_memory_ratio"]]
@@ -77,7 +77,9 @@ def step(
         table.add_row(str(row["rows"]), f"{row['vocab']:,}", row["dtype"], *shown)
     common.out.print(table)
     for name, curve in report.get("scaling", {}).items():
-        common.out.print(f"seconds grow with {name} to the power {curve['exponent']:.2f}", highlight=False)
+        common.out.print(
+            f"seconds grow with {name} to the power {curve['exponent']:.2f} ± {curve['spread']:.2f}", highlight=False
+        )
 
 
 @bench.command()

@@ -33,7 +33,7 @@ def compare(
     limit: study.Limit = 100,
     seeds: study.Seeds = 1,
     temperature: study.Temperatures = "1",
-    batch_size: study.BatchSize = 64,
+    batch_size: study.BatchSize = None,
     judge: study.Judge = None,
     out: study.Store = None,
     device: study.Device = "cpu",

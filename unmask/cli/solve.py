@@ -11,6 +11,7 @@ import torch
 import typer
 from rich.markup import escape
 
+from ..evaluation.batching import best_batch
 from ..evaluation.runner import Answers, answer, mean_ci95
 from ..models import load
 from ..rules.named import NamedRule
@@ -44,7 +45,9 @@ def solve(
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Solve only the first so many puzzles.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Puzzles per batch; changes no answer.")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Puzzles per batch; changes no answer. Default: measured.")
+    ] = None,
     by: Annotated[str | None, typer.Option(help="Also report one row per value of this column.")] = None,
     model: Annotated[str, typer.Option(help="Embedded model or checkpoint folder.")] = "sudoku",
     output: Annotated[Path | None, typer.Option(help="Write the answers here as CSV, all columns kept.")] = None,
@@ -93,11 +96,13 @@ def solve(
         if clash:
             raise ValueError(f"the file has columns named {', '.join(clash)}, which --output adds; rename them")
         output.open("a").close()  # a path that cannot be written is an error now, not after the work
+    x = as_tensor(puzzles)
+    batch_size = batch_size or best_batch(sampler, x)
     with common.progress(quiet=json) as bar:
         task = bar.add_task("solving", total=len(puzzles))
         answers = answer(
             sampler,
-            as_tensor(puzzles),
+            x,
             seed=seed,
             temperature=temperature,
             batch_size=batch_size,

@@ -11,9 +11,13 @@ import typer
 
 from ..denoiser import Denoiser
 from ..evaluation import frontier
-from ..evaluation.study import Measure, Study, at_equal_entropy, code_fingerprint, fingerprint
+from ..evaluation.batching import best_batch
+from ..evaluation.study import Measure, Study, at_equal_entropy, check_fit, code_fingerprint, fingerprint
 from ..evaluation.tuning import Trial, fewest, tune
+from ..rules import Entropy, MaskedFraction, One, Rule
 from ..rules.named import brief, named_rule
+from ..sampler import Sampler
+from ..schedule import Linear
 from ..tasks.task import Task
 from . import common
 
@@ -28,7 +32,10 @@ Seeds = Annotated[int, typer.Option(min=1, help="Answers per prompt, from as man
 Temperatures = Annotated[
     str, typer.Option(help="Of the draw; several, comma-separated, also compare at equal entropy.")
 ]
-BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per batch; changes no answer.")]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Prompts per batch; changes no answer. Default: measured; 64 with a file to go on from."),
+]
 Judge = Annotated[
     str | None,
     typer.Option(help="text: a causal language model that judges samples: a folder, or judge, which ships with us."),
@@ -48,7 +55,7 @@ class Chosen:
     limit: int
     seeds: int
     temperature: str
-    batch_size: int
+    batch_size: int | None
     judge: str | None
     out: Path | None
     device: str = "cpu"
@@ -98,12 +105,19 @@ def study_of(chosen: Chosen) -> Study:
 def _study(
     chosen: Chosen, denoiser: Denoiser, task: Task, identity: dict[str, Any], measure: Measure | None = None
 ) -> Study:
+    prompts = task.prompts(chosen.split, chosen.limit)
+    batch_size = chosen.batch_size
+    if batch_size is None:
+        check_fit(denoiser, task)
+        # An interrupted run is found again by its batches: they must not depend on how busy the machine was.
+        timed = Sampler(denoiser, Rule(Entropy(), One(), MaskedFraction(Linear())))
+        batch_size = best_batch(timed, prompts.tokens) if chosen.out is None else 64
     return Study(
         denoiser,
         task,
-        task.prompts(chosen.split, chosen.limit),
+        prompts,
         seeds=range(chosen.seeds),
-        batch_size=chosen.batch_size,
+        batch_size=batch_size,
         measure=measure,
         store=chosen.out,
         identity=identity,
@@ -209,7 +223,7 @@ def tune_command(
     limit: Limit = 100,
     seeds: Seeds = 1,
     temperature: Annotated[float, typer.Option(help="Of the draw.")] = 1.0,
-    batch_size: BatchSize = 64,
+    batch_size: BatchSize = None,
     out: Store = None,
     device: Device = "cpu",
     json: common.Json = False,
