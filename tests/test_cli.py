@@ -84,7 +84,8 @@ def test_solve_reports_every_figure_and_a_row_per_group(puzzles: Path):
     assert report["puzzles"] == 5
     assert report["solved"] >= 4
     assert 0.9 < report["cells_correct"] <= 1
-    top1 = json.loads(run("solve", str(puzzles), "--rule", "top1-entropy", "--limit", "2", "--json"))
+    options = ("--rule", "top1-entropy", "--limit", "2", "--batch-size", "2", "--json")
+    top1 = json.loads(run("solve", str(puzzles), *options))
     empty = [list(p.cells).count(0) for p in demo_puzzles()[:2]]
     assert top1["nfe_mean"] == pytest.approx(sum(empty) / 2)
     assert top1["forward_passes"] == max(empty)
