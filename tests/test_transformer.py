@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 import unmask
 from unmask import models
-from unmask.denoiser import NetworkDenoiser
+from unmask.denoiser import NetworkDenoiser, Query
 from unmask.errors import AdapterError
 from unmask.networks.checkpoint import load_checkpoint, save_checkpoint
 from unmask.networks.transformer import Transformer, TransformerConfig
@@ -230,3 +231,18 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path):
     config.write_text("[]")
     with pytest.raises(AdapterError, match="holds a JSON list"):
         models.load(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not any(map(shutil.which, ("g++", "clang++", "cl"))), reason="torch.compile needs a compiler")
+def test_a_compiled_network_agrees_in_batches_of_any_size():
+    denoiser = models.load("sudoku")
+    compiled = denoiser.compiled()
+    x = torch.randint(0, 9, (5, 81), generator=torch.Generator().manual_seed(0))
+    x[:, ::2] = denoiser.mask_id
+    for rows in (5, 3):
+        query = Query(
+            x[:rows], x[:rows] == denoiser.mask_id, torch.ones(rows, 81, dtype=torch.bool), torch.arange(rows)
+        )
+        torch.testing.assert_close(compiled(query), denoiser(query), rtol=0, atol=1e-4)
+    assert compiled.network is not denoiser.network

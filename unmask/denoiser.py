@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -130,6 +131,15 @@ class NetworkDenoiser:
     def device(self) -> torch.device:
         """Where the network is: queries must be there too."""
         return next(self.network.parameters(), torch.zeros(0)).device
+
+    def compiled(self) -> Self:
+        """The same denoiser with its network compiled, for any batch: quicker, and rounded in another way.
+
+        The first evaluations take a minute or so, and need a compiler (see `torch.compile`). The weights are shared.
+        """
+        other = copy.copy(self)
+        other.network = torch.compile(self.network, dynamic=True)  # pyright: ignore[reportAttributeAccessIssue]
+        return other
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         if not bool(query.valid.all()):

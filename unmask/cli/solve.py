@@ -50,6 +50,7 @@ def solve(
     ] = None,
     by: Annotated[str | None, typer.Option(help="Also report one row per value of this column.")] = None,
     model: Annotated[str, typer.Option(help="Embedded model or checkpoint folder.")] = "sudoku",
+    compile: Annotated[bool, typer.Option(help="Compile the network: a minute first, then quicker.")] = False,
     output: Annotated[Path | None, typer.Option(help="Write the answers here as CSV, all columns kept.")] = None,
     json: common.Json = False,
 ) -> None:
@@ -80,7 +81,8 @@ def solve(
         noise=noise,
     )
     common.one_thread()
-    sampler = Sampler(load(model), named.rule)
+    denoiser = load(model)
+    sampler = Sampler(denoiser.compiled() if compile else denoiser, named.rule)
     read = PuzzleFile(demo_puzzles()[:limit], []) if file is None else read_csv(file, limit)
     puzzles, rejected = read.puzzles, read.rejected
     for line in rejected:
