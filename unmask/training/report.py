@@ -86,6 +86,8 @@ def _card(config: TrainConfig, task: Task, described: str, facts: dict[str, Any]
         if masked
         else "mean cross-entropy of the tokens of a sequence, mean over sequences"
     )
+    start = getattr(config.network, "start", None)
+    begun = "" if start is None else f"\n- It started from the weights of `{start}`."
     return f"""# A {"masked diffusion" if masked else "causal"} model of the task {config.task.name}
 
 {about} {task.length} tokens per sequence out of {task.vocab_size}, the mask (id {task.mask_id}) included.
@@ -101,7 +103,7 @@ def _card(config: TrainConfig, task: Task, described: str, facts: dict[str, Any]
 - AdamW, learning rate {config.lr:g}, betas (0.9, 0.98), weight decay {config.weight_decay:g} on matrices, gradient norm
   clipped to {config.clip:g}, {config.warmup_steps:,} warm-up steps, linear decay over the last {config.decay_steps:,};
   batches of {config.batch_size}; {config.dtype} arithmetic on float32 weights; average {config.ema:g} exported.
-- {config.steps:,} steps, {facts["seconds"] / 60:.1f} minutes on {config.threads} thread(s), seed {config.seed}.
+- {config.steps:,} steps, {facts["seconds"] / 60:.1f} minutes on {config.threads} thread(s), seed {config.seed}.{begun}
 
 ## Result
 
