@@ -98,8 +98,10 @@ def test_rows_in_chunks_equal_rows_at_once(monkeypatch):
     power = torch.linspace(1, 3, 50, dtype=torch.float64)
     whole, tokens = marginals(logits, power=power), draw(logits, u)
     monkeypatch.setattr("unmask.categorical._CHUNK", 100)
-    for a, b in zip(vars(whole).values(), vars(marginals(logits, power=power)).values(), strict=True):
-        assert torch.equal(a, b)
+    again = vars(marginals(logits, power=power))
+    assert {name for name, values in vars(whole).items() if values is None} == {"masses"}  # of the compiled kernels
+    for name, values in vars(whole).items():
+        assert values is again[name] is None or torch.equal(values, again[name])
     assert torch.equal(tokens, draw(logits, u))
 
 
@@ -244,6 +246,9 @@ def test_a_row_has_the_same_bits_alone_transposed_and_beside_others():
                 together = vars(marginals(logits, power=power))
                 turned = vars(marginals(logits.T.contiguous().T, power=power))
                 for name, values in together.items():
+                    if values is None:  # masses, which only the compiled kernels leave
+                        assert vocab < 256 or dtype == torch.float64
+                        continue
                     alone = torch.cat([vars(marginals(row.unsqueeze(0), power=power[:1]))[name] for row in logits])
                     assert torch.equal(alone, values)
                     assert torch.equal(turned[name], values)
