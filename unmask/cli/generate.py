@@ -31,7 +31,7 @@ Input = Annotated[
 ]
 NewTokens = Annotated[
     int | None,
-    typer.Option(min=1, help="Masks after each prompt; default: 32, or 2/5 of what the model takes if that is less."),
+    typer.Option(min=1, help="Masks after each prompt; default: 32, less for models of under 80 tokens."),
 ]
 Block = Annotated[
     int | None, typer.Option("--block-length", help="Tokens per block, from left to right; default: all as one.")
@@ -253,8 +253,9 @@ def read_prompts(path: Path, field: str) -> list[Any]:
 
 
 def usual_new_tokens(model: LanguageModel) -> int:
-    """Masks of an answer where nothing is said: 32, or two fifths of what the model takes if that is less."""
-    return 32 if model.max_length is None else max(1, min(32, model.max_length * 2 // 5))
+    """Masks of an answer where nothing is said: 32, or the power of two within two fifths of what the model takes."""
+    room = 32 if model.max_length is None else max(1, min(32, model.max_length * 2 // 5))
+    return 1 << (room.bit_length() - 1)
 
 
 def fit(model: LanguageModel, history: list[dict[str, str]], max_new_tokens: int) -> int:
