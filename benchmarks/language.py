@@ -224,8 +224,9 @@ def tables(saved: dict[str, Any]) -> dict[str, str]:
     made = {}
     if "quality" in saved:
         lines = [
-            "| | rule | right | difference to one at a time | NFE | per new token | ratio | NFE without early exit |",
-            "|---|---|---|---|---|---|---|---|",
+            "| | rule | right | difference to one at a time | NFE | per new token | ratio | NFE without early exit"
+            " | seconds |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         first: dict[str, float] = {}
         for row in saved["quality"]["rows"]:
@@ -234,7 +235,7 @@ def tables(saved: dict[str, Any]) -> dict[str, str]:
             lines.append(
                 f"| {row['mode']} | `{row['rule']}` | {right:.1%} ± {right_ci:.1%} | {lost:+.1%} ± {lost_ci:.1%} |"
                 f" {row['nfe']:.2f} | {row['nfe_per_token']:.3f} | {base / row['nfe_per_token']:.2f} |"
-                f" {row['nfe_with_tail']:.2f} |"
+                f" {row['nfe_with_tail']:.2f} | {row['seconds']:.2f} |"
             )
         made["quality"] = "\n".join(lines)
         kinds = saved["quality"]["rows"][0]["right_by_kind"]
