@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -132,7 +132,7 @@ class NetworkDenoiser:
         """Where the network is: queries must be there too."""
         return next(self.network.parameters(), torch.zeros(0)).device
 
-    def compiled(self) -> Self:
+    def compiled(self) -> NetworkDenoiser:
         """The same denoiser with its network compiled, for any batch: quicker, and rounded in another way.
 
         The first evaluations take a minute or so, and need a compiler (see `torch.compile`). The weights are shared.
