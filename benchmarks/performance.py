@@ -41,7 +41,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "step": lambda: step.bench(repeats=7),
     "draw": step.draws,
     "memory": step.memory,
-    "loop": lambda: {**loop.bench(("10M", "100M")), "profile": profile()},
+    "loop": lambda: {**loop.bench(tuple(loop.SIZES)), "profile": profile()},
     "batch": batch_part,
 }
 
