@@ -14,7 +14,7 @@ from unmask.dependence.geometry import geometry_of, maze, music, sudoku
 from unmask.dependence.profile import Line, Profile
 from unmask.errors import AdapterError
 from unmask.evaluation.frontier import sweep
-from unmask.models import load_profile
+from unmask.models import load_profile, task_of
 from unmask.oracles import MarkovDenoiser
 from unmask.tasks.named import named_task
 
@@ -58,6 +58,8 @@ def test_what_is_measured_is_a_model_or_an_oracle():
 
 
 def test_a_model_is_measured_on_its_own_task(tmp_path: Path):
+    few = ("--contexts", "2", "--draws", "1", "--out", str(tmp_path / "loops"), "--json")
+    assert json.loads(run("profile", "maze-loops", *few))["about"]["task"] == "maze"
     options = ("text", "--contexts", "2", "--draws", "1", "--out", str(tmp_path), "--json")
     report = json.loads(run("profile", *options))
     assert report["evaluations"] == 4
@@ -65,12 +67,12 @@ def test_a_model_is_measured_on_its_own_task(tmp_path: Path):
     assert len(report["about"]["weights"]) == 12
 
 
-@pytest.mark.parametrize("model", ["sudoku", "maze", "text"])
+@pytest.mark.parametrize("model", ["sudoku", "maze", "maze-loops", "text", "arithmetic"])
 def test_the_shipped_models_have_profiles_of_their_weights(model: str):
     found = load_profile(model)
     assert found.evaluations >= 1900
     assert found.about["model"] == model
-    found.geometry.check(named_task(model).length)
+    found.geometry.check(task_of(model).length)
     assert bool(found.prices().isfinite().all())
     from unmask.cli.profile import weights_of
 

@@ -19,7 +19,7 @@ from ..dependence.geometry import geometry_of, sudoku
 from ..dependence.picture import heat_map
 from ..dependence.profile import Line, Profile, Relations
 from ..errors import AdapterError
-from ..models import load, model_folder
+from ..models import load, model_folder, task_of
 from ..streams import derive
 from . import common
 from . import oracle as options
@@ -95,11 +95,12 @@ def sequences_of(
     from ..tasks.named import named_task
 
     denoiser = load(model)
-    name, _, inline = (task or model).partition(":")
+    name, _, inline = (task or "").partition(":")
     settings = common.settings_of(inline)
     if data is not None:
         settings["data"] = str(data)
-    chosen = named_task(name, **settings)
+    chosen = named_task(name, **settings) if name else task_of(model, **settings)
+    name = name or chosen.name
     if (chosen.vocab_size, chosen.mask_id) != (denoiser.vocab_size, denoiser.mask_id):
         raise ValueError(f"the model {model} has other tokens than the task {name}; name its task with --task")
     examples = chosen.examples(split)
