@@ -20,6 +20,7 @@ from unmask.cli import app
 from unmask.errors import AdapterError, DataError
 from unmask.evaluation.judge import load_judge
 from unmask.networks.checkpoint import load_checkpoint
+from unmask.networks.transformer import Transformer
 from unmask.tasks.named import named_task
 from unmask.tasks.text import TextTask
 from unmask.training.config import TrainConfig, read_config
@@ -218,6 +219,19 @@ def saved(folder: Path, text: Path, length: int, **network: Any) -> Path:
     task = named_task("text", data=str(text), length=length)
     save_network(folder, build_network(config, task), config, task, {})
     return folder
+
+
+def test_frequencies_start_at_those_of_the_training_split(tmp_path: Path, text: Path):
+    made = load_checkpoint(saved(tmp_path / "made", text, 8, frequencies=True))
+    assert isinstance(made, Transformer)
+    task = named_task("text", data=str(text), length=8)
+    assert isinstance(task, TextTask)
+    whole = torch.bincount(task.tokens["train"].long(), minlength=task.vocab_size).double()
+    found = made.frequency[: task.mask_id].detach().exp().double()
+    torch.testing.assert_close(found, whole[: task.mask_id] / whole.sum(), atol=5e-3, rtol=0)
+    assert bool((found > 0).all())
+    again = load_checkpoint(saved(tmp_path / "again", text, 8, frequencies=True, start=str(tmp_path / "made")))
+    assert torch.equal(again.frequency, made.frequency)  # pyright: ignore
 
 
 def test_a_network_starts_from_another_also_of_shorter_sequences(tmp_path: Path, text: Path):

@@ -30,6 +30,7 @@ KINDS = {
     "positions": replace(LINE, positions=True),
     "time": replace(LINE, time=True),
     "causal": replace(LINE, causal=True),
+    "frequencies": replace(LINE, frequencies=True),
 }
 
 
@@ -40,6 +41,8 @@ def network(config: TransformerConfig) -> Transformer:
         for block in made.blocks:
             block.bias.normal_()  # pyright: ignore
         made.head.mul_(5)
+        if config.frequencies:
+            made.frequency.normal_()
     return made
 
 
@@ -151,6 +154,18 @@ def test_a_timed_network_needs_the_time_and_heeds_it():
     with pytest.raises(ValueError, match="wants to know the time"):
         unmask.nelbo(denoiser, answers, seed=0)
     assert bool(unmask.nelbo(denoiser, answers, seed=0, schedule=SCHEDULES["linear"]).nelbo.isfinite().all())
+
+
+def test_frequencies_are_added_to_the_logits():
+    made = network(KINDS["frequencies"])
+    x = tokens(made.config)
+    found = call(made, x)
+    added = made.frequency.detach().clone()
+    with torch.no_grad():
+        made.frequency.zero_()
+    torch.testing.assert_close(
+        found - call(made, x), added.where(torch.arange(6) != 5, torch.nan).expand_as(found), equal_nan=True
+    )
 
 
 def test_wrong_shapes_and_sizes_are_refused():

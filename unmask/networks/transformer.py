@@ -32,6 +32,8 @@ class TransformerConfig:
         positions: A learned vector per cell besides the relative attention bias.
         time: Conditioned on the time, through a vector added to the input.
         causal: Every token is predicted from those before it.
+        frequencies: A learned logit per token besides what the state says, for the tokens' frequencies. Without it a
+            state has to carry them, and with hundreds of tokens the context is not found beside them for long.
 
     Raises:
         ValueError: If a size is out of range, or they do not fit each other.
@@ -50,6 +52,7 @@ class TransformerConfig:
     positions: bool = False
     time: bool = False
     causal: bool = False
+    frequencies: bool = False
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "length", "rows", "channels", "width", "depth", "heads", "mlp"):
@@ -146,6 +149,8 @@ class Transformer(nn.Module):
                     block.bias.copy_(_neighbours(config.cells, config.heads, number))  # pyright: ignore
         self.head_norm = nn.Parameter(torch.ones(config.width))
         self.head = _matrix(config.width, config.vocab_size, 0.1)
+        if config.frequencies:
+            self.frequency = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(
         self,
@@ -207,7 +212,7 @@ class Transformer(nn.Module):
     def _read(self, state: Float[Tensor, "rows width"]) -> Float[Tensor, "rows vocab"]:
         wide = torch.promote_types(state.dtype, torch.float32)
         normed = F.rms_norm(state.to(wide), (self.config.width,), self.head_norm.to(wide), 1e-6)
-        logits = F.linear(normed, self.head.to(wide))
+        logits = F.linear(normed, self.head.to(wide), self.frequency.to(wide) if self.config.frequencies else None)
         return logits.index_fill(-1, torch.tensor([self.config.mask_id], device=logits.device), -math.inf)
 
 

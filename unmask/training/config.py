@@ -43,6 +43,7 @@ class NetworkConfig(_Strict):
     Attributes:
         start: Name of an embedded model or folder of a checkpoint whose weights it starts from. It may be one for
             shorter sequences on a line: places farther apart than it knows then start like its farthest ones.
+        frequencies: A logit per token, which starts at the logarithm of how often the training split has it.
     """
 
     kind: Literal["transformer"] = "transformer"
@@ -56,6 +57,7 @@ class NetworkConfig(_Strict):
     recurrent: bool = False
     positions: bool = False
     time: bool = False
+    frequencies: bool = False
 
     def transformer(self, task: Task, causal: bool) -> TransformerConfig:
         """The complete configuration for a task.

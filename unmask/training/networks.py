@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from ..adapters.bidirectional import new_llada, save_llada
 from ..adapters.masked_lm import HFMaskedDenoiser, MaskedLM, adopt_masked_lm, new_masked_lm, save_masked_lm
@@ -20,6 +22,9 @@ from ..tasks.task import Task
 from .config import LLaDAConfig, NetworkConfig, TrainConfig
 
 Network = Transformer | MaskedLM
+
+FREQUENCY_EXAMPLES = 4096
+"""Training examples whose tokens are counted for `frequencies: true`."""
 
 
 def build_network(config: TrainConfig, task: Task) -> Network:
@@ -36,6 +41,8 @@ def build_network(config: TrainConfig, task: Task) -> Network:
             network = Transformer(chosen.transformer(task, config.objective == "causal"))
             if chosen.start is not None:
                 start_from(network, chosen.start, task)
+            elif chosen.frequencies:
+                network.frequency.data.copy_(log_frequencies(task, config.seed))
             return network
         ids = task_ids(task)
         if isinstance(chosen, LLaDAConfig):
@@ -46,6 +53,19 @@ def build_network(config: TrainConfig, task: Task) -> Network:
         if chosen.config is not None:
             return new_masked_lm(chosen.config, **ids)
         return adopt_masked_lm(Path(str(chosen.pretrained)), **ids)
+
+
+def log_frequencies(task: Task, seed: int) -> Float[Tensor, " vocab"]:
+    """Logarithms of how often the tokens to predict are each token, in examples drawn from the training split.
+
+    Every token is counted once more than it is there, so that none is impossible.
+    """
+    examples, generator = task.examples("train"), torch.Generator().manual_seed(seed)
+    counts = torch.ones(task.vocab_size)
+    for index in torch.randint(len(examples), (FREQUENCY_EXAMPLES,), generator=generator).tolist():
+        tokens, maskable = examples[index]
+        counts += torch.bincount(tokens[maskable], minlength=task.vocab_size)
+    return (counts / counts.sum()).log()
 
 
 def start_from(network: Transformer, model: str, task: Task) -> None:
