@@ -3,16 +3,20 @@
     python -m benchmarks.music check      # the model on real chorales and from nothing, beside the figures it came with
     python -m benchmarks.music validate   # chooses gamma, on validation chorales
     python -m benchmarks.music test       # the comparison, on test chorales
+    python -m benchmarks.music others     # every other sampler, each with a setting chosen on validation
+    python -m benchmarks.music clock      # seconds a prompt of Top-1 and the chosen setting, at batch 1 and 64
     python -m benchmarks.music table      # prints the comparison again from the saved figures
+
+γ is the largest of the grid whose mean loss on validation is within one standard error.
 
 The soprano of the last 64 steps of a chorale is given, 192 tokens are to be composed. Quality is the chain
 log-likelihood per composed token under one-at-a-time evaluation. Its mean over orders is minus the NELBO, which `nelbo`
 estimates without bias from 24 evaluations in place of 192, with the same masks for all completions of a prompt; of the
 first pieces the chain itself is evaluated too, in one order. Differences are paired.
 
-Figures go to docs/results/music-{check,validation,test}.json, and --json prints them. What was measured is kept in
-runs/ for as long as weights and code stay the same, so an interrupted run continues. --pieces N makes it shorter, and
---device says where to compute.
+Figures go to docs/results/music-{check,validation,test,others}.json, and --json prints them. What was measured is kept
+in runs/ for as long as weights and code stay the same, so an interrupted run continues. --pieces N makes it shorter,
+and --device says where to compute.
 """
 
 from __future__ import annotations
@@ -29,19 +33,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from unmask import DependenceBound, Entropy, Rule
 from unmask.denoiser import Denoiser, Query
 from unmask.evaluation.runner import answer, mean_ci95, prompt_streams
 from unmask.likelihood import nelbo
-from unmask.models import load
+from unmask.models import load, load_profile
 from unmask.rules.named import NamedRule, named_rule
 from unmask.sampler import Sampler
 from unmask.tasks.music import MusicTask, chain_score, equal_previous, voices_in_order
 from unmask.tasks.task import Prompts
 
+from .pages import wall_clock
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-GAMMA = 0.1
-GAMMAS = (0.02, 0.05, 0.1, 0.2)
+GAMMA = 0.01
+GAMMAS = (0.01, 0.02, 0.05, 0.1, 0.2)
 BATCH = 4
 DEVICE = "cpu"
 """Where everything is computed; --device replaces it."""
@@ -50,11 +57,20 @@ STRATA = 24
 CHAINS = 2
 """Of how many pieces the chain itself is evaluated."""
 
-VALIDATION = 8
+VALIDATION = 40
 """Number of validation pieces."""
 
-COMPARISONS = (("entropy", 1.0, 16), ("confidence", 1.0, 8), ("entropy", 0.0, 8))
+COMPARISONS = (("entropy", 1.0, 40), ("confidence", 1.0, 16), ("entropy", 0.0, 16))
 """Proxy, temperature and number of test pieces; γ is chosen for the first."""
+
+CHOSEN_ON, TESTED_ON = 20, 16
+"""Numbers of validation and test pieces of the other samplers."""
+
+FAMILIES: dict[str, tuple[dict[str, Any], ...]] = {
+    "threshold": tuple({"threshold": value} for value in (0.99, 0.95, 0.9, 0.8)),
+    "dependence-bound": tuple({"gamma": value} for value in (0.003, 0.01, 0.03, 0.1)),
+}
+"""Their settings, from the gentlest on."""
 
 RATES = {0.05: 0.09, 0.25: 0.20, 0.5: 0.38, 0.75: 0.76, 0.9: 1.27, 1.0: 2.69}
 """Share of masked tokens, and the cross-entropy in nats that came with the weights."""
@@ -183,6 +199,34 @@ def compared(task: MusicTask, split: str, proxy: str, temperature: float, pieces
     return {"proxy": proxy, "temperature": temperature, "pieces": rows[0]["pieces"], "rows": rows}
 
 
+def others(task: MusicTask) -> dict[str, Any]:
+    """The samplers that `compared` leaves out, at temperature 1; settings chosen like γ, but from the gentlest on."""
+    own = load_profile("music")
+
+    def named(family: str, settings: dict[str, Any]) -> NamedRule:
+        if family == "dependence-bound":
+            return NamedRule(family, settings, Rule(Entropy(), DependenceBound(settings["gamma"], own)))
+        return named_rule(family, **settings)
+
+    top1, bound = named_rule("top1-entropy"), named_rule("entropy-bound", gamma=GAMMA, proxy="entropy")
+    base, trials, chosen = collect(task, "validation", CHOSEN_ON, top1), [], []
+    for family, grid in FAMILIES.items():
+        best = None
+        for settings in grid:
+            one = named(family, settings)
+            trials.append(row(str(one), 1.0, collect(task, "validation", CHOSEN_ON, one), base))
+            if trials[-1]["log_likelihood_difference"] + trials[-1]["log_likelihood_difference_ci95"] / 1.96 < 0:
+                break
+            best = one
+        chosen += [] if best is None else [best]
+    proxies = [named_rule("entropy-bound", gamma=GAMMA, proxy=proxy) for proxy in ("confidence", "margin")]
+    shown = [top1, bound, *proxies, *chosen, named_rule("first-hitting"), named_rule("ancestral", steps=192)]
+    # Of those two the chains are there already, from `compared`.
+    found = [collect(task, "test", TESTED_ON, one, 1.0, CHAINS if one in (top1, bound) else 0) for one in shown]
+    rows = [row(str(one), 1.0, columns, found[0]) for one, columns in zip(shown, found, strict=True)]
+    return {"validation": trials, "comparisons": [{"proxy": "entropy", "temperature": 1.0, "rows": rows}]}
+
+
 def check() -> dict[str, Any]:
     """The model on real test chorales by share of masked tokens, and its samples from nothing."""
     torch.set_grad_enabled(False)
@@ -227,6 +271,18 @@ def check() -> dict[str, Any]:
     }
 
 
+def clock() -> dict[str, dict[str, float]]:
+    """Seconds per prompt of Top-1 and of the chosen setting: the first four test prompts one by one, 64 together."""
+    denoiser, task, seconds = load("music"), MusicTask(), {}
+    for batch, pieces in ((1, 4), (64, 64)):
+        prompts, found = task.prompts("test", pieces).tokens.to(DEVICE), {}
+        for named in (named_rule("top1-entropy"), named_rule("entropy-bound", gamma=GAMMA)):
+            run = answer(Sampler(denoiser, named.rule), prompts, seed=0, temperature=1.0, batch_size=batch)
+            found[str(named)] = run.seconds / len(prompts)
+        seconds[str(batch)] = found
+    return seconds
+
+
 def table(report: dict[str, Any]) -> str:
     """The comparison as Markdown."""
     lines = [
@@ -243,7 +299,7 @@ def table(report: dict[str, Any]) -> str:
                 f" | {found['log_likelihood_difference']:+.3f} ± {found['log_likelihood_difference_ci95']:.3f}"
                 f" | {found['equal_previous']:.1%} | {found['voices_in_order']:.1%} |"
             )
-    return "\n".join(lines)
+    return "\n".join([*lines, *wall_clock(report.get("seconds_per_prompt", {}))])
 
 
 def check_table(report: dict[str, Any]) -> str:
@@ -267,7 +323,7 @@ def check_table(report: dict[str, Any]) -> str:
 def main() -> None:
     """Parses the command, measures, and writes the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["check", "validate", "test", "table"])
+    parser.add_argument("command", choices=["check", "validate", "test", "others", "clock", "table"])
     parser.add_argument("--pieces", type=int, default=None, help="only so many pieces (writes no figures)")
     parser.add_argument("--json", action="store_true", help="print the figures as JSON instead of a table")
     parser.add_argument(
@@ -280,8 +336,12 @@ def main() -> None:
     RESULTS.mkdir(parents=True, exist_ok=True)
     if arguments.command == "check":
         report, show, name = check(), check_table, "check"
-    elif arguments.command == "table":
+    elif arguments.command == "others":
+        report, show, name = others(MusicTask()), table, "others"
+    elif arguments.command in ("table", "clock"):
         report, show, name = json.loads((RESULTS / "music-test.json").read_text()), table, None
+        if arguments.command == "clock":
+            report["seconds_per_prompt"], name = clock(), "test"
     else:
         split = "validation" if arguments.command == "validate" else "test"
         chosen = [(*COMPARISONS[0][:2], VALIDATION)] if split == "validation" else COMPARISONS

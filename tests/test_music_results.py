@@ -42,16 +42,15 @@ def test_the_model_is_as_good_as_the_figures_it_came_with():
     assert sixty_four > 0.7
 
 
-def test_a_third_of_the_evaluations_on_test_chorales():
-    """At argmax nothing is lost. Drawn, a little is (0.06 nats a token), a sixth of what top-k loses at this cost."""
+def test_less_than_half_of_the_evaluations_on_test_chorales():
+    """Nothing is lost beyond the paired interval; drawn, top-k loses a third of a nat a token at this cost."""
     for group in saved("test")["comparisons"]:
         top1, bound, quota, _ = group["rows"]
-        assert top1["nfe"] >= 3 * bound["nfe"]
+        assert top1["nfe"] >= 2.3 * bound["nfe"]
         lost, lost_by_quota = -bound["log_likelihood_difference"], -quota["log_likelihood_difference"]
-        if group["temperature"] == 0:
-            assert lost <= bound["log_likelihood_difference_ci95"]
-        else:
-            assert lost < lost_by_quota / 5
+        assert lost <= bound["log_likelihood_difference_ci95"]
+        if group["temperature"] == 1:
+            assert lost_by_quota > 0.3
             assert lost_by_quota > quota["log_likelihood_difference_ci95"]
 
 

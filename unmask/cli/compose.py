@@ -30,7 +30,7 @@ from ..tasks.music import (
 from ..tasks.music_files import write_midi, write_piano_roll
 from . import common
 
-GAMMA = 0.1
+GAMMA = 0.01
 """The γ of `entropy-bound` here, in nats; chosen on validation chorales by `python -m benchmarks.music validate`."""
 
 
