@@ -50,7 +50,7 @@ WINDOW = 128
 COLUMNS = ("nelbo", "judge", "entropy", "distinct_n")
 BASES = {"uniform": "uniform", "entropy": "top1-entropy"}
 GAMMAS = (0.05, 0.1, 0.2, 0.4)
-SHORT = ((0.05, "uniform"),)
+SHORT = ((0.05, "uniform"), (0.1, "uniform"))
 
 
 def admitted(gamma: float, profile: Profile, order: str) -> NamedRule:
@@ -77,7 +77,7 @@ def rules(profile: Profile, length: int, full: bool) -> list[tuple[NamedRule, st
         topk = NamedRule("topk", {"k": quota, "proxy": "entropy"}, Rule(Entropy(), TopK(quota)))
         extrapolated = NamedRule("first-hitting-extrapolated", {"steps": 13}, extrapolated_first_hitting(13))
         found += [(topk, "entropy"), (extrapolated, "uniform")]
-    for gamma in (0.5, 1.0, 2.0, 4.0, 16.0, 24.0) if full else (24.0,):
+    for gamma in (0.5, 1.0, 2.0, 4.0, 16.0, 24.0) if full else (24.0, 40.0):
         named = NamedRule("entropy-bound", {"gamma": gamma}, Rule(Entropy(), EntropyBound(gamma)))
         found.append((named, "entropy" if full else "uniform"))
     return found
