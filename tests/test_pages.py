@@ -18,7 +18,9 @@ def no_plot(*args: Any) -> None:
 
 
 def test_the_tables_of_results_are_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    copies = {name: Path(shutil.copy(DOCS / name, tmp_path)) for name in ("results.md", "dependence.md")}
+    sources = {path.name: path for path in (DOCS / "results.md", DOCS / "dependence.md", DOCS.parent / "README.md")}
+    copies = {name: Path(shutil.copy(path, tmp_path)) for name, path in sources.items()}
+    monkeypatch.setattr(results, "README", copies["README.md"])
     for module in (results, free_text, text_plane):
         monkeypatch.setattr(module, "PAGE", copies["results.md"])
     monkeypatch.setattr(free_text, "THEORY", copies["dependence.md"])
@@ -28,4 +30,4 @@ def test_the_tables_of_results_are_generated(tmp_path: Path, monkeypatch: pytest
     results.render()
     conditional.render()
     for name, copy in copies.items():
-        assert copy.read_text(encoding="utf-8") == (DOCS / name).read_text(encoding="utf-8"), f"{name} is out of date"
+        assert copy.read_text(encoding="utf-8") == sources[name].read_text(encoding="utf-8"), f"{name} is out of date"
