@@ -2,6 +2,7 @@
 
     python -m benchmarks.free_text measure "characters" text --judge judge     # one model: measure and save
     python -m benchmarks.free_text lengths FOLDER FOLDER ... --judge judge     # models of other lengths
+    python -m benchmarks.free_text profiles text --judge judge                 # profiles of less and of other data
     python -m benchmarks.free_text render                                      # the tables again, from saved figures
 
 A model is the name of an embedded one or the folder of a checkpoint; the judge a causal model of the same data, such as
@@ -15,6 +16,7 @@ import argparse
 import json
 import math
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +37,14 @@ from unmask.models import load, task_of
 from unmask.rules.blind import Dilated
 from unmask.rules.named import NamedRule
 from unmask.tasks.task import Prompts, Task
-from unmask.tasks.text import TextTask, distinct_n, unigram_entropy
+from unmask.tasks.text import TextTask, distinct_n, embedded_text, unigram_entropy
 
 from .pages import fill
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "free-text.json"
 LENGTHS = ROOT / "docs" / "results" / "text-lengths.json"
+PROFILES = ROOT / "docs" / "results" / "text-profiles.json"
 PAGE, THEORY = ROOT / "docs" / "results.md", ROOT / "docs" / "dependence.md"
 SAMPLES = 512
 WINDOW = 128
@@ -183,6 +186,46 @@ def lengths(models: list[str], judge: str, samples: int, device: str) -> dict[st
     return {"judge": fingerprint(judge), "samples": samples, "models": found}
 
 
+def profiles(model: str, judge: str, samples: int, device: str) -> dict[str, Any]:
+    """The bound with profiles of one model measured on much text, on a tenth of it, and on a novel it never saw.
+
+    The novel is rid of what the model cannot write.
+    """
+    study, own = study_of(model, judge, samples, device)
+    assert isinstance(study.task, TextTask)
+    assert isinstance(study.denoiser, NetworkDenoiser)
+    known = study.task.vocabulary
+    with tempfile.TemporaryDirectory() as folder:
+        novel = Path(folder) / "novel.txt"
+        novel.write_text("".join(filter(known.__contains__, embedded_text("moby_dick"))), encoding="utf-8")
+        other = calibrated(study.denoiser, TextTask(novel, vocabulary=known, length=study.task.length))
+    found = {"own text": own, "a tenth of it": calibrated(study.denoiser, study.task, 20), "Moby-Dick": other}
+    named = [(NamedRule("uniform", {}, Rule(Uniform(), One())), "uniform")]
+    for what, profile in found.items():
+        for gamma in GAMMAS[:2]:
+            rule = Rule(Uniform(), DependenceBound(gamma, profile))
+            named.append((NamedRule("dependence-bound", {"gamma": gamma, "profile": what}, rule), "uniform"))
+    evaluations = {what: profile.evaluations for what, profile in found.items()}
+    return {"samples": samples, "evaluations": evaluations, "rows": compared(study, named)}
+
+
+def profiles_table(report: dict[str, Any]) -> str:
+    """What a profile of less or of other data costs."""
+    lines = [
+        "| profile of | evaluations for it | γ | NFE | NELBO, difference | judge, difference |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"][1:]:
+        what = row["settings"]["profile"]
+        cells = [f"{row[f'{name}_difference']:+.3f} ± {row[f'{name}_difference_ci95']:.3f}" for name in COLUMNS[:2]]
+        lines.append(
+            f"| {what} | {report['evaluations'][what]:,} | {row['settings']['gamma']:g} | {row['nfe_mean']:.1f} |"
+            f" {' | '.join(cells)} |"
+        )
+    lines.append(f"\n{report['samples']} samples a row; differences to one at a time, in nats per token.")
+    return "\n".join(lines)
+
+
 def exponent(lengths: list[int], values: list[float]) -> float:
     """The slope of `log value` over `log length`, by least squares."""
     x, y = torch.tensor(lengths).double().log(), torch.tensor(values).double().log()
@@ -252,6 +295,8 @@ def render() -> None:
     fill(PAGE, {"free-text": shown})
     if LENGTHS.exists() and "<!-- lengths:begin -->" in THEORY.read_text(encoding="utf-8"):
         fill(THEORY, {"lengths": lengths_table(json.loads(LENGTHS.read_text(encoding="utf-8")))})
+    if PROFILES.exists():
+        fill(THEORY, {"text-profiles": profiles_table(json.loads(PROFILES.read_text(encoding="utf-8")))})
 
 
 def main() -> None:
@@ -263,7 +308,9 @@ def main() -> None:
     one.add_argument("model")
     one.add_argument("--full", action="store_true", help="every setting, not only the important ones")
     several.add_argument("models", nargs="+")
-    for command in (one, several):
+    data = commands.add_parser("profiles")
+    data.add_argument("model")
+    for command in (one, several, data):
         command.add_argument("--judge", default="judge")
         command.add_argument("--samples", type=int, default=SAMPLES)
         command.add_argument("--device", default="cpu")
@@ -279,6 +326,9 @@ def main() -> None:
     elif given.what == "lengths":
         report = lengths(given.models, given.judge, given.samples, given.device)
         (given.out or LENGTHS).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    elif given.what == "profiles":
+        report = profiles(given.model, given.judge, given.samples, given.device)
+        (given.out or PROFILES).write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     else:
         render()
 
