@@ -24,17 +24,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask import DependenceBound, Entropy, EntropyBound, One, Rule
-from unmask.denoiser import device_of
-from unmask.dependence.calibrate import measure_profile
-from unmask.dependence.profile import Line, Profile
+from unmask.dependence.profile import Profile
 from unmask.errors import AdapterError
 from unmask.evaluation.runner import mean_ci95
 from unmask.evaluation.study import Outcome, Study, code_fingerprint, fingerprint
 from unmask.models import load, load_profile
 from unmask.rules.named import NamedRule
-from unmask.tasks._common import stack
 from unmask.tasks.named import named_task
 
+from .free_text import calibrated
 from .pages import fill
 
 ROOT = Path(__file__).parent.parent
@@ -73,12 +71,7 @@ def profile_of(model: str, study: Study) -> Profile:
     try:
         return load_profile(model)
     except AdapterError:
-        x, maskable = stack(study.task.examples("validation"), 150)
-        device = device_of(study.denoiser)
-        empty = Profile.empty(Line.of(study.task.length))
-        return measure_profile(
-            study.denoiser, x.to(device), empty, maskable=maskable.to(device), draws=4, repeats=2, seed=0
-        )
+        return calibrated(study.denoiser, study.task, 150)
 
 
 def measure(name: str, model: str, limit: int | None, device: str) -> dict[str, Any]:

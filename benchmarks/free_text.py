@@ -25,9 +25,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from unmask import DependenceBound, Entropy, EntropyBound, One, Rule, TopK, Uniform, extrapolated_first_hitting
-from unmask.denoiser import NetworkDenoiser, device_of
+from unmask.denoiser import Denoiser, NetworkDenoiser, device_of
 from unmask.dependence.calibrate import measure_profile
-from unmask.dependence.profile import Line, Profile
+from unmask.dependence.geometry import geometry_of
+from unmask.dependence.profile import Profile
 from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.measures import GRAM
 from unmask.evaluation.runner import mean_ci95
@@ -36,6 +37,7 @@ from unmask.likelihood import nelbo
 from unmask.models import load, task_of
 from unmask.rules.blind import Dilated
 from unmask.rules.named import NamedRule
+from unmask.tasks._common import stack
 from unmask.tasks.task import Prompts, Task
 from unmask.tasks.text import TextTask, distinct_n, embedded_text, unigram_entropy
 
@@ -86,12 +88,12 @@ def rules(profile: Profile, length: int, full: bool) -> list[tuple[NamedRule, st
     return found
 
 
-def calibrated(denoiser: NetworkDenoiser, task: Task, windows: int = 200) -> Profile:
-    """The model's profile, measured on validation text."""
-    examples = task.examples("validation")
-    x = torch.stack([examples[index][0] for index in range(min(windows, len(examples)))])
-    empty = Profile.empty(Line.of(task.length))
-    return measure_profile(denoiser, x.to(device_of(denoiser)), empty, draws=4, repeats=2, seed=0)
+def calibrated(denoiser: Denoiser, task: Task, examples: int = 200) -> Profile:
+    """The model's profile, measured on validation examples of its task."""
+    device = device_of(denoiser)
+    x, maskable = (part.to(device) for part in stack(task.examples("validation"), examples))
+    empty = Profile.empty(geometry_of(task))
+    return measure_profile(denoiser, x, empty, maskable=maskable, draws=4, repeats=2, seed=0)
 
 
 def measured(denoiser: NetworkDenoiser, judge: Judge) -> Measure:
@@ -193,7 +195,6 @@ def profiles(model: str, judge: str, samples: int, device: str) -> dict[str, Any
     """
     study, own = study_of(model, judge, samples, device)
     assert isinstance(study.task, TextTask)
-    assert isinstance(study.denoiser, NetworkDenoiser)
     known = study.task.vocabulary
     with tempfile.TemporaryDirectory() as folder:
         novel = Path(folder) / "novel.txt"
@@ -293,10 +294,8 @@ def render() -> None:
     reports = json.loads(RESULTS.read_text(encoding="utf-8"))
     shown = "\n\n".join(f"### By {name}\n\n{table(report)}" for name, report in reports.items())
     fill(PAGE, {"free-text": shown})
-    if LENGTHS.exists() and "<!-- lengths:begin -->" in THEORY.read_text(encoding="utf-8"):
-        fill(THEORY, {"lengths": lengths_table(json.loads(LENGTHS.read_text(encoding="utf-8")))})
-    if PROFILES.exists():
-        fill(THEORY, {"text-profiles": profiles_table(json.loads(PROFILES.read_text(encoding="utf-8")))})
+    grown, other = (json.loads(path.read_text(encoding="utf-8")) for path in (LENGTHS, PROFILES))
+    fill(THEORY, {"lengths": lengths_table(grown), "text-profiles": profiles_table(other)})
 
 
 def main() -> None:

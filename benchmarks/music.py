@@ -34,6 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask import DependenceBound, Entropy, Rule
+from unmask.cli.compose import GAMMA
 from unmask.denoiser import Denoiser, Query
 from unmask.evaluation.runner import answer, mean_ci95, prompt_streams
 from unmask.likelihood import nelbo
@@ -47,7 +48,6 @@ from .pages import wall_clock
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results"
-GAMMA = 0.01
 GAMMAS = (0.01, 0.02, 0.05, 0.1, 0.2)
 BATCH = 4
 DEVICE = "cpu"
@@ -183,6 +183,11 @@ def row(name: str, temperature: float, found: dict[str, list[float]], base: dict
     return figures
 
 
+def keeps_quality(found: dict[str, Any]) -> bool:
+    """Whether the mean loss against Top-1 is within one standard error."""
+    return found["log_likelihood_difference"] + found["log_likelihood_difference_ci95"] / 1.96 >= 0
+
+
 def compared(task: MusicTask, split: str, proxy: str, temperature: float, pieces: int, chains: int) -> dict[str, Any]:
     """Top-1, EB-Sampler over the grid (on test: with the chosen γ), top-k at as many evaluations, real chorales."""
     gammas = GAMMAS if split == "validation" else (GAMMA,)
@@ -215,7 +220,7 @@ def others(task: MusicTask) -> dict[str, Any]:
         for settings in grid:
             one = named(family, settings)
             trials.append(row(str(one), 1.0, collect(task, "validation", CHOSEN_ON, one), base))
-            if trials[-1]["log_likelihood_difference"] + trials[-1]["log_likelihood_difference_ci95"] / 1.96 < 0:
+            if not keeps_quality(trials[-1]):
                 break
             best = one
         chosen += [] if best is None else [best]

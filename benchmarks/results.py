@@ -202,7 +202,12 @@ def table(report: dict[str, Any]) -> str:
         difference = f"{row['difference']:+.4f} ± {row['difference_ci95']:.4f}"
         cost = f"{row['nfe_mean']:.2f} | {row['speed_up']:.1f}"
         lines.append(f"| {what}`{brief(row['rule'], row['settings'])}` | {quality} | {difference} | {cost} |")
-    return "\n".join([*lines, *wall_clock(report["seconds_per_prompt"])])
+    short: dict[str, str] = {free_text.name_of(row): brief(row["rule"], row["settings"]) for row in report["test"]}
+    seconds: dict[str, dict[str, float]] = {
+        batch: {short.get(name) or name: value for name, value in found.items()}
+        for batch, found in report["seconds_per_prompt"].items()
+    }
+    return "\n".join([*lines, *wall_clock(seconds)])
 
 
 def summary() -> str:
