@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from unmask import FullDenoiser, LeftToRight, One, Rule, derive, sample
-from unmask.categorical import divergence
 from unmask.denoiser import Query
 from unmask.dependence.calibrate import measure_profile
 from unmask.dependence.profile import Line, Profile, Relations
+from unmask.draws.categorical import divergence
 from unmask.errors import AdapterError, LogitsError
 from unmask.oracles import MarkovDenoiser, Oracle, random_hmm, random_markov, random_table
 

@@ -17,7 +17,7 @@ with install_import_hook("unmask", "beartype.beartype"):
     from unmask.dependence.calibrate import measure_profile, oracle_profile
     from unmask.dependence.curve import measure_curve, optimal_sizes, oracle_curve
     from unmask.evaluation.runner import answer
-    from unmask.kernels import numba_rows
+    from unmask.draws.kernels import numba_rows
 
 torch.set_num_threads(1)
 hmm = oracles.random_hmm(2, 3, 0)

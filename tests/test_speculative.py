@@ -30,10 +30,10 @@ from unmask import (
     first_hitting,
     sample,
 )
-from unmask.categorical import draw as draw_tokens
-from unmask.categorical import forbid, marginals
 from unmask.cli.app import app
 from unmask.denoiser import Query
+from unmask.draws.categorical import draw as draw_tokens
+from unmask.draws.categorical import forbid, marginals
 from unmask.errors import LogitsError
 from unmask.oracles import (
     MarkovDenoiser,

@@ -3,12 +3,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unmask.draws.streams import derive
 from unmask.oracles import random_hmm
 from unmask.result import StepInfo
 from unmask.rules import Confidence, Entropy, EntropyBound, One, Rule, Speculative, Stable, Steps
 from unmask.sampler import Sampler, State, sample
 from unmask.stream import join, select, stream
-from unmask.streams import derive
 
 RULES = [
     Rule(Entropy(), EntropyBound(0.6)),

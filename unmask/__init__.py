@@ -1,7 +1,9 @@
 """Samplers for masked diffusion models, proven to draw from the distribution they claim."""
 
-from . import blocks, categorical, errors, rules, schedule, streams
+from . import blocks, errors, rules, schedule
 from .denoiser import Denoiser, FullDenoiser, NetworkDenoiser, Query
+from .draws import categorical, streams
+from .draws.streams import derive
 from .likelihood import Likelihood, chain_log_likelihood, nelbo
 from .models import load
 from .result import Event, Result, StepInfo
@@ -35,7 +37,6 @@ from .rules import (
     parallel_first_hitting,
 )
 from .sampler import Plan, Sampler, State, sample
-from .streams import derive
 
 __version__ = "0.1.0"
 

@@ -37,11 +37,11 @@ from transformers.generation import (
 )
 from transformers.utils import ModelOutput
 
+from .draws.streams import derive
 from .language import LanguageModel
 from .result import StepInfo
 from .rules.rule import Rule
 from .sampler import State
-from .streams import derive
 
 
 @dataclass

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .categorical import divergence
 from .denoiser import Query
+from .draws.categorical import divergence
 from .rules.independence import IndependenceTest
 from .rules.view import View, spread
 

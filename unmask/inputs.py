@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .denoiser import Denoiser
-from .streams import as_streams, derive
+from .draws.streams import as_streams, derive
 
 Tokens = Int[Tensor, "batch length"] | Int[Tensor, " length"] | Sequence[Sequence[int] | Int[Tensor, " length"]]
 

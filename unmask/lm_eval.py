@@ -33,11 +33,11 @@ try:
 except ImportError as error:
     raise ImportError("unmask.lm_eval needs lm-evaluation-harness >= 0.4.13: pip install 'unmask[eval]'") from error
 
+from .draws.streams import derive
 from .evaluation.store import Store
 from .likelihood import nelbo
 from .rules.named import NamedRule, named_rule
 from .sampler import sample
-from .streams import derive
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .blocks import open_block, windows
-from .categorical import (
+from .denoiser import Denoiser, Query, check_denoiser
+from .draws.categorical import (
     Marginals,
     check_draw,
     check_marginals,
@@ -21,7 +22,7 @@ from .categorical import (
     marginals,
     most_probable,
 )
-from .denoiser import Denoiser, Query, check_denoiser
+from .draws.streams import Purpose, uniforms
 from .errors import LogitsError
 from .host import HostMasks, to_host, where_true
 from .independence import tested
@@ -31,7 +32,6 @@ from .result import Result, StepInfo
 from .rules.rule import Rule
 from .rules.scored import Scored, ScoredOrder
 from .rules.view import View, spread
-from .streams import Purpose, uniforms
 from .verification import advance
 
 

@@ -28,8 +28,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .blocks import open_block
-from .categorical import Marginals, forbid, log_prob, most_probable
 from .denoiser import Query
+from .draws.categorical import Marginals, forbid, log_prob, most_probable
 from .errors import LogitsError
 from .result import StepInfo
 from .rules.budget import TopK

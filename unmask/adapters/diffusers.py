@@ -25,9 +25,9 @@ try:
 except ImportError as error:
     raise ImportError("unmask.adapters.diffusers needs diffusers >= 0.42.1: pip install 'unmask[diffusers]'") from error
 
+from ..draws.streams import derive
 from ..rules.named import named_rule
 from ..sampler import State
-from ..streams import derive
 from .stepwise import advance_block, begin, check_rule
 
 _REPLACED = ("threshold", "editing_threshold", "minimal_topk")

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..draws.streams import derive
 from ..rules.named import named_rule
 from ..sampler import State
 from ..stream import join, split
-from ..streams import derive
 from .stepwise import advance_block, begin, check_rule
 
 NAME = "Unmask"

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..categorical import check_draw
 from ..denoiser import Query
+from ..draws.categorical import check_draw
 from ..result import StepInfo
 from ..rules.rule import Rule
 from ..sampler import Sampler, State

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..categorical import draw_rows, marginals
+from ..draws.categorical import draw_rows, marginals
 from ..rules import Entropy, EntropyBound, Rule
 from ..sampler import Sampler
 from .measuring import Given, competing, exponent, first_uses, medians, peak_memory, random_logits, turns

@@ -10,12 +10,12 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
+from ..draws.streams import derive
 from ..evaluation.runner import Answers, answer, mean_ci95
 from ..models import load
 from ..result import StepInfo
 from ..rules.named import NamedRule, named_rule
 from ..sampler import Sampler, State
-from ..streams import derive
 from ..tasks.sudoku import MASK, Puzzle, as_tensor, demo_puzzles, solved
 from . import common
 

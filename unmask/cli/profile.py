@@ -18,9 +18,9 @@ from ..dependence.calibrate import measure_profile, oracle_samples
 from ..dependence.geometry import geometry_of, sudoku
 from ..dependence.picture import heat_map
 from ..dependence.profile import Line, Profile, Relations
+from ..draws.streams import derive
 from ..errors import AdapterError
 from ..models import load, model_folder, task_of
-from ..streams import derive
 from . import common
 from . import oracle as options
 

@@ -21,14 +21,14 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..categorical import divergence, marginals
 from ..denoiser import Denoiser, Query
+from ..draws.categorical import divergence, marginals
+from ..draws.streams import Purpose, uniforms
 from ..result import Result, StepInfo
 from ..rules.dependence import DependenceBound, Pairs
 from ..rules.rule import Rule
 from ..rules.view import View, spread
 from ..sampler import Sampler, State, Tokens
-from ..streams import Purpose, uniforms
 
 
 @dataclass(frozen=True)

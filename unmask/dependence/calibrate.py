@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..categorical import divergence, draw, forbid, marginals
 from ..denoiser import Denoiser, Query, check_denoiser
+from ..draws.categorical import divergence, draw, forbid, marginals
+from ..draws.streams import Purpose, derive, uniforms
 from ..oracles.oracle import Oracle
 from ..oracles.table import Sudoku4Denoiser
 from ..rules.budget import One
@@ -18,7 +19,6 @@ from ..rules.order import LeftToRight
 from ..rules.rule import Rule
 from ..rules.view import spread
 from ..sampler import Tokens, as_batch, sample, stream_ids
-from ..streams import Purpose, derive, uniforms
 from .geometry import sudoku
 from .profile import SUMS, Line, Profile, share_bin
 

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..categorical import marginals
 from ..denoiser import Denoiser, Query
+from ..draws.categorical import marginals
 from ..likelihood import surprise_by_count
 from ..oracles.oracle import Oracle
 from ..sampler import Tokens

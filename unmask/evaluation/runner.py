@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..draws.streams import derive
 from ..result import Result, StepInfo
 from ..sampler import Sampler, State
 from ..stream import stream
-from ..streams import derive
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Samplers compared on a task: every rule completes the same prompts from the same streams, and is judged on them.
 
-Answers to one prompt from one seed are coupled (see `unmask.streams`), so differences between rules are paired: their
+Answers to one prompt from one seed are coupled (see `draws.streams`), so differences between rules are paired: their
 intervals are those of the mean of differences, over prompts, after averaging over seeds.
 """
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..categorical import check_draw
 from ..denoiser import NetworkDenoiser, Query
+from ..draws.categorical import check_draw
 from ..errors import AdapterError
 from ..evaluation.runner import prompt_streams
 from ..result import StepInfo

@@ -18,8 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..blocks import open_block, windows
-from ..categorical import check_draw, draw_log_prob, forbid, log_prob, marginals
 from ..denoiser import Denoiser, FullDenoiser, Query
+from ..draws.categorical import check_draw, draw_log_prob, forbid, log_prob, marginals
 from ..past import Past
 from ..rules.budget import One
 from ..rules.rule import Rule

@@ -18,8 +18,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..blocks import open_block, windows
-from ..categorical import Marginals, draw_log_prob, forbid, marginals
 from ..denoiser import Query
+from ..draws.categorical import Marginals, draw_log_prob, forbid, marginals
 from ..independence import prune
 from ..rules.budget import All
 from ..rules.order import Entropy

@@ -17,8 +17,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..blocks import open_block, windows
-from ..categorical import draw_log_prob, forbid
 from ..denoiser import Query
+from ..draws.categorical import draw_log_prob, forbid
 from ..rules.view import View
 from ..sampler import Sampler
 

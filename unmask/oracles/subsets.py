@@ -19,8 +19,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..categorical import log_prob, marginals
 from ..denoiser import Denoiser, Query
+from ..draws.categorical import log_prob, marginals
 from ..rules.rule import Rule
 from ..rules.view import View, spread
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
-from ..categorical import Marginals
+from ..draws.categorical import Marginals
 
 
 @dataclass(frozen=True)

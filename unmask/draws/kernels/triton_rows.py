@@ -4,7 +4,7 @@
 A row is cut into pieces of `_PIECE` logits, one program each, so that few rows fill a GPU as well as many, and the bits
 of a row depend on nothing but the row. A piece leaves `max`, `Σe` and `Σe·(-d)` relative to its own maximum. A second
 kernel of one program per row adds them up, and reads the piece with the row's maximum once more, without the top token:
-so `s = Σ_{k≠argmax} e^{d_k}` is a sum of small numbers, never 1 minus something (see `unmask.categorical.marginals`).
+so `s = Σ_{k≠argmax} e^{d_k}` is a sum of small numbers, never 1 minus something (see `draws.categorical.marginals`).
 
 Draws are made in float64 from end to end, over pieces first, then inside the one that was hit.
 """
@@ -178,7 +178,7 @@ def _banned(forbidden: tuple[int, ...], vocab: int, device: torch.device, piece:
 def statistics(
     logits: Tensor, forbidden: Sequence[int], power: Tensor | None, *, piece: int = _PIECE, warps: int = _WARPS
 ) -> tuple[tuple[Tensor, ...], None]:
-    """The columns `unmask.categorical.marginals` is made of, in float32: top, token, ...; draws need nothing else."""
+    """The columns `draws.categorical.marginals` is made of, in float32: top, token, ...; draws need nothing else."""
     rows, vocab = logits.shape
     pieces = triton.cdiv(vocab, piece)
     powered = power is not None
@@ -211,7 +211,7 @@ def draw(
     forbidden: Sequence[int],
     known: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Draws one token for each of some rows, given float64 uniforms and temperatures; see `unmask.categorical.draw`."""
+    """Draws one token for each of some rows, given float64 uniforms and temperatures; see `draws.categorical.draw`."""
     vocab = logits.shape[1]
     pieces = triton.cdiv(vocab, _PIECE)
     tops = torch.empty(len(rows) * pieces, dtype=torch.float32, device=logits.device)

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .errors import LogitsError
+from ..errors import LogitsError
 from .kernels import row_kernel
 
 _CHUNK = 1 << 18

@@ -2,7 +2,7 @@
 """Statistics and draws of rows of logits on a CPU: one call, compiled by Numba on first use and kept in its cache.
 
 A row stays in cache: one pass finds its maximum, another adds up `Σe` and `Σe·(-d)` in float32 over tiles and in
-float64 over rows, without the top token (see `unmask.categorical.marginals`). The exponential is a polynomial that the
+float64 over rows, without the top token (see `draws.categorical.marginals`). The exponential is a polynomial that the
 compiler turns into vector instructions. Half precision is decoded tile by tile, so nothing is copied.
 
 Threads take one row after the other from a common counter: one that is kept from running delays nobody, and no row
@@ -553,7 +553,7 @@ def _banned(forbidden: tuple[int, ...]) -> np.ndarray:
 def statistics(
     logits: Tensor, forbidden: Sequence[int], power: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """The columns `unmask.categorical.marginals` is made of, in float32: top, token, ...; and the mass of each tile."""
+    """The columns `draws.categorical.marginals` is made of, in float32: top, token, ...; and the mass of each tile."""
     rows, vocab = logits.shape
     out = torch.empty(5 if power is None else 6, rows, dtype=torch.float32)
     token = torch.empty(rows, dtype=torch.int64)
@@ -578,7 +578,7 @@ def draw(
     forbidden: Sequence[int],
     known: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Draws one token for each of some rows, given float64 uniforms and temperatures; see `unmask.categorical.draw`.
+    """Draws one token for each of some rows, given float64 uniforms and temperatures; see `draws.categorical.draw`.
 
     With what is known from `statistics`, top and masses of all rows, a draw at temperature 1 reads one tile of its row,
     and the whole of it only if that leaves a doubt.
