@@ -13,7 +13,7 @@ from unmask.denoiser import Query
 from unmask.language import LanguageModel
 from unmask.language.cache import Cached
 from unmask.rules.named import named_rule
-from unmask.sampler import Sampler
+from unmask.sampling.loop import Sampler
 
 RULE = "topk:k=2"
 CASES = (*((cache, refresh) for cache in ("prefix", "dual") for refresh in (None, 4, 2, 1)), ("block-causal", None))

@@ -28,7 +28,7 @@ from unmask.draws.categorical import draw, draw_rows, marginals
 from unmask.draws.kernels import triton_rows
 from unmask.errors import LogitsError
 from unmask.rules import Entropy, EntropyBound, Rule
-from unmask.sampler import Sampler
+from unmask.sampling.loop import Sampler
 
 ROWS, VOCAB = 1024, 126_464
 SHAPES = {

@@ -27,7 +27,7 @@ from unmask.evaluation.study import Study, code_fingerprint, fingerprint
 from unmask.evaluation.tuning import fewest, tune
 from unmask.models import load
 from unmask.rules.named import NamedRule, brief, named_rule
-from unmask.sampler import Sampler
+from unmask.sampling.loop import Sampler
 from unmask.tasks.named import named_task
 
 from . import free_text, text_plane

@@ -33,7 +33,7 @@ from unmask.evaluation.study import fingerprint
 from unmask.models import load, task_of
 from unmask.numerics.draws import FORMS
 from unmask.rules.order import LeftToRight
-from unmask.sampler import Sampler
+from unmask.sampling.loop import Sampler
 from unmask.tasks.text import unigram_entropy
 
 from .free_text import calibrated

@@ -15,7 +15,7 @@ from unmask.denoiser import Query
 from unmask.language import LanguageModel
 from unmask.language.cache import Cached
 from unmask.rules.named import named_rule
-from unmask.sampler import Sampler
+from unmask.sampling.loop import Sampler
 
 ONE = "topk:k=1"
 TOKENS = [token for token in range(VOCAB) if token != MASK]

@@ -26,7 +26,7 @@ from unmask import (
     sample,
 )
 from unmask.oracles import MarkovDenoiser, PerturbedDenoiser, exact_law, random_hmm, random_markov, random_table
-from unmask.past import Past
+from unmask.rules.history import Past
 from unmask.schedule import Linear
 
 CHAIN = MarkovDenoiser.lazy(2, 0.75)

@@ -142,7 +142,7 @@ def test_with_a_wrong_model_divergence_is_dependence_error_plus_model_error(base
 
 def model_error_by_walking(noisy: PerturbedDenoiser, rule: Rule, x: torch.Tensor) -> float:
     """`E_data Σ_steps Σ_{i∈U} KL(p_i || p̂_i)` along the data's own paths, one sequence at a time."""
-    from unmask.sampler import Sampler
+    from unmask.sampling.loop import Sampler
 
     sampler, mask = Sampler(noisy, rule), noisy.mask_id
     points, log_p = noisy.oracle.completions(x)

@@ -34,7 +34,7 @@ from unmask.rules import (
     entropy_bound,
 )
 from unmask.rules.named import FAMILIES, named_rule
-from unmask.rules.view import spread
+from unmask.sampling.view import spread
 
 INF = math.inf
 

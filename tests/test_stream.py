@@ -5,10 +5,10 @@ import torch
 
 from unmask.draws.streams import derive
 from unmask.oracles import random_hmm
-from unmask.result import StepInfo
 from unmask.rules import Confidence, Entropy, EntropyBound, One, Rule, Speculative, Stable, Steps
-from unmask.sampler import Sampler, State, sample
-from unmask.stream import join, select, stream
+from unmask.sampling.loop import Sampler, State, sample
+from unmask.sampling.queue import join, select, stream
+from unmask.sampling.result import StepInfo
 
 RULES = [
     Rule(Entropy(), EntropyBound(0.6)),

@@ -1,12 +1,11 @@
 """Samplers for masked diffusion models, proven to draw from the distribution they claim."""
 
-from . import blocks, errors, rules, schedule
+from . import errors, rules, schedule
 from .denoiser import Denoiser, FullDenoiser, NetworkDenoiser, Query
 from .draws import categorical, streams
 from .draws.streams import derive
 from .likelihood import Likelihood, chain_log_likelihood, nelbo
 from .models import load
-from .result import Event, Result, StepInfo
 from .rules import (
     All,
     CarriedBound,
@@ -36,7 +35,9 @@ from .rules import (
     first_hitting,
     parallel_first_hitting,
 )
-from .sampler import Plan, Sampler, State, sample
+from .sampling import blocks
+from .sampling.loop import Plan, Sampler, State, sample
+from .sampling.result import Event, Result, StepInfo
 
 __version__ = "0.1.0"
 

@@ -39,9 +39,9 @@ from transformers.utils import ModelOutput
 
 from .draws.streams import derive
 from .language import LanguageModel
-from .result import StepInfo
 from .rules.rule import Rule
-from .sampler import State
+from .sampling.loop import State
+from .sampling.result import StepInfo
 
 
 @dataclass

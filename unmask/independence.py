@@ -25,10 +25,10 @@ from torch import Tensor
 from .denoiser import Query
 from .draws.categorical import divergence
 from .rules.independence import IndependenceTest
-from .rules.view import View, spread
+from .sampling.view import View, spread
 
 if TYPE_CHECKING:
-    from .sampler import Sampler
+    from .sampling.loop import Sampler
 
 
 def tested(

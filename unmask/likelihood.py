@@ -14,7 +14,7 @@ from .denoiser import Denoiser, Query, check_denoiser
 from .draws.categorical import log_prob, marginals
 from .draws.streams import Purpose, uniforms
 from .errors import LogitsError
-from .sampler import Tokens, as_batch, stream_ids
+from .sampling.loop import Tokens, as_batch, stream_ids
 from .schedule import Schedule
 
 

@@ -37,7 +37,7 @@ from .draws.streams import derive
 from .evaluation.store import Store
 from .likelihood import nelbo
 from .rules.named import NamedRule, named_rule
-from .sampler import sample
+from .sampling.loop import sample
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -27,18 +27,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .blocks import open_block
 from .denoiser import Query
 from .draws.categorical import Marginals, forbid, log_prob, most_probable
 from .errors import LogitsError
-from .result import StepInfo
 from .rules.budget import TopK
 from .rules.rule import Rule
 from .rules.speculative import Speculative
-from .rules.view import View, spread
+from .sampling.blocks import open_block
+from .sampling.result import StepInfo
+from .sampling.view import View, spread
 
 if TYPE_CHECKING:
-    from .sampler import Sampler, State
+    from .sampling.loop import Sampler, State
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ except ImportError as error:
 
 from ..draws.streams import derive
 from ..rules.named import named_rule
-from ..sampler import State
+from ..sampling.loop import State
 from .stepwise import advance_block, begin, check_rule
 
 _REPLACED = ("threshold", "editing_threshold", "minimal_topk")

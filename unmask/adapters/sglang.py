@@ -21,8 +21,8 @@ from torch import Tensor
 
 from ..draws.streams import derive
 from ..rules.named import named_rule
-from ..sampler import State
-from ..stream import join, split
+from ..sampling.loop import State
+from ..sampling.queue import join, split
 from .stepwise import advance_block, begin, check_rule
 
 NAME = "Unmask"

@@ -1,7 +1,7 @@
 """Sampling inside somebody else's loop: their logits come in, the tokens to fix go out.
 
 Pipelines and servers that evaluate the model themselves hand over the logits of one block at a time. The state between
-two evaluations is `unmask.sampler.State`, the step is the sampling loop's own; only the denoiser is replaced by logits
+two evaluations is `sampling.loop.State`, the step is the sampling loop's own; only the denoiser is replaced by logits
 that are there already.
 """
 
@@ -16,9 +16,9 @@ from torch import Tensor
 
 from ..denoiser import Query
 from ..draws.categorical import check_draw
-from ..result import StepInfo
 from ..rules.rule import Rule
-from ..sampler import Sampler, State
+from ..sampling.loop import Sampler, State
+from ..sampling.result import StepInfo
 
 
 class GivenLogits:

@@ -14,7 +14,7 @@ from ..denoiser import Denoiser, Query
 from ..evaluation.runner import answer
 from ..models import load
 from ..rules import Confidence, Entropy, EntropyBound, One, Rule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from ..tasks.sudoku import as_tensor, demo_puzzles, solved
 
 

@@ -20,7 +20,7 @@ from ..denoiser import Query
 from ..draws.streams import Purpose, as_streams, derive, uniforms
 from ..rules import ancestral, first_hitting
 from ..rules.rule import Rule
-from ..sampler import sample
+from ..sampling.loop import sample
 from ..schedule import Linear
 
 

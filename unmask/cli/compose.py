@@ -15,7 +15,7 @@ from ..evaluation.runner import Answers, answer, mean_ci95
 from ..models import load
 from ..networks.coconet import LENGTH, MASK_ID, STEPS, VOCAB_SIZE, VOICES
 from ..rules.named import NamedRule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from ..tasks.music import (
     LOWEST,
     NAMES,

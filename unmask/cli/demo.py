@@ -13,9 +13,9 @@ from rich.text import Text
 from ..draws.streams import derive
 from ..evaluation.runner import Answers, answer, mean_ci95
 from ..models import load
-from ..result import StepInfo
 from ..rules.named import NamedRule, named_rule
-from ..sampler import Sampler, State
+from ..sampling.loop import Sampler, State
+from ..sampling.result import StepInfo
 from ..tasks.sudoku import MASK, Puzzle, as_tensor, demo_puzzles, solved
 from . import common
 

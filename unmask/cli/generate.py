@@ -17,9 +17,9 @@ from rich.text import Text
 from ..language import Completion, LanguageModel
 from ..language.cache import CACHES
 from ..models import EMBEDDED, load
-from ..result import StepInfo
 from ..rules.named import NamedRule
-from ..sampler import State
+from ..sampling.loop import State
+from ..sampling.result import StepInfo
 from . import common
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

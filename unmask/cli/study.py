@@ -16,7 +16,7 @@ from ..evaluation.study import Measure, Study, at_equal_entropy, check_fit, code
 from ..evaluation.tuning import Trial, fewest, tune
 from ..rules import Entropy, MaskedFraction, One, Rule
 from ..rules.named import brief, named_rule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from ..schedule import Linear
 from ..tasks.task import Task
 from . import common

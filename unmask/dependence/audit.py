@@ -24,11 +24,11 @@ from torch import Tensor
 from ..denoiser import Denoiser, Query
 from ..draws.categorical import divergence, marginals
 from ..draws.streams import Purpose, uniforms
-from ..result import Result, StepInfo
 from ..rules.dependence import DependenceBound, Pairs
 from ..rules.rule import Rule
-from ..rules.view import View, spread
-from ..sampler import Sampler, State, Tokens
+from ..sampling.loop import Sampler, State, Tokens
+from ..sampling.result import Result, StepInfo
+from ..sampling.view import View, spread
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from ..oracles.table import Sudoku4Denoiser
 from ..rules.budget import One
 from ..rules.order import LeftToRight
 from ..rules.rule import Rule
-from ..rules.view import spread
-from ..sampler import Tokens, as_batch, sample, stream_ids
+from ..sampling.loop import Tokens, as_batch, sample, stream_ids
+from ..sampling.view import spread
 from .geometry import sudoku
 from .profile import SUMS, Line, Profile, share_bin
 

@@ -26,7 +26,7 @@ from ..denoiser import Denoiser, Query
 from ..draws.categorical import marginals
 from ..likelihood import surprise_by_count
 from ..oracles.oracle import Oracle
-from ..sampler import Tokens
+from ..sampling.loop import Tokens
 
 LIMIT = 1 << 22
 """The largest number of (completion, set of masks) pairs that `oracle_curve` follows."""

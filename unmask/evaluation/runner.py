@@ -11,9 +11,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..draws.streams import derive
-from ..result import Result, StepInfo
-from ..sampler import Sampler, State
-from ..stream import stream
+from ..sampling.loop import Sampler, State
+from ..sampling.queue import stream
+from ..sampling.result import Result, StepInfo
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def answer(
         seed: Of the whole run.
         streams: The stream of each prompt, instead of a seed.
         temperature: Of the draw.
-        batch_size: Prompts worked on at once; who is finished makes room for the next (see `unmask.stream`).
+        batch_size: Prompts worked on at once; who is finished makes room for the next (see `unmask.sampling.queue`).
         on_batch: Called with the number of prompts just completed.
 
     Raises:

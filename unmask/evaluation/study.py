@@ -23,7 +23,7 @@ from ..denoiser import Denoiser, device_of
 from ..errors import DataError
 from ..models import model_folder
 from ..rules.named import NamedRule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from ..tasks.task import Prompts, Task
 from .runner import answer, mean_ci95, prompt_streams
 from .store import Store

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..blocks import windows
 from ..denoiser import Denoiser
-from ..result import StepInfo
 from ..rules.rule import Rule
-from ..sampler import Sampler, State
+from ..sampling.blocks import windows
+from ..sampling.loop import Sampler, State
+from ..sampling.result import StepInfo
 from .cache import Cached
 from .completion import Completion
 from .guidance import Guided

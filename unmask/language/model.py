@@ -13,10 +13,10 @@ from ..denoiser import NetworkDenoiser, Query
 from ..draws.categorical import check_draw
 from ..errors import AdapterError
 from ..evaluation.runner import prompt_streams
-from ..result import StepInfo
 from ..rules.named import named_rule
 from ..rules.rule import Rule
-from ..sampler import State
+from ..sampling.loop import State
+from ..sampling.result import StepInfo
 from .cache import check_cache
 from .completion import Completion
 from .generation import Settings, answer_all

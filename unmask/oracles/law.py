@@ -17,15 +17,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..blocks import open_block, windows
 from ..denoiser import Denoiser, FullDenoiser, Query
 from ..draws.categorical import check_draw, draw_log_prob, forbid, log_prob, marginals
-from ..past import Past
 from ..rules.budget import One
+from ..rules.history import Past
 from ..rules.rule import Rule
 from ..rules.scored import ScoredOrder
 from ..rules.speculative import Speculative
-from ..sampler import Sampler
+from ..sampling.blocks import open_block, windows
+from ..sampling.loop import Sampler
 from .oracle import Oracle, enumerate_completions
 from .perturbed import PerturbedDenoiser
 from .scored_law import scored_law

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..blocks import open_block, windows
 from ..denoiser import Query
 from ..draws.categorical import Marginals, draw_log_prob, forbid, marginals
 from ..independence import prune
@@ -25,8 +24,9 @@ from ..rules.budget import All
 from ..rules.order import Entropy
 from ..rules.rule import Rule
 from ..rules.scored import Scored, ScoredOrder
-from ..rules.view import View, spread
-from ..sampler import Plan, Sampler
+from ..sampling.blocks import open_block, windows
+from ..sampling.loop import Plan, Sampler
+from ..sampling.view import View, spread
 from .oracle import Oracle
 
 LIMIT = 1 << 26

@@ -16,11 +16,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..blocks import open_block, windows
 from ..denoiser import Query
 from ..draws.categorical import draw_log_prob, forbid
-from ..rules.view import View
-from ..sampler import Sampler
+from ..sampling.blocks import open_block, windows
+from ..sampling.loop import Sampler
+from ..sampling.view import View
 
 _ROWS = 1 << 12
 """Walkers followed at once; each keeps two numbers per position and step."""

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..denoiser import Denoiser, Query
 from ..draws.categorical import log_prob, marginals
 from ..rules.rule import Rule
-from ..rules.view import View, spread
+from ..sampling.view import View, spread
 
 LIMIT = 16
 """The largest number of masks."""

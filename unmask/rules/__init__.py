@@ -1,5 +1,6 @@
 """Unmasking rules: clocks, orders, budgets and their compositions."""
 
+from ..sampling.view import View
 from .blind import Dilated, Groups
 from .budget import All, Budget, CarriedBound, EntropyBound, Factor, One, Stable, Steps, Threshold, TopK, entropy_bound
 from .clock import (
@@ -21,7 +22,6 @@ from .predictor import Extrapolate, Predictor
 from .rule import Rule
 from .scored import Noisy, Scored, ScoredOrder
 from .speculative import Speculative
-from .view import View
 
 __all__ = [
     "All",

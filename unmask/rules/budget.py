@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .view import View
+from ..sampling.view import View
 
 
 @runtime_checkable

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..sampling.view import View
 from .budget import leading, no_memory
-from .view import View
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..schedule import Linear, Schedule
 
 if TYPE_CHECKING:
-    from ..past import Past
+    from .history import Past
 
 
 @runtime_checkable

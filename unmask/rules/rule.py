@@ -10,13 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..errors import RuleError
+from ..sampling.view import View
 from .blind import Dilated
 from .budget import Budget
 from .independence import IndependenceTest
 from .order import Order
 from .scored import Scored, ScoredOrder
 from .speculative import Speculative
-from .view import View
 
 if TYPE_CHECKING:
     from .clock import Clock
@@ -68,7 +68,7 @@ class Rule:
 
     @property
     def history(self) -> int:
-        """How many comparisons with the evaluation before it wants to see (see `unmask.past`): 0 for most rules."""
+        """How many comparisons with the evaluation before it wants to see (see `rules.history`): 0 for most rules."""
         return max(getattr(self.budget, "history", 0), int(self.predictor is not None))
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..sampling.view import View
 from .order import Entropy, Order
-from .view import View
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from .. import sampler
 from ..errors import AdapterError, DataError, UnmaskError
 from ..likelihood import causal_likelihood, nelbo
 from ..networks.checkpoint import write_atomically
 from ..rules.clock import MaskedFraction
 from ..rules.named import named_rule
+from ..sampling import loop as sampler
 from ..schedule import SCHEDULES
 from ..tasks._common import stack
 from ..tasks.named import named_task, saved_settings

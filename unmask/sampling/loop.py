@@ -10,9 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .blocks import open_block, windows
-from .denoiser import Denoiser, Query, check_denoiser
-from .draws.categorical import (
+from ..denoiser import Denoiser, Query, check_denoiser
+from ..draws.categorical import (
     Marginals,
     check_draw,
     check_marginals,
@@ -22,17 +21,18 @@ from .draws.categorical import (
     marginals,
     most_probable,
 )
-from .draws.streams import Purpose, uniforms
-from .errors import LogitsError
+from ..draws.streams import Purpose, uniforms
+from ..errors import LogitsError
+from ..independence import tested
+from ..rules.history import Past
+from ..rules.rule import Rule
+from ..rules.scored import Scored, ScoredOrder
+from ..verification import advance
+from .batch import Tokens, as_batch, stream_ids
+from .blocks import open_block, windows
 from .host import HostMasks, to_host, where_true
-from .independence import tested
-from .inputs import Tokens, as_batch, stream_ids
-from .past import Past
 from .result import Result, StepInfo
-from .rules.rule import Rule
-from .rules.scored import Scored, ScoredOrder
-from .rules.view import View, spread
-from .verification import advance
+from .view import View, spread
 
 
 @dataclass(frozen=True)

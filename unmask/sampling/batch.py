@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from .denoiser import Denoiser
-from .draws.streams import as_streams, derive
+from ..denoiser import Denoiser
+from ..draws.streams import as_streams, derive
 
 Tokens = Int[Tensor, "batch length"] | Int[Tensor, " length"] | Sequence[Sequence[int] | Int[Tensor, " length"]]
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .rules.view import spread
+from ..sampling.view import spread
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .sampler import State
+    from .loop import State
 
 
 @dataclass(frozen=True)

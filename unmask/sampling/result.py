@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .sampler import State
+    from .loop import State
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from .draws.streams import derive
+from ..draws.streams import derive
+from .loop import Sampler, State
 from .result import Result, StepInfo
-from .sampler import Sampler, State
 
 
 def select(state: State, rows: Int[Tensor, " kept"]) -> State:
