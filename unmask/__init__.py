@@ -4,7 +4,7 @@ from . import errors, rules, schedule
 from .denoiser import Denoiser, FullDenoiser, NetworkDenoiser, Query
 from .draws import categorical, streams
 from .draws.streams import derive
-from .likelihood import Likelihood, chain_log_likelihood, nelbo
+from .likelihood.nelbo import Likelihood, chain_log_likelihood, nelbo
 from .models import load
 from .rules import (
     All,

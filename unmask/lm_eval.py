@@ -35,7 +35,7 @@ except ImportError as error:
 
 from .draws.streams import derive
 from .evaluation.store import Store
-from .likelihood import nelbo
+from .likelihood.nelbo import nelbo
 from .rules.named import NamedRule, named_rule
 from .sampling.loop import sample
 

@@ -17,7 +17,7 @@ from .errors import AdapterError
 from .tasks.task import Task
 
 if TYPE_CHECKING:
-    from .dependence.profile import Profile
+    from .rules.profile import Profile
 
 EMBEDDED = {
     "sudoku": "sudoku",
@@ -75,7 +75,7 @@ def load_profile(model: str | Path) -> Profile:
     Raises:
         AdapterError: If there is no such folder, or no profile in it.
     """
-    from .dependence.profile import Profile
+    from .rules.profile import Profile
 
     with model_folder(model) as folder:
         return Profile.load(folder)

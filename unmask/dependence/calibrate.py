@@ -15,12 +15,12 @@ from ..draws.streams import Purpose, derive, uniforms
 from ..oracles.oracle import Oracle
 from ..oracles.table import Sudoku4Denoiser
 from ..rules.budget import One
+from ..rules.geometry import sudoku
 from ..rules.order import LeftToRight
+from ..rules.profile import SUMS, Line, Profile, share_bin
 from ..rules.rule import Rule
 from ..sampling.loop import Tokens, as_batch, sample, stream_ids
 from ..sampling.view import spread
-from .geometry import sudoku
-from .profile import SUMS, Line, Profile, share_bin
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import AdapterError
-from ..likelihood import causal_likelihood
+from ..likelihood.nelbo import causal_likelihood
 from ..models import model_folder
 from ..networks.checkpoint import FORMAT, load_checkpoint, read_checkpoint, read_config
 from ..networks.transformer import Transformer

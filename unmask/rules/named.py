@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..dependence.profile import Profile
 from ..schedule import SCHEDULES
 from .blind import Dilated, Groups
 from .budget import All, CarriedBound, EntropyBound, Factor, One, Stable, Steps, Threshold, TopK
@@ -15,6 +14,7 @@ from .dependence import AGGREGATES, DependenceBound
 from .drawn import DrawnConfidence, Moment
 from .independence import IndependenceTest
 from .order import Confidence, Determined, Entropy, HighEntropy, LeftToRight, Margin, Order, Uniform
+from .profile import Profile
 from .rule import Rule
 from .scored import Noisy
 from .speculative import Speculative

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..denoiser import Denoiser, NetworkDenoiser
 from ..draws.streams import derive
 from ..errors import DataError
-from ..likelihood import chain_log_likelihood
+from ..likelihood.nelbo import chain_log_likelihood
 from ..models import load
 from ..networks.coconet import LENGTH, MASK_ID, PITCHES, STEPS, VOCAB_SIZE, VOICES
 from ..viewing.layout import Layout

@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..errors import AdapterError, DataError, UnmaskError
-from ..likelihood import causal_likelihood, nelbo
+from ..likelihood.nelbo import causal_likelihood, nelbo
 from ..networks.checkpoint import write_atomically
 from ..rules.clock import MaskedFraction
 from ..rules.named import named_rule

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .denoiser import Denoiser, Query, check_denoiser
-from .draws.categorical import log_prob, marginals
-from .draws.streams import Purpose, uniforms
-from .errors import LogitsError
-from .sampling.loop import Tokens, as_batch, stream_ids
-from .schedule import Schedule
+from ..denoiser import Denoiser, Query, check_denoiser
+from ..draws.categorical import log_prob, marginals
+from ..draws.streams import Purpose, uniforms
+from ..errors import LogitsError
+from ..sampling.loop import Tokens, as_batch, stream_ids
+from ..schedule import Schedule
 
 
 @dataclass(frozen=True)

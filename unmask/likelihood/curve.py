@@ -24,9 +24,9 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, Query
 from ..draws.categorical import marginals
-from ..likelihood import surprise_by_count
 from ..oracles.oracle import Oracle
 from ..sampling.loop import Tokens
+from .nelbo import surprise_by_count
 
 LIMIT = 1 << 22
 """The largest number of (completion, set of masks) pairs that `oracle_curve` follows."""
