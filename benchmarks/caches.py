@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from unmask.denoiser import Query
 from unmask.language import LanguageModel
-from unmask.language.cache import Cached
+from unmask.models.pretrained.cache import Cached
 from unmask.rules.named import named_rule
 from unmask.sampling.loop import Sampler
 

@@ -32,7 +32,7 @@ from unmask.evaluation.measures import GRAM
 from unmask.evaluation.runner import mean_ci95
 from unmask.evaluation.study import Measure, Study, code_fingerprint, fingerprint
 from unmask.likelihood.nelbo import nelbo
-from unmask.models import load, task_of
+from unmask.models.registry import load, task_of
 from unmask.rules.blind import Dilated
 from unmask.rules.geometry import geometry_of
 from unmask.rules.named import NamedRule

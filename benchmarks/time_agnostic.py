@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unmask.evaluation.runner import mean_ci95
 from unmask.likelihood.nelbo import nelbo
-from unmask.models import load
+from unmask.models.registry import load
 from unmask.schedule import SCHEDULES
 from unmask.tasks._common import stack
 from unmask.tasks.named import named_task

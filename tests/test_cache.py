@@ -9,11 +9,11 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import unmask
-from unmask.adapters.bidirectional import adapted_config
-from unmask.adapters.hf import check_attention
 from unmask.denoiser import Query
 from unmask.language import LanguageModel
-from unmask.language.cache import Cached
+from unmask.models.pretrained.bidirectional import adapted_config
+from unmask.models.pretrained.cache import Cached
+from unmask.models.pretrained.hf import check_attention
 from unmask.rules.named import named_rule
 from unmask.sampling.loop import Sampler
 

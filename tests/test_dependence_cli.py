@@ -12,7 +12,7 @@ from test_cli import run
 from unmask.dependence.calibrate import oracle_profile
 from unmask.errors import AdapterError
 from unmask.evaluation.frontier import sweep
-from unmask.models import load_profile, task_of
+from unmask.models.registry import load_profile, task_of
 from unmask.oracles import MarkovDenoiser
 from unmask.rules.geometry import geometry_of, maze, music, sudoku
 from unmask.rules.profile import Line, Profile

@@ -17,8 +17,8 @@ pytest.importorskip("pydantic")
 from safetensors.torch import load_file
 
 import unmask
-from unmask import models
 from unmask.draws.streams import derive
+from unmask.models import registry as models
 from unmask.oracles import TableDenoiser
 from unmask.schedule import Linear
 from unmask.tasks.task import Examples, Prompts

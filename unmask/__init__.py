@@ -5,7 +5,7 @@ from .denoiser import Denoiser, FullDenoiser, NetworkDenoiser, Query
 from .draws import categorical, streams
 from .draws.streams import derive
 from .likelihood.nelbo import Likelihood, chain_log_likelihood, nelbo
-from .models import load
+from .models.registry import load
 from .rules import (
     All,
     CarriedBound,

@@ -406,7 +406,7 @@ def _language_model(pretrained: LanguageModel | str | Path, device: str, dtype: 
 
     if isinstance(pretrained, LanguageModel):
         return pretrained
-    from .models import load
+    from .models.registry import load
 
     model = load(pretrained, device=device, dtype=dtype)
     if not isinstance(model, LanguageModel):

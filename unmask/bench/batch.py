@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, Query
 from ..evaluation.runner import answer
-from ..models import load
+from ..models.registry import load
 from ..rules import Confidence, Entropy, EntropyBound, One, Rule
 from ..sampling.loop import Sampler
 from ..tasks.sudoku import as_tensor, demo_puzzles, solved

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from ..draws.streams import derive
 from ..evaluation.runner import Answers, answer, mean_ci95
-from ..models import load
+from ..models.registry import load
 from ..rules.named import NamedRule, named_rule
 from ..sampling.loop import Sampler, State
 from ..sampling.result import StepInfo

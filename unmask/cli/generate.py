@@ -15,8 +15,8 @@ from rich.markup import escape
 from rich.text import Text
 
 from ..language import Completion, LanguageModel
-from ..language.cache import CACHES
-from ..models import EMBEDDED, load
+from ..models.pretrained.cache import CACHES
+from ..models.registry import EMBEDDED, load
 from ..rules.named import NamedRule
 from ..sampling.loop import State
 from ..sampling.result import StepInfo

@@ -18,7 +18,7 @@ from ..dependence.calibrate import measure_profile, oracle_samples
 from ..dependence.picture import heat_map
 from ..draws.streams import derive
 from ..errors import AdapterError
-from ..models import load, model_folder, task_of
+from ..models.registry import load, model_folder, task_of
 from ..rules.geometry import geometry_of, sudoku
 from ..rules.profile import Line, Profile, Relations
 from . import common

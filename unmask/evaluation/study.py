@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, device_of
 from ..errors import DataError
-from ..models import model_folder
+from ..models.registry import model_folder
 from ..rules.named import NamedRule
 from ..sampling.loop import Sampler
 from ..tasks.task import Prompts, Task

@@ -12,11 +12,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..denoiser import Denoiser
+from ..models.pretrained.cache import Cached
 from ..rules.rule import Rule
 from ..sampling.blocks import windows
 from ..sampling.loop import Sampler, State
 from ..sampling.result import StepInfo
-from .cache import Cached
 from .completion import Completion
 from .guidance import Guided
 from .prompts import Prompt

@@ -13,11 +13,11 @@ from ..denoiser import NetworkDenoiser, Query
 from ..draws.categorical import check_draw
 from ..errors import AdapterError
 from ..evaluation.runner import prompt_streams
+from ..models.pretrained.cache import check_cache
 from ..rules.named import named_rule
 from ..rules.rule import Rule
 from ..sampling.loop import State
 from ..sampling.result import StepInfo
-from .cache import check_cache
 from .completion import Completion
 from .generation import Settings, answer_all
 from .prompts import Prompt, Prompts, as_prompts, with_gaps
@@ -84,8 +84,8 @@ class LanguageModel(NetworkDenoiser):
             AdapterError: If nothing says which token is the mask.
             ValueError: If `block_causal` is out of range, or the model is no Llama or Qwen.
         """
-        from ..adapters.hf import end_ids_of, longest, run_both_ways
-        from ..adapters.masked_lm import MaskedLM
+        from ..models.pretrained.hf import end_ids_of, longest, run_both_ways
+        from ..models.pretrained.masked_lm import MaskedLM
 
         run_both_ways(model)
         mask_id = getattr(model.config, "mask_token_id", None) if mask_id is None else mask_id

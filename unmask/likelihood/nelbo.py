@@ -240,7 +240,7 @@ def causal_likelihood(
 
     Args:
         network: Called with complete sequences and the positions asked for, as a causal
-            `unmask.networks.transformer.Transformer` is: each row of logits sees the tokens before its own only.
+            `unmask.models.networks.transformer.Transformer` is: each row of logits sees the tokens before its own only.
         x: Complete sequences.
         maskable: The tokens that are scored.
     """

@@ -69,7 +69,7 @@ def geometry_of(task: Task) -> Line | Relations:
     if task.name == "maze":
         return maze(round((task.length / 2) ** 0.5))
     if task.name == "music":
-        from ..networks.coconet import STEPS, VOICES
+        from ..models.networks.coconet import STEPS, VOICES
 
         return music(VOICES, STEPS)
     return Line.of(task.length)

@@ -73,7 +73,7 @@ _SCHEDULE = _choice(SCHEDULES, "linear")
 
 def _profile(profile: str | Profile) -> Profile:
     """The profile itself, or the one that lies beside a model."""
-    from ..models import load_profile
+    from ..models.registry import load_profile
 
     return profile if isinstance(profile, Profile) else load_profile(profile)
 

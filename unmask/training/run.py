@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from ..errors import AdapterError, DataError, UnmaskError
 from ..likelihood.nelbo import causal_likelihood, nelbo
-from ..networks.checkpoint import write_atomically
+from ..models.networks.checkpoint import write_atomically
 from ..rules.clock import MaskedFraction
 from ..rules.named import named_rule
 from ..sampling import loop as sampler
@@ -46,7 +46,7 @@ def train(
 
     `config.out` gets `run.json` (the configuration), `state/checkpoint-N` (weights, average, optimiser: what a run is
     resumed from), `log.jsonl`, `samples.jsonl`, and `checkpoint/`, which is written anew at every evaluation and in
-    the end: `model.safetensors` and `config.json` (what `unmask.models.load` reads), `README.md` (a model card),
+    the end: `model.safetensors` and `config.json` (what `unmask.load` reads), `README.md` (a model card),
     `metrics.json` and `curves.png`. A run that was killed ends with the same bits as one that was not (on a CPU, with
     the same number of threads).
 

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 from transformers.utils import logging
 
-from ..errors import AdapterError
+from ...errors import AdapterError
 
 Kind = Literal["masked", "causal"]
 

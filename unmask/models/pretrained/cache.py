@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..denoiser import NetworkDenoiser, Query
+from ...denoiser import NetworkDenoiser, Query
 
 if TYPE_CHECKING:
-    from ..rules.rule import Rule
+    from ...rules.rule import Rule
 
 CACHES = ("none", "prefix", "dual", "block-causal")
 """What is kept: nothing; what comes before the open block; what comes before and after it; what cannot change."""
@@ -100,8 +100,8 @@ class Cached:
         block: Int[Tensor, "batch length"],
         refresh: int | None = None,
     ) -> None:
-        from ..adapters.kept import KeptNetwork
-        from ..adapters.masked_lm import MaskedLM
+        from .kept import KeptNetwork
+        from .masked_lm import MaskedLM
 
         network = denoiser.network
         if not isinstance(network, MaskedLM):

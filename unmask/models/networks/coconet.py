@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..errors import AdapterError
+from ...errors import AdapterError
 from .checkpoint import load_weights
 
 VOICES = 4

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..denoiser import NetworkDenoiser
-from ..language.model import LanguageModel
+from ...denoiser import NetworkDenoiser
+from ...language.model import LanguageModel
 from ..networks.checkpoint import read_config
 from .bidirectional import family, load_bidirectional
 from .hf import end_ids_of, longest, tokenizer_of

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from unmask.errors import AdapterError
-from unmask.networks.sudoku import LENGTH, MASK_ID, VOCAB_SIZE, SudokuConfig, SudokuNet
-from unmask.networks.transformer import Transformer, TransformerConfig
+from unmask.models.networks.sudoku import LENGTH, MASK_ID, VOCAB_SIZE, SudokuConfig, SudokuNet
+from unmask.models.networks.transformer import Transformer, TransformerConfig
 
 FORMAT = "unmask/1"
 

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .denoiser import NetworkDenoiser
-from .errors import AdapterError
-from .tasks.task import Task
+from ..denoiser import NetworkDenoiser
+from ..errors import AdapterError
+from ..tasks.task import Task
 
 if TYPE_CHECKING:
-    from .rules.profile import Profile
+    from ..rules.profile import Profile
 
 EMBEDDED = {
     "sudoku": "sudoku",
@@ -75,7 +75,7 @@ def load_profile(model: str | Path) -> Profile:
     Raises:
         AdapterError: If there is no such folder, or no profile in it.
     """
-    from .rules.profile import Profile
+    from ..rules.profile import Profile
 
     with model_folder(model) as folder:
         return Profile.load(folder)
@@ -128,7 +128,7 @@ def task_of(model: str | Path, **settings: Any) -> Task:
         ValueError: If a setting does not apply to the task, or is out of range.
         DataError: If the task's data cannot be read or does not fit the vocabulary.
     """
-    from .tasks.named import named_task
+    from ..tasks.named import named_task
 
     with model_folder(model) as folder:
         task = _said_task(folder)
@@ -144,7 +144,7 @@ def _said_task(folder: Path) -> Any:
     if coconet.is_coconet(folder):
         return {"name": "music", "settings": {}}
     if _of_transformers(folder):
-        from .adapters.masked_lm import about_of
+        from .pretrained.masked_lm import about_of
 
         return (about_of(folder) or {}).get("task")
     checkpoint = read_checkpoint(folder)
@@ -172,7 +172,7 @@ def _load(
 
     of_transformers = not coconet.is_coconet(folder) and _of_transformers(folder)
     if of_transformers:
-        from .adapters.loading import load_language
+        from .pretrained.loading import load_language
 
         return load_language(folder, device, dtype, shift, block_causal, options)
     ours = {"shift": shift, "block_causal": block_causal}

@@ -28,7 +28,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from ..errors import AdapterError
+from ...errors import AdapterError
 from ..networks.checkpoint import FORMAT, read_config, replacing, write_atomically
 from .hf import pretrained
 from .masked_lm import KEY, MaskedLM, mask_id_of
@@ -234,7 +234,7 @@ def new_llada(settings: dict[str, Any], vocab_size: int, mask_id: int, length: i
 
     Args:
         settings: Sizes by LLaDA's names: `d_model`, `n_layers`, `n_heads`, `mlp_hidden_size`, perhaps `rope_theta`;
-            and `neighbours`, true if its attention starts there (see `unmask.adapters.neighbours`).
+            and `neighbours`, true if its attention starts there (see `unmask.models.pretrained.neighbours`).
         vocab_size: Number of token ids of the task, the mask token included.
         mask_id: Id of the mask token.
         length: Most tokens of a sequence.

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from ..denoiser import NetworkDenoiser, Query
-from ..errors import AdapterError
+from ...denoiser import NetworkDenoiser, Query
+from ...errors import AdapterError
 from ..networks.checkpoint import FORMAT, flush, read_config
 from .hf import check_attention, check_kind, pretrained, quiet, tokenizer_of
 
@@ -225,7 +225,7 @@ def load_masked_lm(
 
 
 def about_of(folder: Path) -> dict[str, Any] | None:
-    """What a model trained here says about its training: token ids and task as in `unmask.networks.checkpoint`.
+    """What a model trained here says about its training: token ids and task as in `unmask.models.networks.checkpoint`.
 
     Raises:
         AdapterError: If it is of another format.
