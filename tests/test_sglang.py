@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from unmask import derive, sample
-from unmask.adapters import sglang as plugin
 from unmask.denoiser import Query
+from unmask.integrations import sglang as plugin
 from unmask.oracles import TableDenoiser, exact_law, random_table
 from unmask.rules.named import named_rule
 

@@ -1,7 +1,9 @@
-"""`model.generate(..., custom_generate=unmask.hf.generate)` for models of the Transformers library.
+"""`model.generate(..., custom_generate=generate)` for models of the Transformers library.
 
     model.config.is_causal = False  # a masked model on a causal class: LLaDA, Dream, adapted Llama and Qwen
-    model.generate(ids, custom_generate=unmask.hf.generate, rule="entropy-bound:gamma=0.1", max_new_tokens=64)
+    from unmask.integrations.transformers import generate
+
+    model.generate(ids, custom_generate=generate, rule="entropy-bound:gamma=0.1", max_new_tokens=64)
 
 What a caller of `generate` expects is kept where it means something for a masked model, and refused where it does not:
 
@@ -37,11 +39,11 @@ from transformers.generation import (
 )
 from transformers.utils import ModelOutput
 
-from .draws.streams import derive
-from .language import LanguageModel
-from .rules.rule import Rule
-from .sampling.loop import State
-from .sampling.result import StepInfo
+from ..draws.streams import derive
+from ..language import LanguageModel
+from ..rules.rule import Rule
+from ..sampling.loop import State
+from ..sampling.result import StepInfo
 
 
 @dataclass
@@ -81,7 +83,7 @@ def generate(
     on_step: Callable[[State, StepInfo], None] | None = None,
     **model_kwargs: Any,
 ) -> Int[Tensor, "batch length"] | UnmaskOutput:
-    """Answers prompts, called by `model.generate(input_ids, custom_generate=unmask.hf.generate, rule=...)`.
+    """Answers prompts, called by `model.generate(input_ids, custom_generate=generate, rule=...)`.
 
     Args:
         model: The model: `generate` passes it, and everything up to `generation_config`.
@@ -168,7 +170,7 @@ def _prompts(model: PreTrainedModel, input_ids: Tensor, given: dict[str, Any]) -
         raise ValueError("logits_to_keep is up to the sampler: logits are computed where masks are")
     rest.pop("use_cache", None)
     if unused := sorted(name for name, value in rest.items() if value is not None):
-        raise ValueError(f"{', '.join(unused)}: not supported by unmask.hf.generate")
+        raise ValueError(f"{', '.join(unused)}: not supported by unmask.integrations.transformers.generate")
     if model.config.is_encoder_decoder:
         raise ValueError(f"{type(model).__name__} is a sequence-to-sequence model; masked models have no decoder")
     if getattr(model.config, "is_causal", True) is not False:
@@ -192,7 +194,7 @@ def _refuse(config: GenerationConfig, stopping: StoppingCriteriaList) -> None:
         "dola_layers": config.dola_layers,
     }
     if unsupported := [name for name, wanted in asked.items() if wanted]:
-        raise ValueError(f"{', '.join(unsupported)}: not supported by unmask.hf.generate")
+        raise ValueError(f"{', '.join(unsupported)}: not supported by unmask.integrations.transformers.generate")
     for criterion in stopping:
         if not isinstance(criterion, (MaxLengthCriteria, EosTokenCriteria)):
             raise ValueError(

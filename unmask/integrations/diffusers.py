@@ -1,7 +1,7 @@
 """A scheduler for the `LLaDA2Pipeline` of diffusers that unmasks by any rule of this package (extra `diffusers`).
 
     from diffusers import LLaDA2Pipeline
-    from unmask.adapters.diffusers import UnmaskScheduler
+    from unmask.integrations.diffusers import UnmaskScheduler
 
     pipe = LLaDA2Pipeline(model=model, scheduler=UnmaskScheduler("entropy-bound:gamma=0.1"), tokenizer=tokenizer)
     pipe("What is 2 + 3?", temperature=0.7, generator=torch.Generator().manual_seed(0))
@@ -23,7 +23,9 @@ try:
     from diffusers.configuration_utils import register_to_config
     from diffusers.schedulers.scheduling_block_refinement import BlockRefinementSchedulerOutput
 except ImportError as error:
-    raise ImportError("unmask.adapters.diffusers needs diffusers >= 0.42.1: pip install 'unmask[diffusers]'") from error
+    raise ImportError(
+        "unmask.integrations.diffusers needs diffusers >= 0.42.1: pip install 'unmask[diffusers]'"
+    ) from error
 
 from ..draws.streams import derive
 from ..rules.named import named_rule

@@ -1,7 +1,7 @@
 """Masked diffusion language models in lm-evaluation-harness (extra `eval`).
 
     import lm_eval
-    from unmask.lm_eval import UnmaskLM
+    from unmask.integrations.lm_eval import UnmaskLM
 
     model = UnmaskLM("path/to/checkpoint", "entropy-bound:gamma=0.1")
     lm_eval.simple_evaluate(model=model, tasks=["gsm8k"], limit=20)
@@ -31,18 +31,20 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.models.utils import normalize_gen_kwargs
 except ImportError as error:
-    raise ImportError("unmask.lm_eval needs lm-evaluation-harness >= 0.4.13: pip install 'unmask[eval]'") from error
+    raise ImportError(
+        "unmask.integrations.lm_eval needs lm-evaluation-harness >= 0.4.13: pip install 'unmask[eval]'"
+    ) from error
 
-from .draws.streams import derive
-from .evaluation.store import Store
-from .likelihood.nelbo import nelbo
-from .rules.named import NamedRule, named_rule
-from .sampling.loop import sample
+from ..draws.streams import derive
+from ..evaluation.store import Store
+from ..likelihood.nelbo import nelbo
+from ..rules.named import NamedRule, named_rule
+from ..sampling.loop import sample
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
-    from .language import LanguageModel
+    from ..language import LanguageModel
 
 Tokens = Sequence[int]
 
@@ -402,11 +404,11 @@ register_model("unmask")(UnmaskLM)  # not as a decorator, which would hide the c
 
 
 def _language_model(pretrained: LanguageModel | str | Path, device: str, dtype: torch.dtype) -> LanguageModel:
-    from .language import LanguageModel
+    from ..language import LanguageModel
 
     if isinstance(pretrained, LanguageModel):
         return pretrained
-    from .models.registry import load
+    from ..models.registry import load
 
     model = load(pretrained, device=device, dtype=dtype)
     if not isinstance(model, LanguageModel):
