@@ -56,7 +56,7 @@ def derive(seed: int, *parts: int | bytes | str | Iterable[int]) -> int:
     Returns:
         An integer in `[0, 2**64)`: the first eight bytes of BLAKE2b over the labels.
     """
-    digest = hashlib.blake2b(digest_size=8, person=b"unmask.sampling.queue")
+    digest = hashlib.blake2b(digest_size=8, person=b"unmask.stream")
     for part in (seed, *parts):
         if isinstance(part, str):
             blob = b"s" + part.encode()
