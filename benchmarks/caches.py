@@ -101,7 +101,7 @@ def caches(model: LanguageModel | None = None, prompts: list[list[int]] | None =
         x = [torch.tensor([*prompt, *[asked.mask_id] * new]) for prompt in given]
         # The random prompt is four blocks long, so that blocks of the answer are blocks of the attention.
         blocks = Sampler(asked, rule).start(x, seed=0, blocks=size).block
-        compared = _Compared(Cached(asked, cache, blocks, refresh), asked)
+        compared = _Compared(Cached(asked, cache, len(x), refresh), asked)
         sampler = Sampler(compared, rule, last=asked.end_ids)
         sampler.run(sampler.start(x, seed=0, temperature=1.0, blocks=blocks))
         rows.append({"cache": cache, "refresh": refresh, **compared.figures()})

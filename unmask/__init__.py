@@ -36,8 +36,10 @@ from .rules import (
     parallel_first_hitting,
 )
 from .sampling import blocks
-from .sampling.loop import Plan, Sampler, State, sample
+from .sampling.loop import Sampler
 from .sampling.result import Event, Result, StepInfo
+from .sampling.sample import sample
+from .sampling.state import State
 
 __version__ = "0.1.0"
 
@@ -62,7 +64,6 @@ __all__ = [
     "NetworkDenoiser",
     "Noisy",
     "One",
-    "Plan",
     "Query",
     "Result",
     "Rule",

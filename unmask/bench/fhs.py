@@ -19,8 +19,8 @@ from torch import Tensor
 from ..denoiser import Query
 from ..draws.streams import Purpose, as_streams, derive, uniforms
 from ..rules import ancestral, first_hitting
-from ..rules.rule import Rule
-from ..sampling.loop import sample
+from ..rules.ranked import Rule
+from ..sampling.sample import sample
 from ..schedule import Linear
 
 

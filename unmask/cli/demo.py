@@ -14,8 +14,9 @@ from ..draws.streams import derive
 from ..evaluation.runner import Answers, answer, mean_ci95
 from ..models.registry import load
 from ..rules.named import NamedRule, named_rule
-from ..sampling.loop import Sampler, State
+from ..sampling.loop import Sampler
 from ..sampling.result import StepInfo
+from ..sampling.state import State
 from ..tasks.sudoku import MASK, Puzzle, as_tensor, demo_puzzles, solved
 from . import common
 

@@ -18,8 +18,8 @@ from ..language import Completion, LanguageModel
 from ..models.pretrained.cache import CACHES
 from ..models.registry import EMBEDDED, load
 from ..rules.named import NamedRule
-from ..sampling.loop import State
 from ..sampling.result import StepInfo
+from ..sampling.state import State
 from . import common
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -49,7 +49,7 @@ def law(
     from ..dependence.calibrate import oracle_profile
     from ..draws.streams import derive
     from ..oracles import exact_law
-    from ..sampling.loop import sample
+    from ..sampling.sample import sample
 
     denoiser, width = options.oracle_from(oracle, joint, oracle_seed, length, symbols, states, stay)
     own = oracle_profile(denoiser, width) if rule.startswith("dependence-bound") else None

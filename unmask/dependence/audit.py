@@ -25,9 +25,11 @@ from ..denoiser import Denoiser, Query
 from ..draws.categorical import divergence, marginals
 from ..draws.streams import Purpose, uniforms
 from ..rules.dependence import DependenceBound, Pairs
-from ..rules.rule import Rule
-from ..sampling.loop import Sampler, State, Tokens
+from ..rules.ranked import Rule
+from ..sampling.batch import Tokens
+from ..sampling.loop import Sampler
 from ..sampling.result import Result, StepInfo
+from ..sampling.state import State
 from ..sampling.view import View, spread
 
 

@@ -18,8 +18,9 @@ from ..rules.budget import One
 from ..rules.geometry import sudoku
 from ..rules.order import LeftToRight
 from ..rules.profile import SUMS, Line, Profile, share_bin
-from ..rules.rule import Rule
-from ..sampling.loop import Tokens, as_batch, sample, stream_ids
+from ..rules.ranked import Rule
+from ..sampling.batch import Tokens, as_batch, stream_ids
+from ..sampling.sample import sample
 from ..sampling.view import spread
 
 

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..draws.streams import derive
-from ..sampling.loop import Sampler, State
+from ..sampling.loop import Sampler
 from ..sampling.queue import stream
 from ..sampling.result import Result, StepInfo
+from ..sampling.state import State
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,8 @@ except ImportError as error:
 
 from ..draws.streams import derive
 from ..rules.named import named_rule
-from ..sampling.loop import State
+from ..sampling.draw import Settings
+from ..sampling.state import State
 from .stepwise import advance_block, begin, check_rule
 
 _REPLACED = ("threshold", "editing_threshold", "minimal_topk")
@@ -143,16 +144,14 @@ class UnmaskScheduler(BlockRefinementScheduler):
                 self.nfe = torch.zeros(len(sample), dtype=torch.int64, device=sample.device)
             self._block += 1
             streams = [derive(stream, self._block) for stream in self._streams]
-            self._state = begin(self.rule, sample, model_output, mask_token_id, streams)
+            self._state = begin(self.rule, sample, model_output.shape[-1], mask_token_id, streams)
         self._state, info = advance_block(
             self._state,
             self.rule,
             sample,
             model_output,
-            mask_token_id,
             temperature=0.0 if sampling_method == "greedy" else temperature,
-            top_k=top_k or None,
-            top_p=top_p,
+            settings=Settings.of(model_output.shape[-1], mask_token_id, top_k or None, top_p),
             fixed=None if self._finished is None else self._finished.unsqueeze(-1).expand_as(sample),
         )
         self.nfe = self.nfe.index_add(0, info.sequence, info.evaluations)

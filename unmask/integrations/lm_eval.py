@@ -39,7 +39,7 @@ from ..draws.streams import derive
 from ..evaluation.store import Store
 from ..likelihood.nelbo import nelbo
 from ..rules.named import NamedRule, named_rule
-from ..sampling.loop import sample
+from ..sampling.sample import sample
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance

@@ -11,7 +11,6 @@ inside a server.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -21,8 +20,8 @@ from torch import Tensor
 
 from ..draws.streams import derive
 from ..rules.named import named_rule
-from ..sampling.loop import State
-from ..sampling.queue import join, split
+from ..sampling.draw import Settings
+from ..sampling.state import State
 from .stepwise import advance_block, begin, check_rule
 
 NAME = "Unmask"
@@ -129,32 +128,28 @@ class RuleSteps:
         masked = ((x == self.mask_id) & ~fixed).any(-1).tolist()
         info = forward_batch.sampling_info
         top_k, top_p = info.top_ks.tolist(), info.top_ps.tolist()
-        # The loop truncates a whole batch alike; requests that truncate alike are stepped together.
-        groups: dict[tuple[int, float], list[int]] = defaultdict(list)
-        for row in range(len(x)):
-            if masked[row]:
-                groups[top_k[row], top_p[row]].append(row)
-        tokens = x.clone()
-        for (k, p), rows in groups.items():
-            fresh = [row for row in rows if not isinstance(states[row], State)]
-            if fresh:
-                streams = [states[row] for row in fresh]
-                begun = begin(self.rule, x[fresh].long(), logits[fresh], self.mask_id, streams, fixed=fixed[fresh])
-                for row, state in zip(fresh, split(begun), strict=True):
-                    states[row] = state
+        rows = [row for row in range(len(x)) if masked[row]]
+        tokens, vocab = x.clone(), logits.shape[-1]
+        fresh = [row for row in rows if not isinstance(states[row], State)]
+        if fresh:
+            streams = [states[row] for row in fresh]
+            begun = begin(self.rule, x[fresh].long(), vocab, self.mask_id, streams, fixed=fixed[fresh])
+            for row, state in zip(fresh, begun.split(), strict=True):
+                states[row] = state
+        if rows:
+            greedy = torch.tensor([top_k[row] == 1 for row in rows], device=x.device)
+            kept = [top_k[row] if 0 < top_k[row] < vocab else None for row in rows]
             after, _ = advance_block(
-                join([states[row] for row in rows], self.mask_id),
+                State.join([states[row] for row in rows]),
                 self.rule,
                 x[rows].long(),
                 logits[rows],
-                self.mask_id,
-                temperature=0.0 if k == 1 else info.temperatures.view(-1)[rows],
-                top_k=k if 0 < k < logits.shape[-1] else None,
-                top_p=p,
+                temperature=info.temperatures.view(-1)[rows].double().masked_fill(greedy, 0.0),
+                settings=[Settings.of(vocab, self.mask_id, k, top_p[row]) for k, row in zip(kept, rows, strict=True)],
                 fixed=fixed[rows],
             )
             tokens[rows] = after.x.to(tokens.dtype)
-            for row, state in zip(rows, split(after), strict=True):
+            for row, state in zip(rows, after.split(), strict=True):
                 states[row] = state
         forward_batch.input_ids.copy_(tokens.view(-1))  # in place: a captured graph reads this very tensor
         return [not has for has in masked]
@@ -183,7 +178,4 @@ def _configured(settings: Mapping[str, Any] | None) -> tuple[Any, int]:
     seed = settings.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be an integer, got {seed!r}")
-    rule = check_rule(named_rule(str(settings["rule"])).rule)
-    if rule.history:
-        raise ValueError(f"{settings['rule']} compares evaluations, whose logits are not kept between them here")
-    return rule, seed
+    return check_rule(named_rule(str(settings["rule"])).rule), seed

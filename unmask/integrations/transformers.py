@@ -41,9 +41,9 @@ from transformers.utils import ModelOutput
 
 from ..draws.streams import derive
 from ..language import LanguageModel
-from ..rules.rule import Rule
-from ..sampling.loop import State
+from ..rules.ranked import Rule
 from ..sampling.result import StepInfo
+from ..sampling.state import State
 
 
 @dataclass

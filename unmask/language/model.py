@@ -15,9 +15,9 @@ from ..errors import AdapterError
 from ..evaluation.runner import prompt_streams
 from ..models.pretrained.cache import check_cache
 from ..rules.named import named_rule
-from ..rules.rule import Rule
-from ..sampling.loop import State
+from ..rules.ranked import Rule
 from ..sampling.result import StepInfo
+from ..sampling.state import State
 from .completion import Completion
 from .generation import Settings, answer_all
 from .prompts import Prompt, Prompts, as_prompts, with_gaps
@@ -172,8 +172,7 @@ class LanguageModel(NetworkDenoiser):
             if max_new_tokens % block_length:
                 raise ValueError(f"block_length {block_length} does not divide max_new_tokens {max_new_tokens}")
         chosen = _rule(rule)
-        sees = not (chosen.blind or chosen.speculates)
-        if end_last and not sees:
+        if end_last and not chosen.waits:
             raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
         check_cache(cache, cache_refresh, self.block_causal, block_length=block_length, rule=chosen, guidance=guidance)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -190,7 +189,7 @@ class LanguageModel(NetworkDenoiser):
             top_k=top_k,
             top_p=top_p,
             forbidden=tuple(forbidden),
-            last=self.end_ids if (sees if end_last is None else end_last) else (),
+            last=self.end_ids if (chosen.waits if end_last is None else end_last) else (),
             ends=self.end_ids,
             stops=stops,
             block_length=block_length,

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, Query
 from ..draws.categorical import log_prob, marginals
-from ..rules.rule import Rule
+from ..rules.ranked import Rule
 from ..sampling.view import View, spread
 
 LIMIT = 16
@@ -60,6 +60,7 @@ def group_sizes(rule: Rule, masks: int) -> list[tuple[tuple[int, ...], float]]:
     if known is not None:
         return known(masks)
     memory = rule.start(torch.tensor([masks]))
+    assert isinstance(memory, Tensor)
     sizes, left = [], masks
     while left:
         candidate = torch.arange(masks).unsqueeze(0) < left

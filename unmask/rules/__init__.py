@@ -16,12 +16,12 @@ from .clock import (
 )
 from .dependence import DependenceBound
 from .drawn import DrawnConfidence, Moment
-from .independence import IndependenceTest
 from .order import Confidence, Determined, Entropy, HighEntropy, LeftToRight, Margin, Order, Uniform
 from .predictor import Extrapolate, Predictor
-from .rule import Rule
+from .ranked import Rule
 from .scored import Noisy, Scored, ScoredOrder
 from .speculative import Speculative
+from .testing import IndependenceTest
 
 __all__ = [
     "All",

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..sampling.view import View
+from .history import Remembered, compare, history_of
+from .speaker import Speaker
+
+if TYPE_CHECKING:
+    from ..sampling.conversation import Conversation, Situation
+    from .ranked import Rule
 
 
 @runtime_checkable
@@ -180,7 +186,7 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Stable:
+class Stable(Speaker):
     """Every candidate that is both confident and stable, and the first one if there is none (KLASS).
 
     Confident: `max p > threshold`. Stable: each of the last `history` evaluations moved its marginal by less than `kl`
@@ -203,6 +209,14 @@ class Stable:
         if not self.kl >= 0:
             raise ValueError(f"kl must be a number of nats >= 0, got {self.kl}")
         _whole("history", self.history)
+
+    def turn(self, rule: Rule, seen: Situation) -> Conversation:
+        """Compares each evaluation with the ones before it."""
+        return compare(rule, seen, history_of(rule))
+
+    def remember(self, numbers: Float[Tensor, "batch memory"]) -> Remembered:
+        """The last evaluation, besides what budgets remember."""
+        return Remembered(numbers)
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
         return no_memory(masked)

@@ -31,7 +31,7 @@ from ..schedule import Linear, Schedule
 from .budget import One, Steps, no_memory
 from .order import Uniform
 from .predictor import Extrapolate
-from .rule import Rule
+from .ranked import Rule
 
 
 @runtime_checkable

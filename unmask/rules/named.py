@@ -12,12 +12,12 @@ from .budget import All, CarriedBound, EntropyBound, Factor, One, Stable, Steps,
 from .clock import ancestral, extrapolated_first_hitting, first_hitting, parallel_first_hitting
 from .dependence import AGGREGATES, DependenceBound
 from .drawn import DrawnConfidence, Moment
-from .independence import IndependenceTest
 from .order import Confidence, Determined, Entropy, HighEntropy, LeftToRight, Margin, Order, Uniform
 from .profile import Profile
-from .rule import Rule
+from .ranked import Rule
 from .scored import Noisy
 from .speculative import Speculative
+from .testing import IndependenceTest
 
 FLOOR = 0.05
 """Nats below which the proxy `determined` tells positions apart by their place only."""

@@ -6,10 +6,11 @@ import operator
 from collections.abc import Iterable, Sequence
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..denoiser import Denoiser
+from ..draws.categorical import check_draw
 from ..draws.streams import as_streams, derive
 
 Tokens = Int[Tensor, "batch length"] | Int[Tensor, " length"] | Sequence[Sequence[int] | Int[Tensor, " length"]]
@@ -75,3 +76,18 @@ def stream_ids(
     if len(ids) != batch:
         raise ValueError(f"{len(ids)} streams for a batch of {batch} sequences")
     return ids
+
+
+def temperatures(
+    temperature: float | Float[Tensor, " batch"], batch: int, device: torch.device
+) -> Float[Tensor, " batch"]:
+    """Returns the temperature of the draw of each sequence, in float64.
+
+    Raises:
+        ValueError: If it is not a finite number >= 0, for all or for each sequence.
+    """
+    check_draw(temperature, None, None)
+    tau = torch.as_tensor(temperature, dtype=torch.float64, device=device)
+    if tau.ndim > 1 or (tau.ndim == 1 and len(tau) != batch):
+        raise ValueError(f"temperature is one number or one per sequence ({batch}), got {tuple(tau.shape)}")
+    return tau.expand(batch)

@@ -22,6 +22,25 @@ def windows(pending: Bool[Tensor, "batch length"], size: int) -> Int[Tensor, "ba
     return (position - first).div(size, rounding_mode="floor")
 
 
+def block_numbers(
+    x: Int[Tensor, "batch length"],
+    pending: Bool[Tensor, "batch length"],
+    blocks: int | Int[Tensor, "batch length"] | None,
+) -> Int[Tensor, "batch length"]:
+    """The number of the block of each position: all one, windows of a length, or as given.
+
+    Raises:
+        ValueError: If they are neither a length nor integers of the shape of the tokens.
+    """
+    if blocks is None:
+        return torch.zeros_like(x)
+    if isinstance(blocks, Tensor):
+        if blocks.shape != x.shape or blocks.dtype.is_floating_point:
+            raise ValueError(f"block numbers must be integers of shape {tuple(x.shape)}, got {tuple(blocks.shape)}")
+        return blocks.to(device=x.device, dtype=torch.int64)
+    return windows(pending, blocks)
+
+
 def open_block(
     pending: Bool[Tensor, "batch length"], block: Int[Tensor, "batch length"]
 ) -> Bool[Tensor, "batch length"]:

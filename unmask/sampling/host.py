@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .loop import State
+    from .state import State
 
 
 @dataclass(frozen=True)
@@ -23,16 +24,18 @@ class HostMasks:
     Attributes:
         pending: Positions still to unmask.
         block: Number of the block of each position.
+        more: True where the rule has more to do even if no mask remains.
     """
 
     pending: Bool[Tensor, "batch length"]
     block: Int[Tensor, "batch length"]
+    more: Bool[Tensor, " batch"]
 
     @staticmethod
     def of(state: State) -> HostMasks:
         """What was noted of a state, or fresh copies."""
         noted = vars(state).get(_NOTE)
-        return HostMasks(state.pending.cpu(), state.block.cpu()) if noted is None else noted
+        return HostMasks(state.pending.cpu(), state.block.cpu(), state.more.cpu()) if noted is None else noted
 
     def note(self, state: State) -> State:
         """Notes on a state that these are its masks, and returns it.
@@ -47,12 +50,14 @@ class HostMasks:
 _NOTE = "_host"
 
 
-def to_host(chosen: Bool[Tensor, "rows length"], fine: Bool[Tensor, ""]) -> tuple[Bool[Tensor, "rows length"], bool]:
+def to_host(
+    chosen: Bool[Tensor, "rows length"], fine: Sequence[Bool[Tensor, ""]]
+) -> tuple[Bool[Tensor, "rows length"], bool]:
     """Fetches what was chosen, and whether all is well, at once: the one time a step waits for the device."""
     if chosen.device.type == "cpu":
-        return chosen, bool(fine)
-    both = torch.cat([chosen.flatten(), fine.reshape(1)]).cpu()
-    return both[:-1].view(chosen.shape), bool(both[-1])
+        return chosen, all(bool(flag) for flag in fine)
+    both = torch.cat([chosen.flatten(), *(flag.reshape(1) for flag in fine)]).cpu()
+    return both[: chosen.numel()].view(chosen.shape), bool(both[chosen.numel() :].all())
 
 
 def where_true(mask: Bool[Tensor, "..."], device: torch.device) -> Int[Tensor, " true"]:

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from .loop import State
+    from .state import State
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,9 @@ class StepInfo:
         log_prob: Log-probability of each token under the marginal it was planned with (temperature 1).
         entropy: Entropy of that marginal, in nats.
         bound: `ΣH - max H` over each row's chosen positions, in nats.
-        forward_passes: Evaluations of the batch: 1, or 0 if nothing was pending.
+        forward_passes: Evaluations of the batch: 0 if nothing was pending, more than 1 if the rule asked several times.
         evaluations: States of each row that were evaluated: 1, or more if the rule evaluates ahead.
+        erased: Positions masked again, if the rule does that.
         top_tokens: The most probable tokens at each chosen position, if they were asked for; see `most_probable`.
         top_log_prob: Their log-probabilities.
     """
@@ -41,6 +42,7 @@ class StepInfo:
     bound: Float[Tensor, " rows"]
     forward_passes: int
     evaluations: Int[Tensor, " rows"]
+    erased: Bool[Tensor, "rows length"] | None = None
     top_tokens: Int[Tensor, "chosen top"] | None = None
     top_log_prob: Float[Tensor, "chosen top"] | None = None
 

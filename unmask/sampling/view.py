@@ -6,7 +6,6 @@ one at a time. Rules that need more (draws, past predictions, extra evaluations)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -61,17 +60,16 @@ class View:
         position = torch.arange(candidate.shape[1], device=candidate.device).expand_as(candidate)
         return View(candidate, nothing, nothing, nothing, unknown, position, noise, memory, masked, known)
 
-    def measured(self, stats: Marginals, last: Sequence[int] = ()) -> View:
+    def measured(self, stats: Marginals, late: Bool[Tensor, " rows"] | None = None) -> View:
         """Returns the same view with the statistics of its candidates, one row each.
 
-        Of the positions whose most probable token is one of `last` only the first is then a candidate, and it goes
-        after the others, at the earliest together with all of them: a text is written before it is ended.
+        Of the candidates that are `late`, because their most probable token is to go last, only the first stays one,
+        and it goes after the others, at the earliest together with all of them: a text is written before it is ended.
         """
         view, statistics = self, {}
         for name in ("entropy", "doubt", "closeness"):
             statistics[name] = spread(getattr(stats, name), self.candidate)
-        if last:
-            late = torch.isin(stats.token, torch.tensor(last, device=stats.token.device))
+        if late is not None:
             waits = spread(late, self.candidate, False)
             first = waits & (waits.cumsum(-1) == 1)
             view = replace(self, candidate=self.candidate & ~waits | first, last=first)
@@ -83,6 +81,20 @@ class View:
         columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "memory"}
         moved = {name: values.gather(1, order) for name, values in columns.items() if values is not None}
         return replace(self, **moved)
+
+
+def dependence_bound(
+    chosen: Bool[Tensor, "batch length"], entropy: Float[Tensor, " chosen"]
+) -> Float[Tensor, " batch"]:
+    """`ΣH - max H` over the positions chosen in each row, in nats: bounds what drawing them independently loses.
+
+    Args:
+        chosen: Positions drawn together.
+        entropy: The entropy of each, row-major.
+    """
+    h = torch.zeros(chosen.shape, dtype=torch.float64, device=chosen.device).masked_scatter_(chosen, entropy.double())
+    h = h.scatter(1, h.argmax(-1, keepdim=True), 0.0)
+    return h.cumsum(-1)[:, -1]  # sequential, so that padding changes no bit
 
 
 def spread(

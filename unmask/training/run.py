@@ -18,7 +18,7 @@ from ..likelihood.nelbo import causal_likelihood, nelbo
 from ..models.networks.checkpoint import write_atomically
 from ..rules.clock import MaskedFraction
 from ..rules.named import named_rule
-from ..sampling import loop as sampler
+from ..sampling.sample import sample
 from ..schedule import SCHEDULES
 from ..tasks._common import stack
 from ..tasks.named import named_task, saved_settings
@@ -212,7 +212,7 @@ class _Run:
         if denoiser.wants_time and rule.clock is None:
             rule = replace(rule, clock=MaskedFraction(SCHEDULES[self.config.schedule]))
         x = prompts.tokens.to(next(denoiser.network.parameters()).device)
-        result = sampler.sample(denoiser, x, rule, seed=settings.seed, temperature=settings.temperature)
+        result = sample(denoiser, x, rule, seed=settings.seed, temperature=settings.temperature)
         tokens = result.tokens.cpu()
         for row, (prompt, filled) in enumerate(zip(prompts.tokens, tokens, strict=True)):
             shown = {"prompt": self.task.show(prompt), "sample": self.task.show(filled)}

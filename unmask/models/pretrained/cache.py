@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor
 from ...denoiser import NetworkDenoiser, Query
 
 if TYPE_CHECKING:
-    from ...rules.rule import Rule
+    from ...rules.ranked import Rule
 
 CACHES = ("none", "prefix", "dual", "block-causal")
 """What is kept: nothing; what comes before the open block; what comes before and after it; what cannot change."""
@@ -62,7 +64,7 @@ def check_cache(
         raise ValueError(f"cache {cache!r} keeps what is outside the open block: give block_length")
     if guidance is not None:
         raise ValueError(f"cache {cache!r} does not go with guidance, which evaluates two states of a sequence")
-    if rule.speculates or rule.tests:
+    if not rule.asks_once:
         raise ValueError(f"cache {cache!r} does not go with {rule}, which evaluates several states of a sequence")
 
 
@@ -75,13 +77,15 @@ class Cached:
 
     `block-causal` computes anew what can have changed, by comparing tokens, and is exact for any blocks and any rule.
 
-    Sequences are told apart by `Query.sequence`, and decide on their own when to compute everything: batch mates change
-    nothing but rounding. An object serves one batch, whose states must be evaluated one after the other.
+    Sequences are told apart by `Query.sequence`, the slot that a sequence keeps when others leave, and decide on their
+    own when to compute everything: batch mates change nothing but rounding. So one object serves a queue: a new slot
+    takes the place of the one that was asked for the longest ago, which is computed anew if it comes back. Only one
+    state of a sequence is kept.
 
     Args:
         denoiser: The model: a LLaDA, a Dream, or an adapted Llama or Qwen.
         cache: `"prefix"`, `"dual"` or `"block-causal"`.
-        block: The block number of every position, as in `State.block`.
+        rows: Of how many sequences keys and values are kept at once.
         refresh: Evaluations from one that computes everything to the next, at least 1 (which is no cache); default:
             only when a block opens.
 
@@ -93,13 +97,7 @@ class Cached:
         position `i` (Dream), the position before the block is computed with it.
     """
 
-    def __init__(
-        self,
-        denoiser: NetworkDenoiser,
-        cache: str,
-        block: Int[Tensor, "batch length"],
-        refresh: int | None = None,
-    ) -> None:
+    def __init__(self, denoiser: NetworkDenoiser, cache: str, rows: int, refresh: int | None = None) -> None:
         from .kept import KeptNetwork
         from .masked_lm import MaskedLM
 
@@ -110,29 +108,31 @@ class Cached:
             raise ValueError("without a cache, take the model itself")
         check_cache(cache, refresh, network.block_causal)
         self.vocab_size, self.mask_id, self.device = denoiser.vocab_size, denoiser.mask_id, denoiser.device
-        self.network, self.cache, self.block, self.refresh = network, cache, block, refresh
-        self.kept = KeptNetwork(network, *block.shape)
-        # Of prefix and dual: the block in which each sequence last computed everything, and evaluations since.
-        self.opened: list[int | None] = [None] * len(block)
-        self.age = [0] * len(block)
+        self.network, self.cache, self.refresh, self.most = network, cache, refresh, rows
+        self.kept = KeptNetwork(network, 0, 0)
+        self.row_of: dict[int, int] = {}  # of each slot, those asked for the longest ago first
+        # Of prefix and dual: the block in which each row last computed everything, and evaluations since.
+        self.opened: list[int | None] = []
+        self.age: list[int] = []
         # Of block-causal: what the keys and values were computed of, and how many of them, from the first, there are.
-        self.tokens, self.known = torch.zeros_like(block), torch.zeros_like(block[:, 0])
+        self.tokens = torch.zeros(0, 0, dtype=torch.int64, device=self.device)
+        self.known = torch.zeros(0, dtype=torch.int64, device=self.device)
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
-        if query.x.shape[1] != self.block.shape[1]:
-            raise ValueError(f"this cache is of sequences of {self.block.shape[1]} tokens, got {query.x.shape[1]}")
-        sequences = query.sequence.tolist()
-        if len(set(sequences)) < len(sequences) or not all(0 <= one < len(self.block) for one in sequences):
+        slots = query.sequence.tolist()
+        if len(set(slots)) < len(slots) or len(slots) > self.most:
             raise ValueError(
-                f"this cache is of one state of each of {len(self.block)} sequences; asked for those of {sequences}"
+                f"this cache is of one state of each of at most {self.most} sequences; asked for those of {slots}"
             )
+        kept = self._rows(slots, query.x.shape[1])
+        query = self._padded(query)
         with torch.no_grad():
             tokens, seen = self.network.shown(query.x, query.where, query.valid)
             row, column = self.network.sources(query.where)
             if self.cache == "block-causal":
-                compute = self._changed(query, tokens, row, column)
-                return self.kept.logits(self.kept.vectors(tokens, seen, query.sequence, row, column, compute))
-            compute, fresh = self._open(query, sequences)
+                compute = self._changed(query, kept, tokens, row, column)
+                return self.kept.logits(self.kept.vectors(tokens, seen, kept, row, column, compute))
+            compute, fresh = self._open(query, kept.tolist())
             vectors = None
             for whole in (True, False):
                 rows = (fresh == whole).nonzero().squeeze(-1)
@@ -145,7 +145,7 @@ class Cached:
                 found = self.kept.vectors(
                     tokens[rows],
                     seen[rows],
-                    query.sequence[rows],
+                    kept[rows],
                     number[row[mine]],
                     column[mine],
                     None if whole else compute[rows],
@@ -155,12 +155,55 @@ class Cached:
             assert vectors is not None
             return self.kept.logits(vectors)
 
-    def _open(self, query: Query, sequences: list[int]) -> tuple[Bool[Tensor, "rows length"], Bool[Tensor, " rows"]]:
+    def forget(self, slots: Iterable[int]) -> None:
+        """Frees the places of sequences that have left."""
+        for slot in slots:
+            row = self.row_of.pop(slot, None)
+            if row is not None:
+                self.opened[row] = None
+                self.known[row] = 0
+
+    def _rows(self, slots: Sequence[int], length: int) -> Int[Tensor, " rows"]:
+        """Where the keys and values of each slot are kept; makes room for slots and lengths not seen before."""
+        new = [slot for slot in slots if slot not in self.row_of]
+        if len(self.row_of) + len(new) > self.most:
+            old = [slot for slot in self.row_of if slot not in set(slots)]
+            self.forget(old[: len(self.row_of) + len(new) - self.most])
+        free = iter(sorted(set(range(self.most)) - set(self.row_of.values())))
+        for slot in new:
+            self.row_of[slot] = next(free)
+        for slot in slots:
+            self.row_of[slot] = self.row_of.pop(slot)  # last, as asked for now
+        size = max(len(self.opened), 1 + max(self.row_of.values()))
+        width = max(length, self.tokens.shape[1])
+        if size > len(self.opened) or width > self.tokens.shape[1]:
+            more = size - len(self.opened)
+            self.kept.resize(size, width)
+            self.opened += [None] * more
+            self.age += [0] * more
+            self.tokens = torch.nn.functional.pad(self.tokens, (0, width - self.tokens.shape[1], 0, more))
+            self.known = torch.nn.functional.pad(self.known, (0, more))
+        return torch.tensor([self.row_of[slot] for slot in slots], device=self.device)
+
+    def _padded(self, query: Query) -> Query:
+        """A query as long as what is kept."""
+        more = self.tokens.shape[1] - query.x.shape[1]
+        block = torch.zeros_like(query.x) if query.block is None else query.block
+        if not more:
+            return replace(query, block=block)
+        pad = torch.nn.functional.pad
+        x, where = pad(query.x, (0, more), value=self.mask_id), pad(query.where, (0, more))
+        return replace(
+            query, x=x, where=where, valid=pad(query.valid, (0, more)), index=None, block=pad(block, (0, more))
+        )
+
+    def _open(self, query: Query, kept: list[int]) -> tuple[Bool[Tensor, "rows length"], Bool[Tensor, " rows"]]:
         """What each row computes if it does not compute everything, and which rows do."""
-        block = self.block[query.sequence]
+        block = query.block
+        assert block is not None
         number = block.gather(1, query.where.to(torch.int8).argmax(-1, keepdim=True))
         fresh = []
-        for one, opened in zip(sequences, number.squeeze(-1).tolist(), strict=True):
+        for one, opened in zip(kept, number.squeeze(-1).tolist(), strict=True):
             again = self.refresh is not None and self.age[one] >= self.refresh
             fresh.append(self.opened[one] != opened or again)
             self.opened[one], self.age[one] = opened, 1 if fresh[-1] else self.age[one] + 1
@@ -169,16 +212,18 @@ class Cached:
             compute = compute | torch.nn.functional.pad(compute[:, 1:], (0, 1))
         return compute, torch.tensor(fresh, device=query.x.device)
 
-    def _changed(self, query: Query, tokens: Tensor, row: Tensor, column: Tensor) -> Bool[Tensor, "rows length"]:
+    def _changed(
+        self, query: Query, kept: Tensor, tokens: Tensor, row: Tensor, column: Tensor
+    ) -> Bool[Tensor, "rows length"]:
         """From the block of the first token that is not as it was, or is asked for, to that of the last asked for."""
         size, length = self.network.block_causal, tokens.shape[1]
         assert size is not None
         position = torch.arange(length, device=tokens.device)
-        same = (tokens == self.tokens[query.sequence]) & (position < self.known[query.sequence].unsqueeze(-1))
+        same = (tokens == self.tokens[kept]) & (position < self.known[kept].unsqueeze(-1))
         asked = torch.zeros_like(query.where).index_put_((row, column), torch.tensor(True, device=tokens.device))
         first = torch.where(asked, position, length).amin(-1)
         last = torch.where(asked, position, 0).amax(-1)
         start = torch.minimum(same.cumprod(-1).sum(-1), first).div(size, rounding_mode="floor") * size
         end = torch.minimum((last.div(size, rounding_mode="floor") + 1) * size, query.valid.sum(-1))
-        self.tokens[query.sequence], self.known[query.sequence] = tokens, end
+        self.tokens[kept], self.known[kept] = tokens, end
         return (position >= start.unsqueeze(-1)) & (position < end.unsqueeze(-1))

@@ -72,6 +72,19 @@ class KeptNetwork:
         check_attention(network.model, "a cache")
         self.network, self.kept = network, _KeysValues(batch, length)
 
+    def resize(self, batch: int, length: int) -> None:
+        """Makes room for more sequences, or longer ones; what is kept stays."""
+        store = self.kept
+        more = batch - store.batch, length - store.length
+        for layer, pair in enumerate(store.kept):
+            keys, values = (
+                # The spare column is the last one: what is new comes before it.
+                torch.nn.functional.pad(old[:, :, :-1], (0, 0, 0, more[1] + 1, 0, 0, 0, more[0]))
+                for old in pair
+            )
+            store.kept[layer] = keys, values
+        store.batch, store.length = batch, length
+
     def vectors(
         self,
         tokens: Int[Tensor, "rows length"],
