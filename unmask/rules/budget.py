@@ -222,6 +222,7 @@ class Stable(Speaker):
         return no_memory(masked)
 
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
+        assert ranked.drift is not None
         ready = ranked.candidate & (ranked.doubt.double() < 1 - self.threshold) & (ranked.drift < self.kl)
         ready[:, 0] |= ranked.candidate[:, 0] & ~ready.any(-1)
         return ready, ranked.memory

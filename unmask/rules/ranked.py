@@ -8,6 +8,7 @@ brings its own, and the rule holds that one.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from jaxtyping import Bool, Float, Int
@@ -59,12 +60,12 @@ class Rule:
             if (fits := getattr(part, "fits", None)) is not None:
                 fits(self)
 
-    @property
+    @cached_property
     def _speakers(self) -> list[Speaker]:
         """The parts with a conversation of their own; the first one's is held."""
         return [part for part in (self.budget, self.order, self.predictor) if isinstance(part, Speaker)]
 
-    @property
+    @cached_property
     def blind(self) -> bool:
         """True if neither order nor budget looks at the marginals: it can choose before anything is evaluated."""
         return not self._speakers and self.order.marginal_free and self.budget.marginal_free

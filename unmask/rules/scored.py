@@ -70,7 +70,7 @@ class ScoredOrder(Speaker):
 
     def key(self, view: View) -> Float[Tensor, "batch length"]:
         """Not a function of the view."""
-        raise ValueError(f"{self} ranks with noise that a view does not hold")
+        raise ValueError(f"{self} ranks with noise that a view does not hold; its turn draws it")
 
     def turn(self, rule: Rule, seen: Situation) -> Conversation:
         """Ranks every candidate anew, perhaps by a token drawn anew: the visit is the evaluation."""

@@ -69,7 +69,7 @@ class Answer:
     ask: Ask
     index: Int[Tensor, " positions"]
     logits: Float[Tensor, "positions vocab"]
-    marginals: Marginals | None
+    marginals: Marginals | None = None
 
     @cached_property
     def state(self) -> Int[Tensor, " positions"]:
@@ -102,7 +102,7 @@ class Move:
         power: Draws are made from the marginals to this power, one per row.
         together: Whether positions written in one row were drawn independently, so that `ΣH - max H` bounds the loss.
         erase: Positions to mask again; they must have been masked in the beginning.
-        more: True for rows in which the rule has more to do even if no mask remains.
+        more: True for rows in which the rule has more to do even if no mask remains; `None` leaves it as it was.
     """
 
     chosen: Bool[Tensor, "rows length"]

@@ -118,14 +118,14 @@ class Sampler:
         """Opens the next turn of the rule: a conversation whose first question is in `Turn.query`."""
         return Turn(self.rule, state, self.denoiser.vocab_size, getattr(self.denoiser, "wants_time", False))
 
-    @torch.no_grad()
-    def turn(self, state: State) -> Turn:
+    def _hold(self, state: State) -> Turn:
         """Holds a turn up to the rule's move, which is not made yet."""
         turn = self.begin(state)
         while turn.query is not None:
             turn.tell(self.denoiser(turn.query))
         return turn
 
+    @torch.no_grad()
     def move(self, state: State) -> Move:
         """The move that the rule would make, checked: what exact laws are made of.
 
@@ -133,7 +133,7 @@ class Sampler:
             LogitsError: See `step`, as for the others.
             ValueError: If nothing is left to do, or see `step`.
         """
-        turn = self.turn(state)
+        turn = self._hold(state)
         if turn.move is None:
             raise ValueError("every sequence of the state is finished")
         turn.check()
@@ -151,7 +151,7 @@ class Sampler:
             ValueError: If the logits have the wrong shape or dtype.
             RuleError: If the rule breaks its contract.
         """
-        return self.turn(state).end(candidates)
+        return self._hold(state).end(candidates)
 
     def run(
         self,

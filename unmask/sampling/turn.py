@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -91,7 +92,7 @@ class Turn:
         self._ask = ask
 
     def _query(self, ask: Ask) -> Query:
-        """A question as the denoiser is asked it. That positions exist is looked at on the device, and told later."""
+        """A question as the denoiser is asked it."""
         seen = self.seen
         x = seen.x if ask.x is None else ask.x
         if ask.where.shape != x.shape or len(x) != (len(seen.x) if ask.row is None else len(ask.row)):
@@ -101,11 +102,7 @@ class Turn:
         valid, slots, block = seen.valid, self._slots, seen.block
         if ask.row is not None:
             valid, slots, block = valid[ask.row], slots[ask.row], block[ask.row]
-        index = ask.index
-        if ask.where is seen.candidate:
-            index = seen.index
-        else:
-            self._fine.append(~(ask.where & ~valid).any())
+        index = seen.index if ask.where is seen.candidate else ask.index
         return Query(x, ask.where, valid, slots, ask.time, index, block)
 
     def tell(self, logits: Float[Tensor, "rows vocab"]) -> None:
@@ -118,18 +115,17 @@ class Turn:
         assert self.query is not None
         ask, index, draw = self._ask, self.query.rows, self.seen.draw
         check_logits(logits, len(index), self._vocab)
-        answer = Answer(ask, index, logits, None)
+        asked, stats = Answer(ask, index, logits), None
         if draw.processes:
             position = index % ask.where.shape[1]
-            answer = replace(answer, logits=draw.processed(logits, answer.row, position, self.query.x[answer.state]))
+            logits = draw.processed(logits, asked.row, position, self.query.x[asked.state])
         if ask.measure:
-            power = None if ask.power is None else ask.power[answer.row]
-            row = answer.row if len(draw.settings) > 1 else index
-            stats = draw.statistics(answer.logits, row, power)
+            power = None if ask.power is None else ask.power[asked.row]
+            stats = draw.statistics(logits, asked.row if len(draw.settings) > 1 else index, power)
             assert stats.top is not None
             sound = stats.top.isfinite()
-            self._fine.append((sound if ask.unsure is None else sound | ask.unsure[answer.state]).all())
-            answer = replace(answer, marginals=stats)
+            self._fine.append((sound if ask.unsure is None else sound | ask.unsure[asked.state]).all())
+        answer = Answer(ask, index, logits, stats)
         self._answers.append(answer)
         self._hear(answer)
 
@@ -144,12 +140,16 @@ class Turn:
         assert move is not None
         if move.chosen.shape != self.seen.x.shape:
             raise RuleError(f"{self.rule} chose of {tuple(move.chosen.shape)} positions ({self._who(0)})")
-        taken, sound = to_host(move.chosen, self._fine)
+        fine = self._fine
+        for ask in (answer.ask for answer in self._answers):
+            if ask.where is not self.seen.candidate and ask.where is not move.chosen:
+                fine = [*fine, ~(ask.where & ~self._valid(ask)).any()]
+        taken, sound = to_host(move.chosen, fine)
         if not sound:
             self._report()
         pending = self._masks.pending[self._alive]
         # A rule that says which rows it draws from may have looked further than the open block.
-        wrong, idle = taken & ~(self._open if move.rows is None else pending), self._open.any(-1) & ~taken.any(-1)
+        wrong, idle = taken > (self._open if move.rows is None else pending), self._open.any(-1) > taken.any(-1)
         if move.erase is not None or move.tokens is not None:
             editable = self.seen.editable.cpu() & self.seen.valid.cpu()
             if move.tokens is not None:
@@ -158,7 +158,7 @@ class Turn:
                 erase = move.erase.cpu()
                 idle &= ~erase.any(-1)
                 wrong |= erase & (~editable | (pending & ~taken))
-        if bool(idle.any()) or bool(wrong.any()):
+        if bool(idle.any() | wrong.any()):
             row = int((idle | wrong.any(-1)).nonzero()[0])
             raise RuleError(
                 f"{self.rule} must unmask at least one candidate of every sequence, and candidates only"
@@ -170,8 +170,7 @@ class Turn:
         """Raises the error that the flags on the device stand for."""
         for answer in self._answers:
             ask, stats = answer.ask, answer.marginals
-            valid = self.seen.valid if ask.row is None else self.seen.valid[ask.row]
-            if bool((beyond := (ask.where & ~valid).any(-1)).any()):
+            if bool((beyond := (ask.where & ~self._valid(ask)).any(-1)).any()):
                 state = int(beyond.nonzero()[0])
                 row = state if ask.row is None else int(ask.row[state])
                 raise RuleError(f"{self.rule} asked for a position that does not exist ({self._who(row)})")
@@ -186,6 +185,10 @@ class Turn:
                 position = int(answer.index[error.row]) % ask.where.shape[1]
                 place = f" ({self._who(int(answer.row[error.row]))}, position {position})"
                 raise LogitsError(error.row, error.reason, place) from None
+
+    def _valid(self, ask: Ask) -> Bool[Tensor, "states length"]:
+        """Where the positions of the states of a question exist."""
+        return self.seen.valid if ask.row is None else self.seen.valid[ask.row]
 
     def _who(self, row: int) -> str:
         return f"sequence {int(self._alive[row])}"
@@ -206,14 +209,14 @@ class Turn:
         taken = self.check()
         at = where_true(taken, state.x.device)
         info = self._draw(move, taken, at, candidates)
-        nfe, states = self._counts()
         columns = {
             "x": self.seen.x.flatten().index_copy(0, at, info.tokens).view_as(self.seen.x),
-            "pending": self.seen.pending & ~move.chosen,
-            "nfe": self.seen.nfe + nfe,
-            "evaluations": self._rows(state.evaluations) + states,
-            "more": torch.zeros_like(info.sequence, dtype=torch.bool) if move.more is None else move.more,
+            "pending": self.seen.pending > move.chosen,
+            "nfe": self.seen.nfe + self._counts[0],
+            "evaluations": self._rows(state.evaluations) + self._counts[1],
         }
+        if move.more is not None:
+            columns["more"] = move.more
         memory = move.memory
         if not self._every:
             columns = {name: getattr(state, name).index_copy(0, self.live, part) for name, part in columns.items()}
@@ -222,7 +225,7 @@ class Turn:
         if move.erase is not None:
             return new.mask(torch.zeros_like(state.pending).index_copy(0, self.live, move.erase)), info
         left = self._masks.pending.index_copy(0, self._alive, self._masks.pending[self._alive] & ~taken)
-        more = torch.zeros_like(self._masks.more) if move.more is None else new.more.cpu()
+        more = self._masks.more if move.more is None else new.more.cpu()
         return HostMasks(left, self._masks.block, more).note(new), info
 
     def _draw(self, move: Move, taken: Tensor, at: Int[Tensor, " chosen"], candidates: int) -> StepInfo:
@@ -259,7 +262,7 @@ class Turn:
             entropy=entropy,
             bound=dependence_bound(chosen, entropy if move.together else torch.zeros_like(entropy)),
             forward_passes=self.passes,
-            evaluations=self._counts()[1],
+            evaluations=self._counts[1],
             erased=move.erase,
         )
         if candidates:
@@ -267,8 +270,12 @@ class Turn:
             info = replace(info, top_tokens=top[0], top_log_prob=top[1])
         return info
 
+    @cached_property
     def _counts(self) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
         """Evaluations that each row took part in, and states of it that were evaluated."""
+        if len(self._answers) == 1 and self._answers[0].ask.row is None:
+            once = torch.ones_like(self.live)
+            return once, once
         nfe = states = torch.zeros_like(self.live)
         for answer in self._answers:
             row = answer.ask.row

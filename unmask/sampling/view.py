@@ -24,27 +24,27 @@ class View:
         entropy: Marginal entropies, in nats.
         doubt: One minus the largest probability.
         closeness: One minus the margin between the two largest probabilities.
-        drift: The largest of the last `Rule.history` divergences `KL(evaluation || the one before)` at a position, in
-            nats; `+inf` where there were not so many, and for rules that ask for none.
         position: Where each column lies in the sequence; ranking permutes it with the rest.
         noise: One uniform in `[0, 1)` per position, fixed for the whole sequence by its stream.
         memory: The rule's own numbers, one row per sequence (see `Budget.start`).
         masked: Positions without a token, in the open block or not; `None` before there is a sequence to look at.
         known: Positions with a token. Padding is neither masked nor known.
         last: Candidates that are unmasked only together with all others or after them; `None` if there are none.
+        drift: The largest of the last `Rule.history` divergences `KL(evaluation || the one before)` at a position, in
+            nats; `+inf` where there were not so many. `None` for rules that compare with nothing.
     """
 
     candidate: Bool[Tensor, "batch length"]
     entropy: Float[Tensor, "batch length"]
     doubt: Float[Tensor, "batch length"]
     closeness: Float[Tensor, "batch length"]
-    drift: Float[Tensor, "batch length"]
     position: Int[Tensor, "batch length"]
     noise: Float[Tensor, "batch length"]
     memory: Float[Tensor, "batch memory"]
     masked: Bool[Tensor, "batch length"] | None = None
     known: Bool[Tensor, "batch length"] | None = None
     last: Bool[Tensor, "batch length"] | None = None
+    drift: Float[Tensor, "batch length"] | None = None
 
     @staticmethod
     def blank(
@@ -56,9 +56,8 @@ class View:
     ) -> View:
         """A view before any evaluation: all a blind rule needs."""
         nothing = torch.zeros_like(noise)
-        unknown = torch.full_like(noise, torch.inf)
         position = torch.arange(candidate.shape[1], device=candidate.device).expand_as(candidate)
-        return View(candidate, nothing, nothing, nothing, unknown, position, noise, memory, masked, known)
+        return View(candidate, nothing, nothing, nothing, position, noise, memory, masked, known)
 
     def measured(self, stats: Marginals, late: Bool[Tensor, " rows"] | None = None) -> View:
         """Returns the same view with the statistics of its candidates, one row each.
