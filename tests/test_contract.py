@@ -7,6 +7,8 @@ and a law 0.1 away in total variation is caught with probability > 0.99.
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,11 @@ def example(name: str, family: Family) -> AnyRule:
     assert all(value is not None for value in needed.values()), f"{name}: a setting without default has no example"
     return named_rule(name, **needed).rule
 
+
+PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
+for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+    assert len(block.strip().splitlines()) <= 27, "the page promises rules of 25 lines and their imports"
+    exec(compile(block, str(PAGE), "exec"), globals())  # the page's own rules are in the table from here on
 
 RULES = {name: example(name, family) for name, family in FAMILIES.items()}
 ROWS = [torch.tensor(row) for row in ([MASK] * 9, [MASK, 1, MASK, MASK, 0, MASK], [2, MASK, MASK, MASK], [0, 1, 2])]

@@ -41,7 +41,7 @@ from transformers.utils import ModelOutput
 
 from ..draws.streams import derive
 from ..language import LanguageModel
-from ..rules.ranked import Rule
+from ..sampling.conversation import AnyRule
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 
@@ -72,7 +72,7 @@ def generate(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    rule: Rule | str | None = None,
+    rule: AnyRule | str | None = None,
     block_length: int | None = None,
     seed: int | None = None,
     mask_id: int | None = None,
