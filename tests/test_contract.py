@@ -35,7 +35,8 @@ def example(name: str, family: Family) -> AnyRule:
 
 PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
 for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
-    assert len(block.strip().splitlines()) <= 27, "the page promises rules of 25 lines and their imports"
+    lines = [line for line in block.splitlines() if line and not line.startswith(("from", "import"))]
+    assert len(lines) <= 25, "the page promises rules of 25 lines"
     exec(compile(block, str(PAGE), "exec"), globals())  # the page's own rules are in the table from here on
 
 RULES = {name: example(name, family) for name, family in FAMILIES.items()}
