@@ -21,6 +21,7 @@ from .cache import check_cache
 from .completion import Completion
 from .generation import Settings, answer_all
 from .prompts import Prompt, Prompts, as_prompts, with_gaps
+from .texts import Continuation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -141,7 +142,8 @@ class LanguageModel(NetworkDenoiser):
                 the model's attention has blocks of that length, they are those, counted from the start of the prompt.
             temperature: Of the draw; 0 takes the argmax.
             seed: Prompt `p` gets the stream `derive(seed, tokens of p, copy)`, with `copy` counting equal prompts.
-            stop: Texts that end an answer and are no part of it.
+            stop: Texts that end an answer and are no part of it. They are looked for in the answer with its special
+                tokens written out, so that these may be stop strings, and none is found across one.
             top_k: Draw among the `k` most probable tokens.
             top_p: Draw among the fewest tokens that hold this mass.
             forbidden: Token ids that must not appear.
@@ -271,11 +273,15 @@ class LanguageModel(NetworkDenoiser):
         """
         return [list(prompt.tokens) for prompt in as_prompts(prompts, self.tokenizer, self.mask_id)]
 
-    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
-        """Returns the text of token ids, without special tokens unless they are asked for; `""` without a tokenizer."""
-        if self.tokenizer is None:
-            return ""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=not special))
+    def decode(self, tokens: Iterable[int], *, special: bool = False, after: Iterable[int] = ()) -> str:
+        """Returns the text of token ids; `""` without a tokenizer.
+
+        Args:
+            tokens: The tokens.
+            special: Whether special tokens are written out or left out.
+            after: The tokens that they come after, such as a prompt's: the text is then what they add to theirs.
+        """
+        return Continuation(self.tokenizer, list(after)).text(list(tokens), special=special)
 
     def _streams(self, rows: Sequence[Sequence[int]], seed: int, streams: Sequence[int] | None) -> list[int]:
         if streams is None:
