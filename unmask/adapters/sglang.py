@@ -2,7 +2,8 @@
 
     sglang serve --model-path ... --dllm-algorithm Unmask --dllm-algorithm-config unmask.yaml
 
-with, in `unmask.yaml`, `rule: entropy-bound:gamma=0.1`, and perhaps `seed: 0`. The server evaluates the model, block by
+with, in `unmask.yaml`, `rule: entropy-bound:gamma=0.1`, and perhaps `seed: 0`; and `tokenizer: FOLDER` where the
+model's vocabulary is padded beyond its tokenizer's, so that only tokens are drawn. The server evaluates the model, block by
 block and for many requests together; the algorithm decides what is unmasked, and draws it.
 
 Written for SGLang 0.5.23 (`sglang.srt.dllm.algorithm.base.DllmAlgorithm`) and tested against that interface, not
@@ -13,12 +14,14 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..language.nameless import nameless_ids
 from ..rules.named import named_rule
 from ..sampler import State
 from ..stream import join, split
@@ -28,7 +31,7 @@ from .stepwise import advance_block, begin, check_rule
 NAME = "Unmask"
 """What `--dllm-algorithm` is told."""
 
-_SETTINGS = ("rule", "seed", "block_size")
+_SETTINGS = ("rule", "seed", "block_size", "tokenizer")
 _UNSUPPORTED = {
     "frequency_penalty": 0.0,
     "presence_penalty": 0.0,
@@ -77,10 +80,11 @@ class RuleSteps:
     - A block is reported done one evaluation after its last mask went, when its cache holds its final tokens.
 
     Args:
-        config: SGLang's: `algorithm_config` has the rule, as on the command line, and perhaps a seed.
+        config: SGLang's: `algorithm_config` has the rule, as on the command line, and perhaps a seed and a tokenizer.
 
     Raises:
         ValueError: If there is no such rule or setting, or the rule needs more than one block's evaluations.
+        AdapterError: If the tokenizer cannot be loaded.
     """
 
     block_size: int
@@ -89,6 +93,8 @@ class RuleSteps:
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # pyright: ignore[reportCallIssue]
         self.rule, self.seed = _configured(config.algorithm_config)
+        self.tokenizer = _tokenizer(config.algorithm_config)
+        self._forbidden: dict[int, list[int]] = {}
 
     @classmethod
     def validate_request(cls, req: Any) -> str | None:
@@ -129,6 +135,9 @@ class RuleSteps:
         masked = ((x == self.mask_id) & ~fixed).any(-1).tolist()
         info = forward_batch.sampling_info
         top_k, top_p = info.top_ks.tolist(), info.top_ps.tolist()
+        if self.tokenizer is not None and logits.shape[-1] not in self._forbidden:
+            self._forbidden[logits.shape[-1]] = nameless_ids(self.tokenizer, logits.shape[-1])
+        forbidden = self._forbidden.get(logits.shape[-1], [])
         # The loop truncates a whole batch alike; requests that truncate alike are stepped together.
         groups: dict[tuple[int, float], list[int]] = defaultdict(list)
         for row in range(len(x)):
@@ -139,7 +148,15 @@ class RuleSteps:
             fresh = [row for row in rows if not isinstance(states[row], State)]
             if fresh:
                 streams = [states[row] for row in fresh]
-                begun = begin(self.rule, x[fresh].long(), logits[fresh], self.mask_id, streams, fixed=fixed[fresh])
+                begun = begin(
+                    self.rule,
+                    x[fresh].long(),
+                    logits[fresh],
+                    self.mask_id,
+                    streams,
+                    fixed=fixed[fresh],
+                    forbidden=forbidden,
+                )
                 for row, state in zip(fresh, split(begun), strict=True):
                     states[row] = state
             after, _ = advance_block(
@@ -152,6 +169,7 @@ class RuleSteps:
                 top_k=k if 0 < k < logits.shape[-1] else None,
                 top_p=p,
                 fixed=fixed[rows],
+                forbidden=forbidden,
             )
             tokens[rows] = after.x.to(tokens.dtype)
             for row, state in zip(rows, split(after), strict=True):
@@ -187,3 +205,13 @@ def _configured(settings: Mapping[str, Any] | None) -> tuple[Any, int]:
     if rule.history:
         raise ValueError(f"{settings['rule']} compares evaluations, whose logits are not kept between them here")
     return rule, seed
+
+
+def _tokenizer(settings: Mapping[str, Any]) -> Any:
+    """The tokenizer that a configuration names, if it names one."""
+    folder = settings.get("tokenizer")
+    if folder is None:
+        return None
+    from .hf import tokenizer_of
+
+    return tokenizer_of(Path(str(folder)))

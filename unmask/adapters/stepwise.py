@@ -61,6 +61,8 @@ def begin(
     streams: Iterable[int],
     *,
     fixed: Bool[Tensor, "batch length"] | None = None,
+    padding: Bool[Tensor, "batch length"] | None = None,
+    forbidden: Iterable[int] = (),
 ) -> State:
     """Returns the state of a block before its first step.
 
@@ -72,15 +74,18 @@ def begin(
         streams: One 64-bit integer per sequence, another one in each of its blocks: positions count from the block's
             beginning, and a stream gives a position one uniform.
         fixed: Positions that stay as they are, such as a prompt's that hold the mask token as text.
+        padding: Positions that are not part of the sequence, such as a tail that is cut off.
+        forbidden: Token ids that must not appear.
 
     Raises:
         ValueError: If the streams do not fit the batch, or a token is outside the vocabulary.
     """
-    state = Sampler(GivenLogits(logits, mask_id), check_rule(rule)).start(x, streams=streams)
-    if fixed is None:
+    state = Sampler(GivenLogits(logits, mask_id), check_rule(rule), forbidden=forbidden).start(x, streams=streams)
+    if fixed is None and padding is None:
         return state
-    pending = state.pending & ~fixed
-    return replace(state, pending=pending, memory=rule.start(pending.sum(-1)))
+    valid = state.valid if padding is None else state.valid & ~padding
+    pending = state.pending & valid if fixed is None else state.pending & valid & ~fixed
+    return replace(state, valid=valid, pending=pending, memory=rule.start(pending.sum(-1)))
 
 
 def advance_block(
@@ -94,6 +99,7 @@ def advance_block(
     top_k: int | None = None,
     top_p: float | None = None,
     fixed: Bool[Tensor, "batch length"] | None = None,
+    forbidden: Iterable[int] = (),
 ) -> tuple[State, StepInfo]:
     """Makes one step of the sampling loop on logits that were computed elsewhere.
 
@@ -107,6 +113,7 @@ def advance_block(
         top_k: Draw among the `k` most probable tokens.
         top_p: Draw among the fewest tokens that hold this mass.
         fixed: Positions that stay as they are, masked or not.
+        forbidden: Token ids that must not appear.
 
     Returns:
         The next state, whose `x` are the tokens to go on with, and what was unmasked.
@@ -121,12 +128,12 @@ def advance_block(
             f" {tuple(state.x.shape)} tokens"
         )
     check_draw(temperature, None, None)
-    pending = x == mask_id
+    pending = (x == mask_id) & state.valid
     if fixed is not None:
         pending = pending & ~fixed
     past = state.past
     if past is not None and not bool(torch.isin(pending.any(-1).nonzero().squeeze(-1), past.sequence).all()):
         past = None  # a sequence was masked again: there is nothing to compare its evaluation with
     tau = torch.as_tensor(temperature, dtype=torch.float64, device=x.device).expand(len(x))
-    sampler = Sampler(GivenLogits(logits, mask_id), rule, top_k=top_k, top_p=top_p)
+    sampler = Sampler(GivenLogits(logits, mask_id), rule, top_k=top_k, top_p=top_p, forbidden=forbidden)
     return sampler.step(replace(state, x=x.clone(), pending=pending, temperature=tau, past=past))

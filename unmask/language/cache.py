@@ -111,7 +111,7 @@ class Cached:
         check_cache(cache, refresh, network.block_causal)
         self.vocab_size, self.mask_id, self.device = denoiser.vocab_size, denoiser.mask_id, denoiser.device
         self.network, self.cache, self.block, self.refresh = network, cache, block, refresh
-        self.kept = KeptNetwork(network, *block.shape)
+        self.kept, self.denoiser = KeptNetwork(network, *block.shape), denoiser
         # Of prefix and dual: the block in which each sequence last computed everything, and evaluations since.
         self.opened: list[int | None] = [None] * len(block)
         self.age = [0] * len(block)
@@ -131,7 +131,7 @@ class Cached:
             row, column = self.network.sources(query.where)
             if self.cache == "block-causal":
                 compute = self._changed(query, tokens, row, column)
-                return self.kept.logits(self.kept.vectors(tokens, seen, query.sequence, row, column, compute))
+                return self._logits(self.kept.vectors(tokens, seen, query.sequence, row, column, compute))
             compute, fresh = self._open(query, sequences)
             vectors = None
             for whole in (True, False):
@@ -153,7 +153,11 @@ class Cached:
                 vectors = found.new_empty(len(row), found.shape[1]) if vectors is None else vectors
                 vectors[mine] = found
             assert vectors is not None
-            return self.kept.logits(vectors)
+            return self._logits(vectors)
+
+    def _logits(self, vectors: Float[Tensor, "rows width"]) -> Float[Tensor, "rows vocab"]:
+        """The logits of what the network's body put out, as the model itself gives them."""
+        return self.denoiser.named(self.kept.logits(vectors))
 
     def _open(self, query: Query, sequences: list[int]) -> tuple[Bool[Tensor, "rows length"], Bool[Tensor, " rows"]]:
         """What each row computes if it does not compute everything, and which rows do."""

@@ -20,6 +20,7 @@ from ..sampler import State
 from .cache import check_cache
 from .completion import Completion
 from .generation import Settings, answer_all
+from .nameless import nameless_ids
 from .prompts import Prompt, Prompts, as_prompts, with_gaps
 from .texts import Continuation
 
@@ -37,7 +38,8 @@ class LanguageModel(NetworkDenoiser):
         network: A module with `forward(x, where, time, valid) -> logits[rows, vocab]`.
         vocab_size: Number of token ids, the mask token included.
         mask_id: Id of the mask token.
-        tokenizer: Turns text into tokens; without one, prompts must be token ids, and answers have no text.
+        tokenizer: Turns text into tokens; without one, prompts must be token ids, and answers have no text. Ids that
+            are not tokens of it, as where a vocabulary is padded, get the logit `-inf`, unless they end a text.
         end_ids: Tokens that end a text.
         max_length: Most tokens of a sequence, prompt and answer together; `None` if there is no limit.
     """
@@ -56,6 +58,13 @@ class LanguageModel(NetworkDenoiser):
         wrong = [token for token in self.end_ids if not 0 <= token < vocab_size]
         if wrong:
             raise ValueError(f"end tokens {wrong} are outside the vocabulary 0..{vocab_size - 1}")
+        nameless = [] if tokenizer is None else nameless_ids(tokenizer, vocab_size)
+        self.nameless = tuple(token for token in nameless if token not in self.end_ids)
+        if len({*self.nameless, mask_id}) == vocab_size:
+            raise ValueError(
+                f"the tokenizer has no token among the ids 0..{vocab_size - 1} of the model but the mask's"
+            )
+        self._nameless: dict[torch.device, Tensor] = {}
 
     @classmethod
     def of(
@@ -106,7 +115,18 @@ class LanguageModel(NetworkDenoiser):
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         with torch.no_grad():
-            return self.network(query.x, query.where, None, query.valid)
+            return self.named(self.network(query.x, query.where, None, query.valid))
+
+    def named(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+        """Returns logits with `-inf` at the ids that are not tokens of the tokenizer."""
+        if not self.nameless:
+            return logits
+        if logits.device not in self._nameless:
+            self._nameless[logits.device] = torch.tensor(self.nameless, device=logits.device)
+        ids = self._nameless[logits.device]
+        # In place where the rows are known to be nobody else's: they are most of the memory of a step.
+        own = getattr(self.network, "makes_rows", False) and not logits.requires_grad
+        return logits.index_fill_(-1, ids, -torch.inf) if own else logits.index_fill(-1, ids, -torch.inf)
 
     def generate(
         self,
