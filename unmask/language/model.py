@@ -148,6 +148,7 @@ class LanguageModel(NetworkDenoiser):
         batch_size: int = BATCH_SIZE,
         streams: Sequence[int] | None = None,
         on_step: Callable[[State, StepInfo], None] | None = None,
+        n: int = 1,
     ) -> list[Completion]:
         """Answers prompts.
 
@@ -177,18 +178,19 @@ class LanguageModel(NetworkDenoiser):
                 up with end tokens are surest of those: filled in first, from the far end, they cut answers short.
                 Default: so wherever the rule looks before it chooses.
             batch_size: Prompts per batch.
-            streams: The stream of each prompt, instead of `seed`.
+            streams: The stream of each answer, instead of `seed`.
             on_step: Called with the state of the batch and the step's information.
+            n: Answers per prompt, as if the prompt stood in the list so many times.
 
         Returns:
-            One completion per prompt, in order.
+            One completion per prompt, in order; or `n`, one after the other.
 
         Raises:
             ValueError: If an argument is out of range, the block does not divide the answer, the cache does not go with
                 the model or the other settings, a prompt cannot be encoded, or prompt and answer are longer than the
                 model takes.
         """
-        _positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        _positive(max_new_tokens=max_new_tokens, batch_size=batch_size, n=n)
         if block_length is not None:
             _positive(block_length=block_length)
             if max_new_tokens % block_length:
@@ -203,7 +205,7 @@ class LanguageModel(NetworkDenoiser):
             raise ValueError("a stop string must not be empty")
         if stops and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer")
-        encoded = as_prompts(prompts, self.tokenizer, self.mask_id)
+        encoded = [prompt for prompt in as_prompts(prompts, self.tokenizer, self.mask_id) for _ in range(n)]
         rows = [(*prompt.tokens, *[self.mask_id] * max_new_tokens, *prompt.suffix) for prompt in encoded]
         check_draw(temperature, top_k, top_p)
         settings = Settings(
@@ -307,7 +309,7 @@ class LanguageModel(NetworkDenoiser):
         if streams is None:
             return prompt_streams(rows, seed)
         if len(streams) != len(rows):
-            raise ValueError(f"{len(streams)} streams for {len(rows)} prompts")
+            raise ValueError(f"{len(streams)} streams for {len(rows)} answers")
         return list(streams)
 
 
