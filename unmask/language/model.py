@@ -156,7 +156,8 @@ class LanguageModel(NetworkDenoiser):
         depend on the batch it is made in, rounding apart; prompts of similar lengths are batched, padded on the right.
 
         Args:
-            prompts: Texts, which are continued as they are; chats, which go through the chat template; or token ids.
+            prompts: Texts, which are continued as they are; chats, which go through the chat template; token ids; or
+                what is encoded already (`Prompt`).
             rule: What to unmask when: a rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`.
             max_new_tokens: Masks after each prompt.
             block_length: Fill the answer in blocks of so many tokens, from left to right; default: all as one. Where

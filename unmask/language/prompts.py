@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -107,7 +107,7 @@ def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], t
 
     They are told from a text whose own tokens occur but once: one that is empty, or a special token, would not tell.
     """
-    for text in ("a", "1", ".", *sorted(tokenizer.get_vocab())[:100]):
+    for text in _examples(tokenizer):
         plain = tokenizer(text, add_special_tokens=False)["input_ids"]
         full = tokenizer(text)["input_ids"]
         size = len(plain)
@@ -115,6 +115,12 @@ def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], t
         if size and len(found) == 1:
             return tuple(full[: found[0]]), tuple(full[found[0] + size :])
     return tuple(tokenizer("")["input_ids"]), ()
+
+
+def _examples(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Texts, of which any tokenizer has tokens for one; those of its vocabulary take long to list, and so come last."""
+    yield from ("a", "1", ".")
+    yield from sorted(tokenizer.get_vocab())[:100]
 
 
 def with_gaps(
