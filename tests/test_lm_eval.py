@@ -17,9 +17,10 @@ import torch
 pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
 
-from decoders import word_piece
+from decoders import byte_level, word_piece
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
+from test_continuation import Plan
 from test_harness import EB, GSM, HUMAN, MATH, MBPP, write
 from transformers import BertConfig, BertForMaskedLM
 from typer.testing import CliRunner
@@ -337,14 +338,12 @@ def test_a_document_with_the_mask_token_is_answered_and_counted(model: LanguageM
             one.generate([plain, marked], rule=EB, max_new_tokens=4)
 
 
-def test_a_special_token_may_be_what_ends_an_answer(model: LanguageModel):
-    best = model.generate(["7*8="], rule=EB, max_new_tokens=12, end_last=False, forbidden=model.end_ids)[0]
-    special = [token for token in best.tokens if token >= END_ID]
-    until = [model.decode(special[:1] or best.tokens[3:4], special=True)]
-    lm = UnmaskLM(LanguageModel(model.network, model.vocab_size, model.mask_id, model.tokenizer), EB, end_last=False)
-    (found,) = lm.generate_until(asking("generate_until", ("7*8=", {"until": until, "max_gen_toks": 12})))
-    assert lm.costs()["task"]["finished"] == 1
-    assert until[0] not in found
+@pytest.mark.parametrize(("until", "text"), [("<turn>", "12"), ("2<turn>", "1"), ("3", "12"), ("23", "1234")])
+def test_what_ends_an_answer_is_looked_for_among_the_special_tokens(until: str, text: str):
+    tokenizer = byte_level()
+    plan = tokenizer("12<turn>34", add_special_tokens=False)["input_ids"]
+    lm = UnmaskLM(LanguageModel(Plan(plan, 1, len(tokenizer)), len(tokenizer), 2, tokenizer), "left-to-right")
+    assert lm.generate_until(asking("generate_until", ("x", {"until": [until], "max_gen_toks": 5}))) == [text]
 
 
 def test_a_system_message_is_put_before_the_users_where_the_template_refuses_it(
