@@ -80,6 +80,15 @@ def test_what_is_beyond_the_tokenizer_is_found_for_every_kind():
     assert nameless_ids(holes, NAMED) == [8]
 
 
+def test_a_token_that_is_added_later_has_a_name_then():
+    tokenizer = byte_level()
+    assert nameless_ids(tokenizer, NAMED + 2) == [NAMED, NAMED + 1]
+    tokenizer.add_tokens(["<new>"])
+    assert nameless_ids(tokenizer, NAMED + 2) == [NAMED + 1]
+    nameless_ids(tokenizer, NAMED + 2).clear()
+    assert nameless_ids(tokenizer, NAMED + 2) == [NAMED + 1]
+
+
 @pytest.mark.parametrize(
     "settings",
     [{}, {"temperature": 1.0}, {"guidance": 1.0}, {"rule": "left-to-right"}, {"top_k": 3, "temperature": 9.0}],
