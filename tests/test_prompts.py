@@ -162,6 +162,31 @@ def test_any_text_is_answered_at_length(name: str, text: str, stop: list[str], t
     check(name, text, stop, temperature)
 
 
+ROLES = st.lists(st.sampled_from(["system", "user", "assistant", "tool", "", "né"]), min_size=1, max_size=4)
+TEMPLATE = (
+    "{% for m in messages %}{% if m.role not in ('user', 'assistant') %}{{ raise_exception('roles!') }}{% endif %}"
+    "<turn>{{ m.role }} {{ m.content }}{% endfor %}{% if add_generation_prompt %}<turn>{% endif %}"
+)
+
+
+@given(roles=ROLES, texts=st.lists(TEXTS, min_size=4, max_size=4))
+@settings(max_examples=50)
+def test_any_chat_is_answered_or_refused_in_a_line(roles: list[str], texts: list[str]):
+    model = MODELS["byte-level, bos"]
+    tokenizer: Any = model.tokenizer
+    tokenizer.chat_template = TEMPLATE
+    chat = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=False)]
+    if not set(roles) <= {"user", "assistant"}:
+        with pytest.raises(ValueError, match="prompt 0: the chat template refuses") as caught:
+            model.encode([chat])
+        assert len(str(caught.value).splitlines()) == 1
+        return
+    (answer,) = model.generate(chat, rule="all", max_new_tokens=2)
+    written = "".join(f"<turn>{one['role']} {one['content']}" for one in chat) + "<turn>"
+    assert answer.prompt == written
+    assert model.encode([chat])[0] == tokenizer(written, add_special_tokens=False)["input_ids"]
+
+
 @given(text=TEXTS)
 def test_gaps_in_any_text_are_filled_and_the_rest_is_kept(text: str):
     model = MODELS["byte-level"]
