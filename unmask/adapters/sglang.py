@@ -3,8 +3,8 @@
     sglang serve --model-path ... --dllm-algorithm Unmask --dllm-algorithm-config unmask.yaml
 
 with, in `unmask.yaml`, `rule: entropy-bound:gamma=0.1`, and perhaps `seed: 0`; and `tokenizer: FOLDER` where the
-model's vocabulary is padded beyond its tokenizer's, so that only tokens are drawn. The server evaluates the model, block by
-block and for many requests together; the algorithm decides what is unmasked, and draws it.
+model's vocabulary is padded beyond its tokenizer's, so that only tokens are drawn. The server evaluates the model,
+block by block and for many requests together; the algorithm decides what is unmasked, and draws it.
 
 Written for SGLang 0.5.23 (`sglang.srt.dllm.algorithm.base.DllmAlgorithm`) and tested against that interface, not
 inside a server.
