@@ -14,11 +14,12 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 import unmask
-from unmask import hf, nelbo
+from unmask import nelbo
 from unmask.denoiser import Query
+from unmask.integrations.transformers import generate
 from unmask.language import LanguageModel
-from unmask.language.cache import Cached
-from unmask.language.nameless import nameless_ids
+from unmask.models.pretrained.cache import Cached
+from unmask.models.pretrained.nameless import nameless_ids
 from unmask.rules.named import named_rule
 
 TOKENIZER = byte_level()
@@ -129,7 +130,7 @@ def test_caches_and_models_of_the_library_do_without_them(llama: LlamaForCausalL
     query = Query.of(torch.tensor([[5, 6, MASK, MASK]]), MASK)
     assert bool((adapted(query)[:, BEYOND] == -torch.inf).all())
     for cache in ("prefix", "dual"):
-        cached = Cached(adapted, cache, torch.zeros(1, 4, dtype=torch.int64))
+        cached = Cached(adapted, cache, 1)
         assert torch.equal(cached(query) == -torch.inf, adapted(query) == -torch.inf)
         options = {"rule": "topk:k=2", "max_new_tokens": 8, "block_length": 4, "cache": cache}
         assert adapted.generate(["abc"], cache_refresh=1, **options)[0].tokens == plain.tokens
@@ -139,7 +140,7 @@ def test_caches_and_models_of_the_library_do_without_them(llama: LlamaForCausalL
 def test_generate_of_the_library_does_without_them(llama: LlamaForCausalLM, tmp_path: Any):
     model: Any = llama
     prompt = torch.tensor([[5, 6, 7]])
-    options = {"custom_generate": hf.generate, "rule": "topk:k=2", "max_new_tokens": 8}
+    options = {"custom_generate": generate, "rule": "topk:k=2", "max_new_tokens": 8}
     assert int(model.generate(prompt, **options).max()) >= NAMED  # nobody says what the tokens are
     told = model.generate(prompt, vocabulary=TOKENIZER, **options)
     assert int(told.max()) < NAMED
