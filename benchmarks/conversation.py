@@ -1,8 +1,8 @@
 """What it costs to have different rules in one batch, and whether they change each other.
 
-    python -m benchmarks.conversation cost         # four rules in a batch of 32 beside one, 100M parameters
-    python -m benchmarks.conversation invariance   # 200 sequences alone, among their own, among other rules
-    python -m benchmarks.conversation render       # the tables of docs/performance.md from the saved figures
+python -m benchmarks.conversation cost         # four rules in a batch of 32 beside one, 100M parameters
+python -m benchmarks.conversation invariance   # 200 sequences alone, among their own, among other rules
+python -m benchmarks.conversation render       # the tables of docs/performance.md from the saved figures
 """
 
 from __future__ import annotations

@@ -60,6 +60,9 @@ class MaskedLM(nn.Module):
         ValueError: If `block_causal` is no whole number >= 1, or the model cannot take such a mask.
     """
 
+    makes_rows = True
+    """Its logits are a tensor of their own, which may be written to."""
+
     def __init__(
         self,
         model: PreTrainedModel,
