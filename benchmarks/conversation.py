@@ -58,7 +58,7 @@ def cost(size: str = "100M", batch: int = 32, length: int = 32, steps: int = 3, 
 
 def prompts_of(name: str, count: int, mask: int) -> Tensor:
     """Sequences with gaps: puzzles as they are, text with 24 characters missing."""
-    from unmask.tasks.named import task_of
+    from unmask.models.registry import task_of
 
     prompts = task_of(name).prompts("test" if name == "sudoku" else "validation", count).tokens
     if name == "text":
@@ -84,10 +84,10 @@ def invariance(count: int = 200, batch: int = 25) -> list[dict[str, Any]]:
         # Temperatures and forbidden tokens of the mates are others too.
         temperature = [(1.0, 0.7, 0.0)[row % 3] for row in range(count)]
         forbidden: list[Any] = [((), (0,))[row % 5 == 4] for row in range(count)]
-        settings: dict[str, Any] = {"temperature": temperature, "forbidden": forbidden}
+        settings: Any = {"temperature": temperature, "forbidden": forbidden}
 
         def run(rows: list[int], kinds: Any, model: Any = model, x: Tensor = x, settings: Any = settings) -> Any:
-            own = {key: [values[row] for row in rows] for key, values in settings.items()}
+            own: Any = {key: [values[row] for row in rows] for key, values in settings.items()}
             return sample(model, x[rows], kinds, streams=rows, **own)
 
         alone = [run([row], mine[row]) for row in range(count)]
