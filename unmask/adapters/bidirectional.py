@@ -30,7 +30,8 @@ from transformers import (
 
 from ..errors import AdapterError
 from ..networks.checkpoint import FORMAT, read_config, replacing, write_atomically
-from .hf import pretrained
+from .gate import without_code
+from .hf import placed
 from .masked_lm import KEY, MaskedLM, mask_id_of
 from .neighbours import look_at_neighbours
 
@@ -158,7 +159,7 @@ def adapted_config(config: dict[str, Any]) -> PreTrainedConfig:
     kind = str(config.get("model_type")).lower().removeprefix("a2d-")
     if kind not in ADAPTED:
         raise ValueError(f"model_type {config.get('model_type')!r} is none of {', '.join(ADAPTED)}")
-    given = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "auto_map")}
+    given = {key: value for key, value in without_code(config).items() if key not in ("model_type", "architectures")}
     return ADAPTED[kind][0](**{**given, **_BOTH_WAYS})
 
 
@@ -193,10 +194,10 @@ def load_bidirectional(
         raise AdapterError(f"{folder} holds a {config.get('model_type')} model, expected LLaDA, Dream, Llama or Qwen")
     if block_causal is not None and kind in ("llada", "dream"):
         raise ValueError(f"block_causal does not apply to {folder}: a {kind} looks at all positions")
-    names: dict[str, Any] = {}
+    names: dict[str, str] | None = None
     try:
         if kind == "llada":
-            native, auto, names = llada_config(config), LlamaForCausalLM, {"key_mapping": LLADA_NAMES}
+            native, auto, names = llada_config(config), LlamaForCausalLM, LLADA_NAMES
         elif kind == "dream":
             native, auto = dream_config(config), Qwen2ForCausalLM
         else:
@@ -215,9 +216,8 @@ def load_bidirectional(
     mask_id = mask_id_of(folder, config)
     if not 0 <= mask_id < native.vocab_size:
         raise AdapterError(f"{folder}: mask token {mask_id} is outside the vocabulary of {native.vocab_size} tokens")
-    model = pretrained(auto, folder, dtype, extra=False, config=native, **names, **options)
-    network = MaskedLM(model, native.vocab_size, mask_id, shift=shift, block_causal=block_causal)
-    return network if options else network.to(device)
+    model = placed(auto, folder, dtype, device, options, extra=False, config=native, names=names)
+    return MaskedLM(model, native.vocab_size, mask_id, shift=shift, block_causal=block_causal)
 
 
 def family(config: dict[str, Any]) -> str | None:

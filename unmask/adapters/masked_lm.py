@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput
 from ..denoiser import NetworkDenoiser, Query
 from ..errors import AdapterError
 from ..networks.checkpoint import FORMAT, flush, read_config
-from .hf import check_attention, check_kind, pretrained, quiet, tokenizer_of
+from .hf import check_attention, check_kind, placed, quiet, tokenizer_of
 
 KEY = "unmask"
 """Where `config.json` of a model trained here says on what; other programs pass over it."""
@@ -212,7 +212,7 @@ def load_masked_lm(
     config = read_config(folder)
     check_kind(folder, config, "masked")
     about = about_of(folder)
-    model = pretrained(AutoModelForMaskedLM, folder, dtype, **options)
+    model = placed(AutoModelForMaskedLM, folder, dtype, device, options)
     mask_id = about["mask_id"] if about else mask_id_of(folder, config)
     vocab_size = about["vocab_size"] if about else model.config.vocab_size
     if not 0 <= mask_id < vocab_size <= model.config.vocab_size:
@@ -220,8 +220,7 @@ def load_masked_lm(
             f"{folder}: mask_id {mask_id} and vocab_size {vocab_size} do not fit a model of {model.config.vocab_size}"
             " tokens"
         )
-    network = MaskedLM(model, vocab_size, mask_id)
-    return network if options else network.to(device)
+    return MaskedLM(model, vocab_size, mask_id)
 
 
 def about_of(folder: Path) -> dict[str, Any] | None:
