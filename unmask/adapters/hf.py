@@ -15,8 +15,9 @@ from transformers.models.auto.modeling_auto import (
 
 from ..errors import AdapterError
 from ..networks.checkpoint import read_config
-from .gate import check_options, read_model, read_tokenizer
+from .gate import check_options, read_model
 from .gate import quiet as quiet
+from .vocabulary import tokenizer_of as tokenizer_of
 
 Kind = Literal["masked", "causal"]
 
@@ -136,19 +137,6 @@ def placed(
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a folder.
-
-    Raises:
-        AdapterError: If there is none; the library would make up one that knows no text.
-    """
-    tokenizer = read_tokenizer(folder)
-    files = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
-    if tokenizer.vocab_files_names and not any((folder / name).is_file() for name in files):
-        raise AdapterError(f"{folder} has no tokenizer: expected {' or '.join(sorted(files))}")
-    return tokenizer
 
 
 def run_both_ways(model: PreTrainedModel) -> None:
