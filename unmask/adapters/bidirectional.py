@@ -32,8 +32,9 @@ from ..errors import AdapterError
 from ..networks.checkpoint import FORMAT, read_config, replacing, write_atomically
 from .gate import without_code
 from .hf import placed
-from .masked_lm import KEY, MaskedLM, mask_id_of
+from .masked_lm import KEY, MaskedLM
 from .neighbours import look_at_neighbours
+from .said import mask_id_of
 
 LLADA_NAMES = {
     r"^model\.transformer\.wte\.": "model.embed_tokens.",
@@ -169,6 +170,7 @@ def load_bidirectional(
     dtype: torch.dtype = torch.float32,
     shift: bool | None = None,
     block_causal: int | None = None,
+    mask_id: int | None = None,
     **options: Any,
 ) -> MaskedLM:
     """Loads a LLaDA, a Dream (DiffuCoder, Dream-Coder) or an adapted Llama or Qwen; no code in the folder is run.
@@ -181,12 +183,13 @@ def load_bidirectional(
             configuration may say it (`right_shift_logits`), and if it does not, it must be given.
         block_causal: Of an adapted model that was trained so: positions look at their own block of so many, counted
             from the first position, and at those before it. Default: at all.
+        mask_id: Id of the mask token, for a folder that does not name it.
         **options: Of `from_pretrained`, such as `device_map` or `quantization_config`.
 
     Raises:
         AdapterError: If it is none of these, has an unsupported setting, lacks a weight or has one too many, or does
             not say which token is the mask.
-        ValueError: If `block_causal` is out of range, or given for a LLaDA or Dream.
+        ValueError: If `block_causal` is out of range, or given for a LLaDA or Dream, or `mask_id` is not a token id.
     """
     config = read_config(folder)
     kind = family(config)
@@ -213,7 +216,7 @@ def load_bidirectional(
             f"{folder} holds a {config['model_type']} model, which is causal; if it was adapted to unmask, say whether"
             " position i is predicted by output i - 1: shift=True or shift=False"
         )
-    mask_id = mask_id_of(folder, config)
+    mask_id = mask_id_of(folder, config, mask_id)
     if not 0 <= mask_id < native.vocab_size:
         raise AdapterError(f"{folder}: mask token {mask_id} is outside the vocabulary of {native.vocab_size} tokens")
     model = placed(auto, folder, dtype, device, options, extra=False, config=native, names=names)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
@@ -20,9 +20,6 @@ from .gate import quiet as quiet
 from .vocabulary import tokenizer_of as tokenizer_of
 
 Kind = Literal["masked", "causal"]
-
-_ENDS = ("<|endoftext|>", "<|eot_id|>", "<|im_end|>")
-"""Tokens that end a text or a turn of a chat wherever a vocabulary has them."""
 
 _TAKES_MASKS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Classes whose body takes a mask of attention of four dimensions, positions, and keys and values that were kept."""
@@ -168,22 +165,6 @@ def check_attention(model: PreTrainedModel, wanted: str) -> None:
         raise ValueError(
             f"{wanted} needs attn_implementation 'sdpa' or 'eager', this {kind} has {config._attn_implementation!r}"
         )
-
-
-def end_ids_of(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> list[int]:
-    """Returns the tokens that end a text: those the configuration and the tokenizer name, and the usual ends of turns.
-
-    Where there is none of these, as in BERT, it is what the tokenizer puts between texts.
-    """
-    named = config.get("eos_token_id")
-    found: list[Any] = list(named) if isinstance(named, (list, tuple)) else [named]
-    if tokenizer is not None:
-        known: Any = tokenizer
-        vocabulary = known.get_added_vocab()
-        found += [known.eos_token_id, *(vocabulary.get(token) for token in _ENDS)]
-        if all(token is None for token in found):
-            found = [known.sep_token_id]
-    return sorted({token for token in found if isinstance(token, int) and 0 <= token < vocab_size})
 
 
 def longest(model: PreTrainedModel) -> int | None:

@@ -11,8 +11,10 @@ from ..denoiser import NetworkDenoiser
 from ..language.model import LanguageModel
 from ..networks.checkpoint import read_config
 from .bidirectional import family, load_bidirectional
-from .hf import end_ids_of, longest, tokenizer_of
+from .hf import longest
 from .masked_lm import HFMaskedDenoiser, load_masked_lm
+from .said import TOKENIZER_FILES, end_ids_of, generation_of
+from .vocabulary import tokenizer_of
 
 
 def load_language(
@@ -22,6 +24,7 @@ def load_language(
     shift: bool | None,
     block_causal: int | None,
     options: dict[str, Any],
+    mask_id: int | None = None,
 ) -> NetworkDenoiser:
     """Loads a language model; one without a tokenizer, such as one trained here on a task, is a denoiser only.
 
@@ -32,6 +35,7 @@ def load_language(
         shift: Whether position `i` is predicted by output `i - 1`, for a model that does not say it.
         block_causal: Length of the blocks of an adapted model with block-causal attention.
         options: Of `from_pretrained`.
+        mask_id: Id of the mask token, for a folder that does not name it.
 
     Raises:
         AdapterError: If it is another kind of model, is damaged, or does not say which token is the mask.
@@ -39,14 +43,14 @@ def load_language(
     """
     config = read_config(folder)
     if family(config) is not None:
-        network = load_bidirectional(folder, device, dtype, shift, block_causal, **options)
+        network = load_bidirectional(folder, device, dtype, shift, block_causal, mask_id, **options)
     elif shift is not None or block_causal is not None:
         given = "block_causal" if shift is None else "shift"
         raise ValueError(f"{given} does not apply to {folder}, which holds a {config.get('model_type')}")
     else:
-        network = load_masked_lm(folder, device, dtype, **options)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        network = load_masked_lm(folder, device, dtype, mask_id, **options)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return HFMaskedDenoiser(network)
     tokenizer = tokenizer_of(folder)
-    ends = end_ids_of(config, tokenizer, network.vocab_size)
+    ends = end_ids_of(config, tokenizer, network.vocab_size, generation_of(folder))
     return LanguageModel(network, network.vocab_size, network.mask_id, tokenizer, ends, longest(network.model))

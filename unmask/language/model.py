@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..categorical import check_draw
 from ..denoiser import NetworkDenoiser, Query
-from ..errors import AdapterError
 from ..evaluation.runner import prompt_streams
 from ..result import StepInfo
 from ..rules.named import named_rule
@@ -84,18 +83,17 @@ class LanguageModel(NetworkDenoiser):
             AdapterError: If nothing says which token is the mask.
             ValueError: If `block_causal` is out of range, or the model is no Llama or Qwen.
         """
-        from ..adapters.hf import end_ids_of, longest, run_both_ways
+        from ..adapters.hf import longest, run_both_ways
         from ..adapters.masked_lm import MaskedLM
+        from ..adapters.said import checked_mask, end_ids_of, mask_of_model
 
         run_both_ways(model)
-        mask_id = getattr(model.config, "mask_token_id", None) if mask_id is None else mask_id
-        if mask_id is None and tokenizer is not None:
-            mask_id = getattr(tokenizer, "mask_token_id", None)
-        if not isinstance(mask_id, int):
-            raise AdapterError("neither the model's configuration nor a tokenizer names the mask token; give mask_id")
+        mask_id = mask_of_model(model, tokenizer) if mask_id is None else checked_mask(mask_id)
         network = MaskedLM(model, model.config.vocab_size, mask_id, shift=shift, block_causal=block_causal)
         if end_ids is None:
-            end_ids = end_ids_of(model.config.to_dict(), tokenizer, network.vocab_size)
+            generation = getattr(model, "generation_config", None)
+            named = {} if generation is None else {"eos_token_id": generation.eos_token_id}
+            end_ids = end_ids_of(model.config.to_dict(), tokenizer, network.vocab_size, named)
         return cls(network, network.vocab_size, mask_id, tokenizer, end_ids, longest(model))
 
     @property
@@ -245,7 +243,7 @@ class LanguageModel(NetworkDenoiser):
         encoded = []
         for index, text in enumerate(given):
             if isinstance(text, str):
-                encoded.append(with_gaps(text, self.tokenizer, None if spans is None else spans[index]))
+                encoded.append(with_gaps(text, self.tokenizer, self.mask_id, None if spans is None else spans[index]))
             elif spans is None and self.mask_id in text:
                 encoded.append(Prompt("" if self.tokenizer is None else self.decode(text, special=True), tuple(text)))
             else:

@@ -98,22 +98,23 @@ def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, .
 
 
 def with_gaps(
-    text: str, tokenizer: PreTrainedTokenizerBase | None, spans: Sequence[tuple[int, int, int]] | None = None
+    text: str,
+    tokenizer: PreTrainedTokenizerBase | None,
+    mask_id: int,
+    spans: Sequence[tuple[int, int, int]] | None = None,
 ) -> Prompt:
     """Encodes a text with gaps: `[MASK:n]` is one of `n` tokens, `[MASK]` one of one.
 
     Args:
         text: The text.
-        tokenizer: Its tokenizer, with a mask token.
+        tokenizer: Its tokenizer. The model's mask token need not be the one it names, nor need it name one.
+        mask_id: Id of the model's mask token.
         spans: Replace the characters from `start` to `stop` by `n` tokens, for each `(start, stop, n)`.
 
     Raises:
         ValueError: If spans overlap or are outside the text, a gap is of no token, or there is none.
     """
     known = needed(tokenizer)
-    mark = known.mask_token
-    if mark is None:
-        raise ValueError("the tokenizer has no mask token; give token ids with the mask's instead of text")
     shown = text
     for start, stop, size in sorted(spans or (), reverse=True):
         if not 0 <= start <= stop <= len(shown):
@@ -123,6 +124,30 @@ def with_gaps(
     if not sizes or min(sizes) < 1:
         raise ValueError(f"{text!r:.80} has no gap to fill in: write [MASK:n] where n >= 1 tokens are missing")
     parts = _GAP.split(text)[::2]
-    full = parts[0] + "".join(str(mark) * size + part for size, part in zip(sizes, parts[1:], strict=True))
-    tokens = tuple(known(full)["input_ids"])
+    tokens = _gapped(parts, sizes, known, mask_id)
+    if tokens is None:
+        raise ValueError(
+            f"the tokenizer has no token that can stand for a gap; give token ids instead, with {mask_id} in the gaps"
+        )
     return Prompt(text, tokens)
+
+
+def _gapped(
+    parts: Sequence[str], sizes: Sequence[int], tokenizer: PreTrainedTokenizerBase, mask_id: int
+) -> tuple[int, ...] | None:
+    """The token ids of a text with gaps: each is written as so many special tokens, which then become the mask.
+
+    The special token is the mask itself if the tokenizer can write it, or else one that the text does not hold.
+    """
+    known: Any = tokenizer
+    own = known.convert_ids_to_tokens(mask_id) if mask_id < len(known) else None
+    for mark in dict.fromkeys((own, known.mask_token, *known.all_special_tokens)):
+        if mark is None:
+            continue
+        mark_id = known.convert_tokens_to_ids(mark)
+        full = parts[0] + "".join(mark * size + part for size, part in zip(sizes, parts[1:], strict=True))
+        tokens: list[int] = known(full)["input_ids"]
+        held = known("".join(parts))["input_ids"].count(mark_id)
+        if tokens.count(mark_id) == sum(sizes) + held and (mark_id == mask_id or not held):
+            return tuple(mask_id if token == mark_id else token for token in tokens)
+    return None
