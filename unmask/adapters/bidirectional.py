@@ -35,6 +35,16 @@ from .hf import placed
 from .masked_lm import KEY, MaskedLM
 from .neighbours import look_at_neighbours
 from .said import mask_id_of
+from .settings import (
+    DREAM_FIXED,
+    DREAM_HARMLESS,
+    DREAM_HONOURED,
+    LLADA_FIXED,
+    LLADA_HARMLESS,
+    LLADA_HONOURED,
+    check_settings,
+    rope_theta,
+)
 
 LLADA_NAMES = {
     r"^model\.transformer\.wte\.": "model.embed_tokens.",
@@ -93,35 +103,18 @@ def llada_config(config: dict[str, Any]) -> LlamaConfig:
     missing += [] if config.get("mlp_hidden_size") or config.get("mlp_ratio") else ["mlp_hidden_size"]
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(missing)}")
-    expected: dict[str, tuple[Any, ...]] = {
-        "block_type": ("llama",),
-        "layer_norm_type": ("rms",),
-        "activation_type": ("silu", "swiglu"),
-        "rope": (True,),
-        "alibi": (False,),
-        "block_group_size": (1,),
-        "input_emb_norm": (False,),
-        "scale_logits": (False,),
-        "attention_layer_norm": (False,),
-        "multi_query_attention": (None, False),
-        "clip_qkv": (None,),
-        "bias_for_layer_norm": (None, False),
-        "include_bias": (False,),
-    }
-    odd = [f"{key} {config[key]!r}" for key, fine in expected.items() if key in config and config[key] not in fine]
-    if odd:
-        raise ValueError(f"unsupported: {', '.join(odd)}")
+    check_settings(config, LLADA_HONOURED, LLADA_FIXED, LLADA_HARMLESS)
     heads = config["n_heads"]
     return LlamaConfig(
         hidden_size=config["d_model"],
-        intermediate_size=config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"],
+        intermediate_size=config.get("mlp_hidden_size") or int(config["mlp_ratio"] * config["d_model"]),
         num_hidden_layers=config["n_layers"],
         num_attention_heads=heads,
         num_key_value_heads=config.get("n_kv_heads") or heads,
         vocab_size=config.get("embedding_size") or config["vocab_size"],
         max_position_embeddings=config["max_sequence_length"],
         rms_norm_eps=config.get("rms_norm_eps", 1e-5),
-        rope_parameters={"rope_type": "default", "rope_theta": float(config.get("rope_theta", 10000.0))},
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta(config)},
         attention_bias=bool(config.get("include_qkv_bias")),
         tie_word_embeddings=bool(config.get("weight_tying")),
         **({"quantization_config": config["quantization_config"]} if "quantization_config" in config else {}),
@@ -138,14 +131,12 @@ def dream_config(config: dict[str, Any]) -> Qwen2Config:
     missing = [key for key in ("hidden_size", "num_hidden_layers", "vocab_size") if key not in config]
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(missing)}")
-    if config.get("use_sliding_window") or config.get("hidden_act", "silu") != "silu" or config.get("rope_scaling"):
-        raise ValueError("unsupported: use_sliding_window, rope_scaling, or a hidden_act that is not silu")
+    check_settings(config, DREAM_HONOURED, DREAM_FIXED, DREAM_HARMLESS)
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     names += ("vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "quantization_config")
-    theta = float(config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta", 10000.0))
     return Qwen2Config(
         **{name: config[name] for name in names if name in config},
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta(config)},
         use_sliding_window=False,
         **_BOTH_WAYS,
     )
