@@ -16,10 +16,11 @@ from ..result import StepInfo
 from ..rules.named import named_rule
 from ..rules.rule import Rule
 from ..sampler import State
+from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
 from .cache import check_cache
 from .completion import Completion
 from .generation import Settings, answer_all
-from .prompts import Prompt, Prompts, as_prompts, with_gaps
+from .prompts import Prompt, Prompts, as_prompts, is_tokens, with_gaps
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -114,7 +115,7 @@ class LanguageModel(NetworkDenoiser):
         block_length: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         top_k: int | None = None,
         top_p: float | None = None,
         forbidden: Iterable[int] = (),
@@ -165,6 +166,11 @@ class LanguageModel(NetworkDenoiser):
                 model takes.
         """
         _positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        forbidden = check_answer(
+            rule=rule, seed=seed, forbidden=forbidden, streams=streams, on_step=on_step, guidance=guidance
+        )
+        if self.max_length is not None and max_new_tokens > self.max_length:
+            raise ValueError(f"max_new_tokens {max_new_tokens} is more than the {self.max_length} that the model takes")
         if block_length is not None:
             _positive(block_length=block_length)
             if max_new_tokens % block_length:
@@ -174,9 +180,7 @@ class LanguageModel(NetworkDenoiser):
         if end_last and not sees:
             raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
         check_cache(cache, cache_refresh, self.block_causal, block_length=block_length, rule=chosen, guidance=guidance)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(stops):
-            raise ValueError("a stop string must not be empty")
+        stops = stop_strings(stop)
         if stops and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer")
         encoded = as_prompts(prompts, self.tokenizer, self.mask_id)
@@ -237,14 +241,18 @@ class LanguageModel(NetworkDenoiser):
             ValueError: If an argument is out of range, a text has no gap, or is longer than the model takes.
         """
         _positive(batch_size=batch_size)
+        forbidden = check_answer(rule=rule, seed=seed, forbidden=forbidden, streams=streams, on_step=on_step)
+        checked_prompts(texts)
+        if isinstance(texts, Tensor):
+            texts = texts.reshape(-1, texts.shape[-1] if texts.ndim else 1).tolist()
         given = [texts] if isinstance(texts, str) else list(texts)
-        if spans is not None and len(spans) != len(given):
-            raise ValueError(f"{len(spans)} lists of spans for {len(given)} texts")
+        if spans is not None:
+            checked_spans(spans, len(given))
         encoded = []
         for index, text in enumerate(given):
             if isinstance(text, str):
                 encoded.append(with_gaps(text, self.tokenizer, self.mask_id, None if spans is None else spans[index]))
-            elif spans is None and self.mask_id in text:
+            elif spans is None and is_tokens(text) and self.mask_id in checked_tokens(text):
                 encoded.append(Prompt("" if self.tokenizer is None else self.decode(text, special=True), tuple(text)))
             else:
                 raise ValueError(f"text {index} has no gap: token ids hold the mask token where one is missing")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .arguments import checked_messages, checked_prompts, checked_text, checked_tokens
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -43,6 +45,7 @@ def as_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None, mask
     """
     if isinstance(prompts, Tensor):
         prompts = prompts.tolist() if prompts.ndim == 2 else [prompts.tolist()]
+    checked_prompts(prompts)
     if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Mapping)):
         prompts = [prompts]  # pyright: ignore[reportAssignmentType]
     encoded = [_prompt(prompt, tokenizer) for prompt in prompts]
@@ -55,8 +58,8 @@ def as_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None, mask
 def _prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Prompt:
     if isinstance(prompt, Tensor):
         prompt = prompt.tolist()
-    if isinstance(prompt, Sequence) and not isinstance(prompt, str) and all(type(token) is int for token in prompt):
-        return Prompt("" if tokenizer is None else str(tokenizer.decode(list(prompt))), tuple(prompt))
+    if is_tokens(prompt):
+        return Prompt("" if tokenizer is None else str(tokenizer.decode(list(checked_tokens(prompt)))), tuple(prompt))
     if not isinstance(prompt, str) and not _is_chat(prompt):
         raise ValueError(
             f"a prompt is a text, token ids, or a chat of {{'role': ..., 'content': ...}} messages, got {prompt!r:.80}"
@@ -67,8 +70,14 @@ def _prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Prompt:
         return Prompt(prompt, tokens, suffix)
     if not known.chat_template:
         raise ValueError("the tokenizer has no chat template; give texts instead of chats")
-    text = str(known.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True))
-    return Prompt(text, tuple(known(text, add_special_tokens=False)["input_ids"]))
+    text = str(known.apply_chat_template(checked_messages(prompt), tokenize=False, add_generation_prompt=True))
+    return Prompt(text, tuple(known(checked_text(text), add_special_tokens=False)["input_ids"]))
+
+
+def is_tokens(prompt: Any) -> bool:
+    """Returns whether a prompt is a list of whole numbers."""
+    whole = isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes))
+    return whole and all(type(token) is int for token in prompt)
 
 
 def _is_chat(prompt: Any) -> bool:
@@ -88,7 +97,7 @@ def needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase
 
 def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The token ids of a text, with those that the tokenizer puts before it, and those that it puts after."""
-    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+    plain = tokenizer(checked_text(text), add_special_tokens=False)["input_ids"]
     full = tokenizer(text)["input_ids"]
     for before in range(len(full) - len(plain) + 1):
         if full[before : before + len(plain)] == plain:
@@ -115,7 +124,7 @@ def with_gaps(
         ValueError: If spans overlap or are outside the text, a gap is of no token, or there is none.
     """
     known = needed(tokenizer)
-    shown = text
+    shown = checked_text(text)
     for start, stop, size in sorted(spans or (), reverse=True):
         if not 0 <= start <= stop <= len(shown):
             raise ValueError(f"the span ({start}, {stop}, {size}) overlaps another or is outside the text")
