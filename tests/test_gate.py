@@ -221,3 +221,46 @@ def test_the_device_is_honoured_beside_other_options(tmp_path):
         assert unmask.load(folder, device="meta", attn_implementation="eager").device.type == "meta"
         with pytest.raises(ValueError, match="device='meta' and device_map both say where"):
             unmask.load(folder, device="meta", device_map="cpu")
+
+
+def test_weights_of_another_shape_are_named_with_both_shapes(tmp_path):
+    for layout in ("llada", "dream"):
+        folder = write(tmp_path / layout, layout, vocab_size=50, embedding_size="absent")
+        with pytest.raises(AdapterError, match=r"model\.embed_tokens\.weight has the shape 40 × 32 in the files"):
+            unmask.load(folder)
+    folder = bert(tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "intermediate_size": 25}))
+    with pytest.raises(AdapterError, match=r"bias has the shape 24 in the files, config\.json asks for 25; "):
+        unmask.load(folder)
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("num_hidden_layers", 10**6), ("vocab_size", 10**9), ("hidden_size", 10**6), ("max_position_embeddings", 10**11)],
+)
+def test_a_configuration_far_larger_than_the_files_is_refused_before_it_is_built(setting, value, tmp_path):
+    folder = bert(tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, setting: value}))
+    with pytest.raises(AdapterError, match=r"config\.json (says|describes).*the files hold"):
+        unmask.load(folder)
+
+
+def test_a_damaged_file_of_weights_is_named(tmp_path):
+    folder = write(tmp_path, "dream", shards=2)
+    path = folder / "model-00002-of-00002.safetensors"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(AdapterError, match=r"model-00002-of-00002\.safetensors is no complete safetensors file"):
+        unmask.load(folder)
+    path.unlink()
+    with pytest.raises(AdapterError, match=r"lacks model-00002-of-00002\.safetensors"):
+        unmask.load(folder)
+
+
+def test_settings_that_do_not_go_together_are_refused_at_loading(tmp_path):
+    folder = bert(tmp_path / "bert")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "chunk_size_feed_forward": 3}))
+    with pytest.raises(AdapterError, match="BertForMaskedLM cannot be evaluated"):
+        unmask.load(folder)

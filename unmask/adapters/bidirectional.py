@@ -30,7 +30,7 @@ from transformers import (
 
 from ..errors import AdapterError
 from ..networks.checkpoint import FORMAT, read_config, replacing, write_atomically
-from .gate import without_code
+from .gate import said, without_code
 from .hf import placed
 from .masked_lm import KEY, MaskedLM
 from .neighbours import look_at_neighbours
@@ -196,8 +196,8 @@ def load_bidirectional(
             native, auto = dream_config(config), Qwen2ForCausalLM
         else:
             native, auto = adapted_config(config), ADAPTED[kind][1]
-    except (ValueError, TypeError, KeyError) as error:
-        raise AdapterError(f"{folder}: {error}") from error
+    except Exception as error:  # the library checks its settings in many ways
+        raise AdapterError(f"{folder}: {error if type(error) is ValueError else said(error)}") from error
     usual = {"llada": False, "dream": True}.get(kind, config.get("right_shift_logits"))
     if shift is not None and usual is not None and shift != usual:
         raise AdapterError(f"{folder}: {kind} models are read with shift={usual}, not {shift}")

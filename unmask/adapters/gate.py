@@ -21,6 +21,7 @@ from transformers.utils import logging
 
 from ..errors import AdapterError
 from ..networks.checkpoint import read_config
+from .weights import check_sizes, held
 
 NEVER_READ = (
     "auto_map",
@@ -98,9 +99,10 @@ def read_model(
     Raises:
         AdapterError: If the folder has no safetensors, or cannot be loaded.
     """
-    check_weights(folder, options.get("variant"))
+    found = held(weight_files(folder, options.get("variant")))
     config = native_config(folder, read_config(folder)) if config is None else config
     with _reading(folder, "as a model"):
+        check_sizes(folder, auto, config, found)
         return auto.from_pretrained(
             folder,
             config=config,
@@ -109,6 +111,7 @@ def read_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in what is returned, and named by who called
             **options,
         )
 
@@ -138,8 +141,8 @@ def without_code(value: Any) -> Any:
     return value
 
 
-def check_weights(folder: Path, variant: str | None = None) -> None:
-    """Refuses a folder whose weights are not all in safetensors that lie in it.
+def weight_files(folder: Path, variant: str | None = None) -> dict[str, Path]:
+    """Returns the safetensors of a folder by name, and refuses one whose weights are not all in such files.
 
     Args:
         folder: The folder.
@@ -152,7 +155,7 @@ def check_weights(folder: Path, variant: str | None = None) -> None:
     if (folder / "adapter_config.json").exists():
         raise AdapterError(f"{folder} holds an adapter (adapter_config.json); merge it into its model and save that")
     if (folder / f"model.{end}").is_file():
-        return
+        return {f"model.{end}": folder / f"model.{end}"}
     path = folder / ("model.safetensors.index.json" if variant is None else f"model.safetensors.index.{variant}.json")
     if not path.is_file():
         raise AdapterError(f"{folder} has no model.{end}; other formats can run code when they are read")
@@ -165,6 +168,7 @@ def check_weights(folder: Path, variant: str | None = None) -> None:
             raise AdapterError(f"{path}: {tensor} is in {name!r}, which is not a safetensors file of this folder")
         if not (folder / name).is_file():
             raise AdapterError(f"{folder} lacks {name}, which {path.name} names")
+    return {name: folder / name for name in sorted(set(files.values()))}
 
 
 def read_tokenizer(folder: Path, kind: type[PreTrainedTokenizerBase] | None = None) -> PreTrainedTokenizerBase:
@@ -192,6 +196,21 @@ def read_tokenizer(folder: Path, kind: type[PreTrainedTokenizerBase] | None = No
         )
 
 
+def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Encodes and decodes a text once, so that a setting that only looks right is refused at once.
+
+    Raises:
+        AdapterError: If that cannot be done.
+    """
+    known: Any = tokenizer
+    with _reading(folder, "as a tokenizer"):
+        known.decode(known("1 + a")["input_ids"], skip_special_tokens=True)
+        ids = [known.mask_token_id, known.eos_token_id, known.sep_token_id, *known.all_special_ids]
+        known.get_added_vocab()
+    if not all(token is None or isinstance(token, int) for token in ids):
+        raise AdapterError(f"the tokenizer of {folder} has special tokens that are not in its vocabulary: {ids}")
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Returns the content of a JSON file.
 
@@ -210,6 +229,9 @@ def read_json(path: Path) -> dict[str, Any]:
 def said(error: BaseException) -> str:
     """Returns what an exception says, in one line of at most 300 characters, with its type."""
     text = " ".join(str(error).split())
+    if type(error).__name__.startswith("StrictDataclass") and "Field '" in text:
+        where = text.index("Field '")
+        return f"config.json: {text[where : where + 300]}"
     text = text if len(text) <= 300 else f"{text[:300]}..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

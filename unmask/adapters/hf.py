@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,7 +44,9 @@ def check_kind(folder: Path | str, config: dict[str, Any], wanted: Kind) -> None
     """
     masked, causal = set(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()), set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     kind = config.get("model_type")
-    name = (config.get("architectures") or [f"a {kind} model"])[0]
+    kind = kind if isinstance(kind, str) else None
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else f"a {kind} model"
     if config.get("is_encoder_decoder"):
         raise AdapterError(f"{folder} holds {name}, a sequence-to-sequence model; {_ADVICE[wanted]}")
     if name in masked or name in causal:
@@ -81,11 +83,14 @@ def pretrained(
             or, unless `extra`, left over; they are named.
     """
     model, info = read_model(auto, folder, dtype, config, **options)
-    wrong = [*sorted(info["missing_keys"]), *sorted(map(str, info["mismatched_keys"]))]
-    if wrong:
-        raise AdapterError(
-            f"{folder} lacks weights of {type(model).__name__}, or has them in another shape: {_some(wrong)}"
-        )
+    other = [
+        f"{name} has the shape {_shape(held)} in the files, config.json asks for {_shape(wanted)}"
+        for name, held, wanted in sorted(info["mismatched_keys"], key=str)
+    ]
+    if other:
+        raise AdapterError(f"{folder} does not fit its config.json: {_some(other, '; ')}")
+    if missing := sorted(info["missing_keys"]):
+        raise AdapterError(f"{folder} lacks weights of {type(model).__name__}: {_some(missing)}")
     if not extra and (left := sorted(info["unexpected_keys"])):
         raise AdapterError(f"{folder} has weights that {type(model).__name__} has not: {_some(left)}")
     return model.eval()
@@ -132,8 +137,12 @@ def placed(
     return model.to(device)  # pyright: ignore[reportArgumentType]
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape)) or "of one number"
+
+
+def _some(names: list[str], between: str = ", ") -> str:
+    return between.join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def run_both_ways(model: PreTrainedModel) -> None:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 
 from ..denoiser import NetworkDenoiser
+from ..errors import AdapterError
 from ..language.model import LanguageModel
 from ..networks.checkpoint import read_config
 from .bidirectional import family, load_bidirectional
+from .gate import said
 from .hf import longest
-from .masked_lm import HFMaskedDenoiser, load_masked_lm
+from .masked_lm import HFMaskedDenoiser, MaskedLM, load_masked_lm
 from .said import TOKENIZER_FILES, end_ids_of, generation_of
 from .vocabulary import tokenizer_of
 
@@ -49,8 +51,33 @@ def load_language(
         raise ValueError(f"{given} does not apply to {folder}, which holds a {config.get('model_type')}")
     else:
         network = load_masked_lm(folder, device, dtype, mask_id, **options)
+    check_works(folder, network)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return HFMaskedDenoiser(network)
     tokenizer = tokenizer_of(folder)
     ends = end_ids_of(config, tokenizer, network.vocab_size, generation_of(folder))
     return LanguageModel(network, network.vocab_size, network.mask_id, tokenizer, ends, longest(network.model))
+
+
+def check_works(folder: Path, network: MaskedLM) -> None:
+    """Evaluates a network once, on two tokens, so that a configuration that only looks right is refused at once.
+
+    A network without memory (the device `meta`) is not tried, nor one that chooses its attention by what it is shown
+    first and keeps to it (BigBird).
+
+    Raises:
+        AdapterError: If it cannot be evaluated.
+    """
+    device = next(network.parameters()).device
+    if device.type == "meta" or hasattr(network.model.base_model, "set_attention_type"):
+        return
+    x = torch.tensor([[int(network.mask_id == 0), network.mask_id]], device=device)
+    try:
+        with torch.no_grad():
+            network.eval()(x, x == network.mask_id)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a network built on settings that do not go together may raise
+        raise AdapterError(
+            f"{folder}: the {type(network.model).__name__} cannot be evaluated ({said(error)})"
+        ) from error

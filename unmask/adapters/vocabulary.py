@@ -18,7 +18,7 @@ from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, 
 
 from ..errors import AdapterError
 from ..networks.checkpoint import read_config
-from .gate import read_json, read_tokenizer
+from .gate import check_tokenizer, read_json, read_tokenizer
 
 DERIVED = {"DreamTokenizer": "Qwen2Tokenizer"}
 """Published tokenizers in Python whose text does not name the standard class that they compute the same as."""
@@ -47,6 +47,7 @@ def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
         raise AdapterError(f"{folder} has no tokenizer: expected {' or '.join(sorted(files))}")
     if kind is not None:
         _check_ids(folder, said, tokenizer)
+    check_tokenizer(folder, tokenizer)
     return tokenizer
 
 
