@@ -150,6 +150,18 @@ def test_pickles_are_not_read(tmp_path, mark):
         unmask.load(folder)
 
 
+def test_distributed_checkpoints_are_refused(tmp_path):
+    folder = write_text_model(tmp_path / "model")
+    shutil.copy(folder / "model.safetensors", folder / "shard-00001-model-00001-of-00001.safetensors")
+    with pytest.raises(AdapterError, match="written by several processes"):
+        unmask.load(folder)
+
+
+def test_kernels_of_the_hub_are_refused(tmp_path):
+    with pytest.raises(ValueError, match=r"attn_implementation='a/b' is not possible here: nothing is downloaded"):
+        unmask.load(write(tmp_path, "llada"), attn_implementation="a/b")
+
+
 def test_adapters_are_refused(tmp_path):
     folder = write_text_model(tmp_path / "model")
     (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "../other"}))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ NEVER_READ = (
 )
 """Keys of a `config.json`, at any depth, that name code, kernels or files: they are passed over."""
 
+_DISTRIBUTED = re.compile(r"shard-\d+-model-.*\.safetensors$")
+"""Files of a distributed checkpoint, which the library would read instead of those that were looked at."""
+
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "trust_remote_code": ((False, None), "no code of a checkpoint is run"),
     "local_files_only": ((True,), "nothing is downloaded"),
@@ -50,6 +54,8 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "gguf_file": ((None,), "only safetensors are read"),
     "state_dict": ((None,), "only safetensors are read"),
     "adapter_kwargs": ((None,), "adapters are not loaded"),
+    "subfolder": (("", None), "a model is the folder that is given"),
+    "fusion_config": ((None,), "kernels are not replaced"),
     "config": ((None,), "the folder's config.json is read"),
     "output_loading_info": ((False, None), "the weights are always checked"),
     "ignore_mismatched_sizes": ((False, None), "weights of another shape would be replaced by random ones"),
@@ -76,9 +82,9 @@ def check_options(options: Mapping[str, Any], device: torch.device | str = "cpu"
         fine, why = REFUSED.get(name, ((value,), ""))
         if not any(value is one for one in fine):
             raise ValueError(f"{name}={value!r:.60} is not possible here: {why}; leave it out")
-    attention = options.get("attn_implementation")
-    if isinstance(attention, str) and "/" in attention:
-        raise ValueError(f"attn_implementation={attention!r} is not possible here: nothing is downloaded")
+    for name in ("attn_implementation", "experts_implementation"):
+        if "/" in str(options.get(name)):
+            raise ValueError(f"{name}={options[name]!r} is not possible here: nothing is downloaded")
     if options.get("device_map") is not None and str(device) != "cpu":
         raise ValueError(f"device={str(device)!r} and device_map both say where the model is to be; give one of them")
     return {name: value for name, value in options.items() if name not in REFUSED}
@@ -154,6 +160,8 @@ def weight_files(folder: Path, variant: str | None = None) -> dict[str, Path]:
     end = "safetensors" if variant is None else f"{variant}.safetensors"
     if (folder / "adapter_config.json").exists():
         raise AdapterError(f"{folder} holds an adapter (adapter_config.json); merge it into its model and save that")
+    if any(_DISTRIBUTED.match(path.name) for path in folder.iterdir()):
+        raise AdapterError(f"{folder} was written by several processes; save its model in one piece")
     if (folder / f"model.{end}").is_file():
         return {f"model.{end}": folder / f"model.{end}"}
     path = folder / ("model.safetensors.index.json" if variant is None else f"model.safetensors.index.{variant}.json")
