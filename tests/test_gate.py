@@ -259,6 +259,12 @@ def test_a_configuration_far_larger_than_the_files_is_refused_before_it_is_built
         unmask.load(folder)
 
 
+@pytest.mark.parametrize(("layout", "setting"), [("llada", "n_layers"), ("dream", "num_hidden_layers")])
+def test_layers_without_number_are_refused_before_they_are_listed(layout, setting, tmp_path):
+    with pytest.raises(AdapterError, match=rf"config\.json says {setting} = 2147483648, and the files hold"):
+        unmask.load(write(tmp_path, layout, **{setting: 2**31}))
+
+
 def test_a_damaged_file_of_weights_is_named(tmp_path):
     folder = write(tmp_path, "dream", shards=2)
     path = folder / "model-00002-of-00002.safetensors"

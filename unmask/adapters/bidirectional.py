@@ -30,7 +30,7 @@ from transformers import (
 
 from ..errors import AdapterError
 from ..networks.checkpoint import FORMAT, read_config, replacing, write_atomically
-from .gate import said, without_code
+from .gate import look_at, said, without_code
 from .hf import placed
 from .masked_lm import KEY, MaskedLM
 from .neighbours import look_at_neighbours
@@ -188,6 +188,7 @@ def load_bidirectional(
         raise AdapterError(f"{folder} holds a {config.get('model_type')} model, expected LLaDA, Dream, Llama or Qwen")
     if block_causal is not None and kind in ("llada", "dream"):
         raise ValueError(f"block_causal does not apply to {folder}: a {kind} looks at all positions")
+    look_at(folder, config, options.get("variant"))
     names: dict[str, str] | None = None
     try:
         if kind == "llada":

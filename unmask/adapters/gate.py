@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from ..errors import AdapterError
 from ..networks.checkpoint import read_config
-from .weights import check_sizes, held
+from .weights import Held, check_numbers, check_sizes, held
 
 NEVER_READ = (
     "auto_map",
@@ -105,7 +105,7 @@ def read_model(
     Raises:
         AdapterError: If the folder has no safetensors, or cannot be loaded.
     """
-    found = held(weight_files(folder, options.get("variant")))
+    found = look_at(folder, read_config(folder), options.get("variant"))
     config = native_config(folder, read_config(folder)) if config is None else config
     with _reading(folder, "as a model"):
         check_sizes(folder, auto, config, found)
@@ -120,6 +120,22 @@ def read_model(
             ignore_mismatched_sizes=True,  # they are in what is returned, and named by who called
             **options,
         )
+
+
+def look_at(folder: Path, fields: Mapping[str, Any], variant: str | None = None) -> Held:
+    """Returns what the safetensors of a folder hold, before anything is built that its configuration describes.
+
+    Args:
+        folder: The folder.
+        fields: The content of its `config.json`.
+        variant: A variant of the weights, as in `model.VARIANT.safetensors`.
+
+    Raises:
+        AdapterError: If there are no safetensors, they are damaged, or a number of the configuration is far too large.
+    """
+    found = held(weight_files(folder, variant))
+    check_numbers(folder, fields, found)
+    return found
 
 
 def native_config(folder: Path, fields: Mapping[str, Any]) -> PreTrainedConfig:

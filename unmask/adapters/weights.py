@@ -20,7 +20,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import AdapterError
 
-_COUNTS = re.compile(r"layer|block|group|expert|depth|stage")
+_COUNTS = re.compile(r"(?:^|_)(?:layers?|blocks|block_sizes|groups|group_num|experts|depth|stages)$")
 """Settings of which there is at least one tensor each."""
 _LARGEST = 1 << 24
 """Settings up to this are taken whatever the files hold: a model with rotary positions may take so many tokens."""
@@ -64,6 +64,26 @@ def held(files: Mapping[str, Path]) -> Held:
     return Held(tensors, numbers)
 
 
+def check_numbers(folder: Path, fields: Mapping[str, Any], found: Held) -> None:
+    """Refuses a configuration with a number that nothing in the files answers to; it may already take for ever to read.
+
+    Args:
+        folder: Named in the message.
+        fields: The content of `config.json`.
+        found: What the files hold.
+
+    Raises:
+        AdapterError: If there is one; it is named.
+    """
+    for name, value in _numbers(dict(fields)):
+        limit = 10 * found.tensors + 100 if _COUNTS.search(name) else max(_LARGEST, found.numbers)
+        if value > limit and not name.endswith(("_id", "_ids", "_index", "_length", "window", "theta")):
+            raise AdapterError(
+                f"{folder}: config.json says {name} = {value}, and the files hold {found.tensors} tensors of"
+                f" {found.numbers} numbers"
+            )
+
+
 def check_sizes(folder: Path, auto: Any, config: PreTrainedConfig, found: Held) -> None:
     """Refuses a configuration that describes a far larger network than the files hold.
 
@@ -74,15 +94,8 @@ def check_sizes(folder: Path, auto: Any, config: PreTrainedConfig, found: Held) 
         found: What the files hold.
 
     Raises:
-        AdapterError: If a setting, or all of them together, ask for more than there is.
+        AdapterError: If it asks for more than there is.
     """
-    for name, value in _numbers(config.to_dict()):
-        limit = 10 * found.tensors + 100 if _COUNTS.search(name) else max(_LARGEST, found.numbers)
-        if value > limit and not name.endswith(("_id", "_ids", "_index", "_length", "window", "theta")):
-            raise AdapterError(
-                f"{folder}: config.json says {name} = {value}, and the files hold {found.tensors} tensors of"
-                f" {found.numbers} numbers"
-            )
     if getattr(config, "quantization_config", None):
         return  # several numbers of the network are in one of a file
     with torch.device("meta"):

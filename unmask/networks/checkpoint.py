@@ -189,7 +189,7 @@ def read_checkpoint(path_dir: Path) -> Checkpoint:
     path, found = Path(path_dir) / "config.json", read_config(path_dir)
     if found.get("format") != FORMAT:
         raise AdapterError(f"{path} says format = {found.get('format')!r}, expected {FORMAT!r}")
-    if found.get("network") not in KINDS:
+    if not isinstance(found.get("network"), str) or found["network"] not in KINDS:
         raise AdapterError(f"{path} says network = {found.get('network')!r}, expected one of {', '.join(KINDS)}")
     kind = KINDS[found["network"]][0]
     given = {name: found[name] for name in ("task", "objective", "schedule") if name in found}
