@@ -58,6 +58,16 @@ def test_published_configurations_are_taken_whole(layout, tmp_path):
     assert torch.equal(unmask.load(write(tmp_path / "b", layout, **PUBLISHED[layout]))(query), plain)
 
 
+def test_a_dream_that_the_library_wrote_is_taken_whole(tmp_path):
+    query = Query.of(torch.tensor(TOKENS), MASK)
+    plain = unmask.load(write(tmp_path / "a", "dream"))(query)
+    saved = {**dream_config(DREAM).to_dict(), "model_type": "Dream", "architectures": ["DreamModel"]}
+    again = write(tmp_path / "b", "dream", **{**saved, "mask_token_id": MASK, "rope_theta": "absent"})
+    assert torch.equal(unmask.load(again)(query), plain)
+    with pytest.raises(AdapterError, match="unsupported: layer_types"):
+        unmask.load(write(tmp_path / "c", "dream", layer_types=["full_attention", "sliding_attention"]))
+
+
 @pytest.mark.parametrize("layout", ["llada", "dream"])
 def test_no_key_is_in_two_tables(layout):
     honoured, fixed, harmless = map(set, TABLES[layout])

@@ -132,6 +132,9 @@ def dream_config(config: dict[str, Any]) -> Qwen2Config:
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(missing)}")
     check_settings(config, DREAM_HONOURED, DREAM_FIXED, DREAM_HARMLESS)
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise ValueError(f"unsupported: layer_types {kinds!r:.120}; every layer looks at all positions")
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     names += ("vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "quantization_config")
     return Qwen2Config(

@@ -45,6 +45,7 @@ LLADA_FIXED: dict[str, tuple[Any, ...]] = {
     "clip_qkv": (None,),
     "bias_for_layer_norm": (None, False),
     "include_bias": (False,),
+    "is_causal": (False, None),
 }
 
 LLADA_HARMLESS: frozenset[str] = ABOUT | {
@@ -67,7 +68,7 @@ DREAM_HONOURED: frozenset[str] = frozenset(
     (
         *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
         *("vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "quantization_config"),
-        *("rope_theta", "rope_scaling", "rope_parameters"),
+        *("rope_theta", "rope_scaling", "rope_parameters", "layer_types"),
     )
 )
 
@@ -75,6 +76,7 @@ DREAM_FIXED: dict[str, tuple[Any, ...]] = {
     "hidden_act": ("silu",),
     "use_sliding_window": (False, None),
     "use_mrope": (False, None),
+    "is_causal": (False, None),
 }
 
 DREAM_HARMLESS: frozenset[str] = ABOUT | {
