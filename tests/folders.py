@@ -38,8 +38,8 @@ import unmask
 from unmask.errors import UnmaskError
 from unmask.evaluation.judge import load_judge
 from unmask.language import LanguageModel
-from unmask.networks.checkpoint import save_checkpoint
-from unmask.networks.transformer import Transformer, TransformerConfig
+from unmask.models.networks.checkpoint import save_checkpoint
+from unmask.models.networks.transformer import Transformer, TransformerConfig
 from unmask.rules.named import named_rule
 from unmask.tasks.named import named_task
 

@@ -7,8 +7,8 @@ import torch
 from layouts import write_text_model
 
 import unmask
+from unmask.draws.streams import derive
 from unmask.language import LanguageModel
-from unmask.streams import derive
 from unmask.tasks.instructions import MASK_ID
 
 
@@ -61,6 +61,12 @@ def test_spans_are_refused_by_our_own_words(spans, model):
     assert refusal(lambda: model.infill(["12+35="], rule="all", spans=spans))
 
 
+@pytest.mark.parametrize("size", ["99999999999", "9" * 5000, "1048577"])
+def test_gaps_of_absurd_size_are_refused_before_they_are_written(size, model):
+    said = refusal(lambda: model.infill(f"12[MASK:{size}]35=", rule="all"))
+    assert "has gaps of more than 1048576 tokens" in said
+
+
 @pytest.mark.parametrize(
     ("prompts", "options", "words"),
     [
@@ -73,7 +79,7 @@ def test_spans_are_refused_by_our_own_words(spans, model):
         ("1+1=", {"seed": "x"}, "seed is an integer, got 'x'"),
         ("1+1=", {"rule": None}, "rule is a Rule or its name"),
         ("1+1=", {"max_new_tokens": 10**12}, "more than the 64 that the model takes"),
-        ([[{"role": "user"}]], {}, "both of them texts"),
+        ([[{"role": "user"}]], {}, "both texts"),
     ],
 )
 def test_refusals_name_what_was_given(prompts, options, words, model):

@@ -17,11 +17,11 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 from typer.testing import CliRunner
 
 import unmask
-from unmask.adapters.gate import REFUSED
 from unmask.cli import app
 from unmask.errors import AdapterError
 from unmask.evaluation.judge import load_judge
 from unmask.language import LanguageModel
+from unmask.models.pretrained.gate import REFUSED
 from unmask.tasks.named import named_task
 
 PACKAGE = Path(str(resources.files("unmask")))
@@ -210,7 +210,7 @@ def test_folders_are_read_in_one_place():
         place = path.relative_to(PACKAGE).as_posix()
         names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         if path.name != "gate.py":
-            assert not names & READERS, f"{place} reads a folder; unmask/adapters/gate.py is the place for that"
+            assert not names & READERS, f"{place} reads a folder; that is for unmask/models/pretrained/gate.py"
         for node, name in calls(tree):
             given = {word.arg: word.value for word in node.keywords if word.arg}
             said = {key: value.value for key, value in given.items() if isinstance(value, ast.Constant)}

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from unmask.errors import DataError
 from unmask.evaluation.harness import evaluate
 from unmask.evaluation.harness.local_tasks import read_jsonl, score_gsm8k, score_humaneval, score_math, score_mbpp
+from unmask.integrations.lm_eval import UnmaskLM
 from unmask.language import Completion, LanguageModel
-from unmask.lm_eval import UnmaskLM
 from unmask.tasks.instructions import END_ID, MASK_ID, InstructionTask, save_tokenizer
 
 EB = "entropy-bound:gamma=0.1"
@@ -83,8 +83,8 @@ class Scripted(LanguageModel):
         assert self.tokenizer is not None
         self.settings.append(settings)
         completions = []
-        for tokens, stream in zip(prompts, settings["streams"], strict=True):
-            prompt = str(self.tokenizer.decode(tokens))
+        for one, stream in zip(prompts, settings["streams"], strict=True):
+            prompt = str(self.tokenizer.decode(one.tokens))
             self.asked.append(prompt)
             text = self.answer(prompt)
             for stop in settings["stop"]:

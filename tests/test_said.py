@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 import unmask
 from unmask.cli import app
 from unmask.errors import AdapterError
+from unmask.integrations.lm_eval import UnmaskLM
 from unmask.language import LanguageModel
-from unmask.lm_eval import UnmaskLM
 from unmask.tasks.instructions import END_ID, MASK_ID, encode
 
 

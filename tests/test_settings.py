@@ -7,8 +7,10 @@ import torch
 from layouts import DREAM, LLADA, MASK, TOKENS, write
 
 import unmask
-from unmask.adapters.bidirectional import dream_config, llada_config
-from unmask.adapters.settings import (
+from unmask.denoiser import Query
+from unmask.errors import AdapterError
+from unmask.models.pretrained.bidirectional import dream_config, llada_config
+from unmask.models.pretrained.settings import (
     DREAM_FIXED,
     DREAM_HARMLESS,
     DREAM_HONOURED,
@@ -16,8 +18,6 @@ from unmask.adapters.settings import (
     LLADA_HARMLESS,
     LLADA_HONOURED,
 )
-from unmask.denoiser import Query
-from unmask.errors import AdapterError
 
 TABLES = {
     "llada": (LLADA_HONOURED, LLADA_FIXED, LLADA_HARMLESS),

@@ -10,9 +10,9 @@ from tokenizers import pre_tokenizers
 from transformers import BertTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 import unmask
-from unmask.adapters.vocabulary import tokenizer_of
 from unmask.errors import AdapterError
 from unmask.language import LanguageModel
+from unmask.models.pretrained.vocabulary import tokenizer_of
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|beginoftext|>", "<|mask|>")
 MERGES = ("Ġ t", "h e", "Ġt he", "1 2")

@@ -62,7 +62,7 @@ def evaluate(
     """
     from ..evaluation.harness import evaluate as run
     from ..evaluation.study import code_fingerprint, fingerprint
-    from ..lm_eval import UnmaskLM
+    from ..integrations.lm_eval import UnmaskLM
 
     named = common.rule_from(
         rule,
@@ -131,3 +131,5 @@ def _print(report: dict[str, Any], rule: str) -> None:
     for row in report["tasks"]:
         if row.get("prompts_cut"):
             common.out.print(f"{row['task']}: {row['prompts_cut']} prompts were too long and lost their beginning.")
+        if row.get("prompts_with_mask"):
+            common.out.print(f"{row['task']}: {row['prompts_with_mask']} prompts held the mask token, as text.")

@@ -15,11 +15,11 @@ from rich.markup import escape
 from rich.text import Text
 
 from ..language import Completion, LanguageModel
-from ..language.cache import CACHES
-from ..models import EMBEDDED, load
-from ..result import StepInfo
+from ..models.pretrained.cache import CACHES
+from ..models.registry import EMBEDDED, load
 from ..rules.named import NamedRule
-from ..sampler import State
+from ..sampling.result import StepInfo
+from ..sampling.state import State
 from . import common
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -281,14 +281,15 @@ def fit(model: LanguageModel, history: list[dict[str, str]], max_new_tokens: int
     return dropped
 
 
-def canvas(model: LanguageModel, tokens: Sequence[int]) -> str:
-    """Returns the text of an answer that is being written, with `░` for masks."""
-    text, run = "", []
+def canvas(model: LanguageModel, tokens: Sequence[int], before: Sequence[int] = ()) -> str:
+    """Returns the text of an answer that is being written after some tokens, with `░` for masks."""
+    text, run, seen = "", [], list(before)
     for token in [*tokens, model.mask_id]:
         if token != model.mask_id:
             run.append(token)
             continue
-        text, run = text + model.decode(run) + MASK_SHOWN, []
+        text += model.decode(run, after=seen) + MASK_SHOWN
+        seen, run = [*seen, *run], []
     return text[: -len(MASK_SHOWN)]
 
 
@@ -299,8 +300,8 @@ def _live(
     with Live(console=common.out, transient=True, auto_refresh=False) as live:
 
         def show(state: State, info: StepInfo) -> None:
-            tokens = state.x[0, shown : shown + max_new_tokens].tolist()
-            live.update(Text(canvas(model, tokens)), refresh=True)
+            tokens = state.x[0, : shown + max_new_tokens].tolist()
+            live.update(Text(canvas(model, tokens[shown:], tokens[:shown])), refresh=True)
 
         on_step: Callable[[State, StepInfo], None] | None = show if common.out.is_terminal else None
         (answer,) = model.generate(

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..rules.rule import Rule
+from ..sampling.conversation import AnyRule
 
 LARGEST_TOKEN = 2**31 - 1
 """Token ids beyond are no model's."""
@@ -14,7 +14,7 @@ LARGEST_TOKEN = 2**31 - 1
 
 def check_answer(
     *,
-    rule: Rule | str,
+    rule: AnyRule | str,
     seed: int,
     forbidden: Iterable[int],
     streams: Sequence[int] | None,
@@ -34,7 +34,7 @@ def check_answer(
     Raises:
         ValueError: If one of them is something else.
     """
-    if not isinstance(rule, (str, Rule)):
+    if not isinstance(rule, (str, AnyRule)):
         raise ValueError(f"rule is a Rule or its name, such as 'entropy-bound:gamma=0.1', got {rule!r:.80}")
     whole_number("seed", seed)
     try:
@@ -94,18 +94,6 @@ def checked_text(text: str) -> str:
             " character, or decoded with errors='surrogateescape'"
         ) from None
     return text
-
-
-def checked_messages(chat: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Returns the messages of a chat.
-
-    Raises:
-        ValueError: If one has no role or no content, or they are not texts.
-    """
-    for message in chat:
-        if not all(isinstance(message.get(name), str) for name in ("role", "content")):
-            raise ValueError(f"a message is {{'role': ..., 'content': ...}}, both of them texts, got {message!r:.80}")
-    return list(chat)
 
 
 def checked_tokens(tokens: Sequence[int]) -> tuple[int, ...]:

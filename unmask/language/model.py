@@ -9,18 +9,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..categorical import check_draw
 from ..denoiser import NetworkDenoiser, Query
+from ..draws.categorical import check_draw
 from ..evaluation.runner import prompt_streams
-from ..result import StepInfo
+from ..models.pretrained.cache import check_cache
+from ..models.pretrained.nameless import nameless_ids
 from ..rules.named import named_rule
-from ..rules.rule import Rule
-from ..sampler import State
+from ..rules.ranked import Rule
+from ..sampling.result import StepInfo
+from ..sampling.state import State
 from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
-from .cache import check_cache
 from .completion import Completion
 from .generation import Settings, answer_all
 from .prompts import Prompt, Prompts, as_prompts, is_tokens, with_gaps
+from .texts import Continuation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +38,8 @@ class LanguageModel(NetworkDenoiser):
         network: A module with `forward(x, where, time, valid) -> logits[rows, vocab]`.
         vocab_size: Number of token ids, the mask token included.
         mask_id: Id of the mask token.
-        tokenizer: Turns text into tokens; without one, prompts must be token ids, and answers have no text.
+        tokenizer: Turns text into tokens; without one, prompts must be token ids, and answers have no text. Ids that
+            are not tokens of it, as where a vocabulary is padded, get the logit `-inf`, unless they end a text.
         end_ids: Tokens that end a text.
         max_length: Most tokens of a sequence, prompt and answer together; `None` if there is no limit.
     """
@@ -55,6 +58,13 @@ class LanguageModel(NetworkDenoiser):
         wrong = [token for token in self.end_ids if not 0 <= token < vocab_size]
         if wrong:
             raise ValueError(f"end tokens {wrong} are outside the vocabulary 0..{vocab_size - 1}")
+        nameless = [] if tokenizer is None else nameless_ids(tokenizer, vocab_size)
+        self.nameless = tuple(token for token in nameless if token not in self.end_ids)
+        if len({*self.nameless, mask_id}) == vocab_size:
+            raise ValueError(
+                f"the tokenizer has no token among the ids 0..{vocab_size - 1} of the model but the mask's"
+            )
+        self._nameless: dict[torch.device, Tensor] = {}
 
     @classmethod
     def of(
@@ -84,9 +94,9 @@ class LanguageModel(NetworkDenoiser):
             AdapterError: If nothing says which token is the mask.
             ValueError: If `block_causal` is out of range, or the model is no Llama or Qwen.
         """
-        from ..adapters.hf import longest, run_both_ways
-        from ..adapters.masked_lm import MaskedLM
-        from ..adapters.said import checked_mask, end_ids_of, mask_of_model
+        from ..models.pretrained.hf import longest, run_both_ways
+        from ..models.pretrained.masked_lm import MaskedLM
+        from ..models.pretrained.said import checked_mask, end_ids_of, mask_of_model
 
         run_both_ways(model)
         mask_id = mask_of_model(model, tokenizer) if mask_id is None else checked_mask(mask_id)
@@ -104,7 +114,18 @@ class LanguageModel(NetworkDenoiser):
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         with torch.no_grad():
-            return self.network(query.x, query.where, None, query.valid)
+            return self.named(self.network(query.x, query.where, None, query.valid))
+
+    def named(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+        """Returns logits with `-inf` at the ids that are not tokens of the tokenizer."""
+        if not self.nameless:
+            return logits
+        if logits.device not in self._nameless:
+            self._nameless[logits.device] = torch.tensor(self.nameless, device=logits.device)
+        ids = self._nameless[logits.device]
+        # In place where the rows are known to be nobody else's: they are most of the memory of a step.
+        own = getattr(self.network, "makes_rows", False) and not logits.requires_grad
+        return logits.index_fill_(-1, ids, -torch.inf) if own else logits.index_fill(-1, ids, -torch.inf)
 
     def generate(
         self,
@@ -126,6 +147,7 @@ class LanguageModel(NetworkDenoiser):
         batch_size: int = BATCH_SIZE,
         streams: Sequence[int] | None = None,
         on_step: Callable[[State, StepInfo], None] | None = None,
+        n: int = 1,
     ) -> list[Completion]:
         """Answers prompts.
 
@@ -133,14 +155,16 @@ class LanguageModel(NetworkDenoiser):
         depend on the batch it is made in, rounding apart; prompts of similar lengths are batched, padded on the right.
 
         Args:
-            prompts: Texts, which are continued as they are; chats, which go through the chat template; or token ids.
+            prompts: Texts, which are continued as they are; chats, which go through the chat template; token ids; or
+                what is encoded already (`Prompt`).
             rule: What to unmask when: a rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`.
             max_new_tokens: Masks after each prompt.
             block_length: Fill the answer in blocks of so many tokens, from left to right; default: all as one. Where
                 the model's attention has blocks of that length, they are those, counted from the start of the prompt.
             temperature: Of the draw; 0 takes the argmax.
             seed: Prompt `p` gets the stream `derive(seed, tokens of p, copy)`, with `copy` counting equal prompts.
-            stop: Texts that end an answer and are no part of it.
+            stop: Texts that end an answer and are no part of it. They are looked for in the answer with its special
+                tokens written out, so that these may be stop strings, and none is found across one.
             top_k: Draw among the `k` most probable tokens.
             top_p: Draw among the fewest tokens that hold this mass.
             forbidden: Token ids that must not appear.
@@ -154,18 +178,19 @@ class LanguageModel(NetworkDenoiser):
                 up with end tokens are surest of those: filled in first, from the far end, they cut answers short.
                 Default: so wherever the rule looks before it chooses.
             batch_size: Prompts per batch.
-            streams: The stream of each prompt, instead of `seed`.
+            streams: The stream of each answer, instead of `seed`.
             on_step: Called with the state of the batch and the step's information.
+            n: Answers per prompt, as if the prompt stood in the list so many times.
 
         Returns:
-            One completion per prompt, in order.
+            One completion per prompt, in order; or `n`, one after the other.
 
         Raises:
             ValueError: If an argument is out of range, the block does not divide the answer, the cache does not go with
                 the model or the other settings, a prompt cannot be encoded, or prompt and answer are longer than the
                 model takes.
         """
-        _positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        _positive(max_new_tokens=max_new_tokens, batch_size=batch_size, n=n)
         forbidden = check_answer(
             rule=rule, seed=seed, forbidden=forbidden, streams=streams, on_step=on_step, guidance=guidance
         )
@@ -176,14 +201,13 @@ class LanguageModel(NetworkDenoiser):
             if max_new_tokens % block_length:
                 raise ValueError(f"block_length {block_length} does not divide max_new_tokens {max_new_tokens}")
         chosen = _rule(rule)
-        sees = not (chosen.blind or chosen.speculates)
-        if end_last and not sees:
+        if end_last and not chosen.waits:
             raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
         check_cache(cache, cache_refresh, self.block_causal, block_length=block_length, rule=chosen, guidance=guidance)
         stops = stop_strings(stop)
         if stops and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer")
-        encoded = as_prompts(prompts, self.tokenizer, self.mask_id)
+        encoded = [prompt for prompt in as_prompts(prompts, self.tokenizer, self.mask_id) for _ in range(n)]
         rows = [(*prompt.tokens, *[self.mask_id] * max_new_tokens, *prompt.suffix) for prompt in encoded]
         check_draw(temperature, top_k, top_p)
         settings = Settings(
@@ -192,7 +216,7 @@ class LanguageModel(NetworkDenoiser):
             top_k=top_k,
             top_p=top_p,
             forbidden=tuple(forbidden),
-            last=self.end_ids if (sees if end_last is None else end_last) else (),
+            last=self.end_ids if (chosen.waits if end_last is None else end_last) else (),
             ends=self.end_ids,
             stops=stops,
             block_length=block_length,
@@ -277,17 +301,21 @@ class LanguageModel(NetworkDenoiser):
         """
         return [list(prompt.tokens) for prompt in as_prompts(prompts, self.tokenizer, self.mask_id)]
 
-    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
-        """Returns the text of token ids, without special tokens unless they are asked for; `""` without a tokenizer."""
-        if self.tokenizer is None:
-            return ""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=not special))
+    def decode(self, tokens: Iterable[int], *, special: bool = False, after: Iterable[int] = ()) -> str:
+        """Returns the text of token ids; `""` without a tokenizer.
+
+        Args:
+            tokens: The tokens.
+            special: Whether special tokens are written out or left out.
+            after: The tokens that they come after, such as a prompt's: the text is then what they add to theirs.
+        """
+        return Continuation(self.tokenizer, list(after)).text(list(tokens), special=special)
 
     def _streams(self, rows: Sequence[Sequence[int]], seed: int, streams: Sequence[int] | None) -> list[int]:
         if streams is None:
             return prompt_streams(rows, seed)
         if len(streams) != len(rows):
-            raise ValueError(f"{len(streams)} streams for {len(rows)} prompts")
+            raise ValueError(f"{len(streams)} streams for {len(rows)} answers")
         return list(streams)
 
 

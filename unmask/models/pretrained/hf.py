@@ -1,0 +1,188 @@
+"""Folders of the Transformers library: what they say they hold, and loading them from the disk and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from ...errors import AdapterError
+from ..networks.checkpoint import read_config
+from .gate import check_options, read_model
+from .gate import quiet as quiet
+from .vocabulary import tokenizer_of as tokenizer_of
+
+Kind = Literal["masked", "causal"]
+
+_TAKES_MASKS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Classes whose body takes a mask of attention of four dimensions, positions, and keys and values that were kept."""
+
+_ADVICE = {
+    "masked": "expected a masked language model, such as BertForMaskedLM or ModernBertForMaskedLM",
+    "causal": "expected a causal language model, such as GPT2LMHeadModel or LlamaForCausalLM",
+}
+
+
+def check_kind(folder: Path | str, config: dict[str, Any], wanted: Kind) -> None:
+    """Refuses a folder that holds another kind of model, by the name its configuration gives.
+
+    Args:
+        folder: Named in the message.
+        config: The content of its `config.json`.
+        wanted: What it must be.
+
+    Raises:
+        AdapterError: If it is a sequence-to-sequence model, causal where a masked one is wanted or the other way round,
+            or of a kind the installed library does not know.
+    """
+    masked, causal = set(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()), set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    kind = config.get("model_type")
+    kind = kind if isinstance(kind, str) else None
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else f"a {kind} model"
+    if config.get("is_encoder_decoder"):
+        raise AdapterError(f"{folder} holds {name}, a sequence-to-sequence model; {_ADVICE[wanted]}")
+    if name in masked or name in causal:
+        is_causal = name not in masked or bool(config.get("is_decoder"))
+    elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        is_causal = kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(config.get("is_decoder"))
+    else:
+        raise AdapterError(f"{folder} holds {name}, no language model that this version of transformers knows")
+    if is_causal != (wanted == "causal"):
+        raise AdapterError(f"{folder} holds {name}, a {'causal' if is_causal else 'masked'} model; {_ADVICE[wanted]}")
+
+
+def pretrained(
+    auto: Any,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    extra: bool = True,
+    config: PreTrainedConfig | None = None,
+    **options: Any,
+) -> PreTrainedModel:
+    """Loads a model, in evaluation mode, from the safetensors of a folder; no code of the folder is run.
+
+    Args:
+        auto: The library's class to load it with, such as `AutoModelForMaskedLM`.
+        folder: The folder.
+        dtype: Of the weights.
+        extra: Whether the folder may hold weights that the model has no use for.
+        config: Its configuration; default: the folder's.
+        **options: Of `from_pretrained`.
+
+    Raises:
+        AdapterError: If there are no safetensors, they cannot be read, or weights are missing (those would be random)
+            or, unless `extra`, left over; they are named.
+    """
+    model, info = read_model(auto, folder, dtype, config, **options)
+    other = [
+        f"{name} has the shape {_shape(held)} in the files, config.json asks for {_shape(wanted)}"
+        for name, held, wanted in sorted(info["mismatched_keys"], key=str)
+    ]
+    if other:
+        raise AdapterError(f"{folder} does not fit its config.json: {_some(other, '; ')}")
+    if missing := sorted(info["missing_keys"]):
+        raise AdapterError(f"{folder} lacks weights of {type(model).__name__}: {_some(missing)}")
+    if not extra and (left := sorted(info["unexpected_keys"])):
+        raise AdapterError(f"{folder} has weights that {type(model).__name__} has not: {_some(left)}")
+    return model.eval()
+
+
+def placed(
+    auto: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    options: Mapping[str, Any],
+    *,
+    extra: bool = True,
+    config: PreTrainedConfig | None = None,
+    names: Mapping[str, str] | None = None,
+) -> PreTrainedModel:
+    """Loads a model as `pretrained` does, onto a device, whatever other options are given.
+
+    Args:
+        auto: The library's class to load it with.
+        folder: The folder.
+        dtype: Type of the weights.
+        device: Where to put it, unless the options hold a `device_map`, or the weights are quantized and it is `"cpu"`:
+            then where the library puts it.
+        options: Of `from_pretrained`, as the user gave them.
+        extra: As in `pretrained`.
+        config: As in `pretrained`.
+        names: Patterns of names of tensors in the files, and the model's names.
+
+    Raises:
+        AdapterError: As `pretrained`.
+        ValueError: If an option is not possible here.
+    """
+    given = check_options(options, device)
+    fields = read_config(folder)
+    quantized = bool(given.get("quantization_config") or fields.get("quantization_config"))
+    if quantized and "device_map" not in given and str(device) != "cpu":
+        given["device_map"] = {"": device}  # quantized weights cannot be moved
+    if names is not None:
+        given["key_mapping"] = dict(names)
+    model = pretrained(auto, folder, dtype, extra=extra, config=config, **given)
+    if quantized or given.get("device_map") is not None:
+        return model
+    return model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape)) or "of one number"
+
+
+def _some(names: list[str], between: str = ", ") -> str:
+    return between.join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def run_both_ways(model: PreTrainedModel) -> None:
+    """Tells a causal model, in its configuration, to look in both directions and to keep no cache."""
+    if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
+        model.config.is_causal = False
+        model.config.use_cache = False
+
+
+def check_attention(model: PreTrainedModel, wanted: str) -> None:
+    """Refuses a model whose attention cannot be told, position by position, where to look.
+
+    Args:
+        model: The model.
+        wanted: What it is to be told for; named in the message.
+
+    Raises:
+        ValueError: If it is no Llama or Qwen, runs in one direction, slides a window, or computes attention in another
+            way than `sdpa` or `eager`.
+    """
+    kind, config = type(model).__name__, model.config
+    if kind not in _TAKES_MASKS:
+        raise ValueError(f"{wanted} is for LLaDA, Dream, and adapted Llama and Qwen models; this is a {kind}")
+    if getattr(config, "is_causal", True):
+        raise ValueError(f"{wanted} is for models that unmask; this {kind} looks in one direction")
+    if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
+        raise ValueError(f"{wanted} does not go with the sliding window of this {kind}")
+    if config._attn_implementation not in ("sdpa", "eager"):
+        raise ValueError(
+            f"{wanted} needs attn_implementation 'sdpa' or 'eager', this {kind} has {config._attn_implementation!r}"
+        )
+
+
+def longest(model: PreTrainedModel) -> int | None:
+    """Returns the most tokens a model takes, or `None` if its configuration does not say."""
+    limit = getattr(model.config, "max_position_embeddings", None)
+    if not isinstance(limit, int) or limit < 1:
+        return None
+    for module in model.modules():
+        # RoBERTa and ESM number positions from the padding token's id, and so have fewer of them.
+        if isinstance(module, torch.nn.Embedding) and module.num_embeddings == limit and module.padding_idx is not None:
+            return limit - module.padding_idx - 1
+    return limit
