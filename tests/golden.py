@@ -17,7 +17,7 @@ import torch
 
 import unmask
 from unmask.oracles import Sudoku4Denoiser, random_markov, random_table
-from unmask.rules.named import FAMILIES, named_rule
+from unmask.rules.named import named_rule
 
 FILE = Path(__file__).with_name("golden.json.gz")
 
@@ -47,13 +47,17 @@ PROFILES = {"sudoku": "sudoku", "text": "text", "chat": "chat"}
 """Models that have a profile for the dependence bound; the oracles take none."""
 
 
+WITHOUT = "top1-entropy top1-confidence top1-margin uniform left-to-right dilated all first-hitting dependence-bound"
+"""The rules that need none, or a profile."""
+
+
 def rules(model: str | None = None) -> Iterator[str]:
     """Every named rule of 0.1.0 with settings, for a model or an oracle."""
-    for name in FAMILIES:
+    for name in (*SETTINGS, *WITHOUT.split()):
         if name == "dependence-bound":
             if model is not None:
                 yield f"{name}:gamma=0.3,profile={PROFILES[model]}"
-        elif name in SETTINGS or all(setting.default is not None for setting in FAMILIES[name].settings.values()):
+        else:
             yield f"{name}:{SETTINGS[name]}" if name in SETTINGS else name
 
 

@@ -7,6 +7,8 @@ and a law 0.1 away in total variation is caught with probability > 0.99.
 from __future__ import annotations
 
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,6 +32,12 @@ def example(name: str, family: Family) -> AnyRule:
     assert all(value is not None for value in needed.values()), f"{name}: a setting without default has no example"
     return named_rule(name, **needed).rule
 
+
+PAGE = Path(__file__).parent.parent / "docs" / "extending.md"
+for block in re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL):
+    lines = [line for line in block.splitlines() if line and not line.startswith(("from", "import"))]
+    assert len(lines) <= 25, "the page promises rules of 25 lines"
+    exec(compile(block, str(PAGE), "exec"), globals())  # the page's own rules are in the table from here on
 
 RULES = {name: example(name, family) for name, family in FAMILIES.items()}
 ROWS = [torch.tensor(row) for row in ([MASK] * 9, [MASK, 1, MASK, MASK, 0, MASK], [2, MASK, MASK, MASK], [0, 1, 2])]

@@ -290,6 +290,8 @@ def test_every_named_rule_can_be_built_and_prints_itself(name):
     named = named_rule(name, **{key: SETTINGS[key] for key in needed})
     assert named_rule(str(named)).settings == named.settings
     assert str(named).startswith(name)
+    if not isinstance(named.rule, Rule):
+        return
     if isinstance(named.rule.order, ScoredOrder):
         with pytest.raises(ValueError, match="its turn draws it"):
             select(named.rule, view([[0.1]]))

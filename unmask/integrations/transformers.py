@@ -55,7 +55,7 @@ from ..language import LanguageModel
 from ..models.pretrained.hf import tokenizer_of
 from ..models.pretrained.nameless import nameless_ids
 from ..models.registry import EMBEDDED, model_folder
-from ..rules.ranked import Rule
+from ..sampling.conversation import AnyRule
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 
@@ -86,7 +86,7 @@ def generate(
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
     generation_config: GenerationConfig,
-    rule: Rule | str | None = None,
+    rule: AnyRule | str | None = None,
     block_length: int | None = None,
     seed: int | None = None,
     mask_id: int | None = None,

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..models.pretrained.cache import Cached
-from ..rules.ranked import Rule
 from ..sampling.blocks import windows
+from ..sampling.conversation import AnyRule
 from ..sampling.loop import Sampler
 from ..sampling.result import StepInfo
 from ..sampling.state import State
@@ -48,7 +48,7 @@ class Settings:
         whole: Whether the text of an answer is the whole sequence, not only what was masked.
     """
 
-    rule: Rule
+    rule: AnyRule
     temperature: float
     top_k: int | None
     top_p: float | None

@@ -15,7 +15,7 @@ from ..evaluation.runner import prompt_streams
 from ..models.pretrained.cache import check_cache
 from ..models.pretrained.nameless import nameless_ids
 from ..rules.named import named_rule
-from ..rules.ranked import Rule
+from ..sampling.conversation import AnyRule
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
@@ -131,7 +131,7 @@ class LanguageModel(NetworkDenoiser):
         self,
         prompts: Prompts,
         *,
-        rule: Rule | str,
+        rule: AnyRule | str,
         max_new_tokens: int,
         block_length: int | None = None,
         temperature: float = 0.0,
@@ -232,7 +232,7 @@ class LanguageModel(NetworkDenoiser):
         self,
         texts: str | Sequence[str] | Sequence[Sequence[int]],
         *,
-        rule: Rule | str,
+        rule: AnyRule | str,
         spans: Sequence[Sequence[tuple[int, int, int]]] | None = None,
         temperature: float = 0.0,
         seed: int = 0,
@@ -319,7 +319,7 @@ class LanguageModel(NetworkDenoiser):
         return list(streams)
 
 
-def _rule(rule: Rule | str) -> Rule:
+def _rule(rule: AnyRule | str) -> AnyRule:
     return named_rule(rule).rule if isinstance(rule, str) else rule
 
 

@@ -23,7 +23,7 @@ from ..rules.budget import One
 from ..rules.history import Remembered
 from ..rules.ranked import Rule
 from ..sampling.blocks import windows
-from ..sampling.conversation import LawKind
+from ..sampling.conversation import AnyRule, LawKind
 from ..sampling.loop import Sampler
 from ..sampling.state import Memory, State
 from ..sampling.view import dependence_bound, spread
@@ -130,7 +130,7 @@ def pearson(counts: Int[Tensor, " cells"], probability: Float[Tensor, " cells"],
 
 def exact_law(
     denoiser: Denoiser,
-    rule: Rule,
+    rule: AnyRule,
     x: Int[Tensor, " length"],
     *,
     temperature: float = 1.0,
@@ -169,6 +169,8 @@ def exact_law(
     sampler = Sampler(denoiser, rule, top_k=top_k, top_p=top_p, forbidden=forbidden)
     if rule.law is LawKind.NONE:
         raise ValueError(rule.no_law)
+    if not isinstance(rule, Rule):
+        raise ValueError(f"the law of {rule} is not computed: it is not made of an order and a budget")
     if rule.law is LawKind.ONE:
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "forbidden": sampler.settings.forbidden}
         one = exact_law(denoiser, replace(rule, budget=One()), x, blocks=blocks, **settings)

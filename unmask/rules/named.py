@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..sampling.conversation import AnyRule
 from ..schedule import SCHEDULES
 from .blind import Dilated, Groups
 from .budget import All, CarriedBound, EntropyBound, Factor, One, Stable, Steps, Threshold, TopK
@@ -95,7 +97,7 @@ class Family:
     """
 
     summary: str
-    build: Callable[..., Rule]
+    build: Callable[..., AnyRule]
     settings: dict[str, Setting] = field(default_factory=dict)
 
     @property
@@ -225,13 +227,30 @@ FAMILIES: dict[str, Family] = {
 }
 
 
+def register(name: str, family: Family) -> None:
+    """Gives a rule a name, for every command and `named_rule`.
+
+    Args:
+        name: Words of small letters and digits, joined by hyphens.
+        family: How it is built from its settings.
+
+    Raises:
+        ValueError: If the name is taken by another rule, or is not one.
+    """
+    if re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) is None:
+        raise ValueError(f"a rule's name is words of small letters and digits, joined by hyphens, got {name!r}")
+    if FAMILIES.get(name, family) is not family:
+        raise ValueError(f"there is a rule {name!r} already")
+    FAMILIES[name] = family
+
+
 @dataclass(frozen=True)
 class NamedRule:
     """A rule with the name and settings it was asked for by."""
 
     name: str
     settings: dict[str, Any]
-    rule: Rule
+    rule: AnyRule
 
     def __str__(self) -> str:
         inner = ",".join(f"{key}={value}" for key, value in self.settings.items())

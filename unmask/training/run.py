@@ -18,6 +18,7 @@ from ..likelihood.nelbo import causal_likelihood, nelbo
 from ..models.networks.checkpoint import write_atomically
 from ..rules.clock import MaskedFraction
 from ..rules.named import named_rule
+from ..rules.ranked import Rule
 from ..sampling.sample import sample
 from ..schedule import SCHEDULES
 from ..tasks._common import stack
@@ -209,7 +210,7 @@ class _Run:
         # What a causal network says of a position holds once everything before it is known.
         named = named_rule("left-to-right") if self.config.objective == "causal" else settings.named()
         rule = named.rule
-        if denoiser.wants_time and rule.clock is None:
+        if denoiser.wants_time and isinstance(rule, Rule) and rule.clock is None:
             rule = replace(rule, clock=MaskedFraction(SCHEDULES[self.config.schedule]))
         x = prompts.tokens.to(next(denoiser.network.parameters()).device)
         result = sample(denoiser, x, rule, seed=settings.seed, temperature=settings.temperature)

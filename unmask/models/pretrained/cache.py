@@ -13,7 +13,7 @@ from torch import Tensor
 from ...denoiser import NetworkDenoiser, Query
 
 if TYPE_CHECKING:
-    from ...rules.ranked import Rule
+    from ...sampling.conversation import AnyRule
 
 CACHES = ("none", "prefix", "dual", "block-causal")
 """What is kept: nothing; what comes before the open block; what comes before and after it; what cannot change."""
@@ -25,7 +25,7 @@ def check_cache(
     block_causal: int | None,
     *,
     block_length: int | None = None,
-    rule: Rule | None = None,
+    rule: AnyRule | None = None,
     guidance: float | None = None,
 ) -> None:
     """Refuses settings of a cache that do not go together.
