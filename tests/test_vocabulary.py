@@ -167,3 +167,10 @@ def test_a_vocabulary_that_is_another_models_is_refused(tmp_path, mark):
     put(folder / "merges.txt", "#version: 0.2\n")
     with pytest.raises(AdapterError, match=r"gives '<\|endoftext\|>' the id \d+, tokenizer_config.json says"):
         unmask.load(folder)
+
+
+def test_a_tokenizer_may_lie_alone(tmp_path, mark):
+    folder = write_dream(tmp_path / "dream", mark)
+    beside = tokenizer_of(folder)("1+2=")["input_ids"]
+    (folder / "config.json").unlink()
+    assert tokenizer_of(folder)("1+2=")["input_ids"] == beside

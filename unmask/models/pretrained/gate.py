@@ -208,7 +208,7 @@ def read_tokenizer(folder: Path, kind: type[PreTrainedTokenizerBase] | None = No
     if kind is not None:
         with _reading(folder, "as a tokenizer"):
             return kind.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    fields = read_config(folder)
+    fields = said_config(folder)
     known = isinstance(fields.get("model_type"), str) and fields["model_type"] in CONFIG_MAPPING
     with _reading(folder, "as a tokenizer"):
         unknown = PreTrainedConfig.from_dict({"tokenizer_class": fields.get("tokenizer_class")})
@@ -218,6 +218,15 @@ def read_tokenizer(folder: Path, kind: type[PreTrainedTokenizerBase] | None = No
             local_files_only=True,
             trust_remote_code=False,
         )
+
+
+def said_config(folder: Path) -> dict[str, Any]:
+    """Returns the content of a folder's `config.json`, nothing if there is none: a tokenizer may lie alone.
+
+    Raises:
+        AdapterError: If it cannot be read.
+    """
+    return read_config(folder) if (folder / "config.json").exists() else {}
 
 
 def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -17,8 +17,7 @@ from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES, tokenizer_class_from_name
 
 from ...errors import AdapterError
-from ..networks.checkpoint import read_config
-from .gate import check_tokenizer, read_json, read_tokenizer
+from .gate import check_tokenizer, read_json, read_tokenizer, said_config
 
 DERIVED = {"DreamTokenizer": "Qwen2Tokenizer"}
 """Published tokenizers in Python whose text does not name the standard class that they compute the same as."""
@@ -61,7 +60,7 @@ def _own_class(folder: Path, said: dict[str, Any]) -> type[PreTrainedTokenizerBa
         name = code[0].rpartition(".")[2]
     if (folder / "tokenizer.json").is_file():
         return PreTrainedTokenizerFast
-    kind = str(read_config(folder).get("model_type")).lower().removeprefix("a2d-")
+    kind = str(said_config(folder).get("model_type")).lower().removeprefix("a2d-")
     candidates = [*_bases(folder, code), DERIVED.get(name), TOKENIZER_MAPPING_NAMES.get(KINDS.get(kind, kind))]
     for candidate in candidates:
         if candidate is not None and (found := _known(candidate)) is not None:
