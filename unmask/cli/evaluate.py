@@ -49,6 +49,7 @@ def evaluate(
     device: options.Device = "cpu",
     dtype: options.Dtype = "float32",
     shift: options.Shift = None,
+    mask_id: options.MaskId = None,
     out: Annotated[
         Path | None, typer.Option(help="Keep every answer in this file; an interrupted run goes on from it.")
     ] = None,
@@ -81,7 +82,7 @@ def evaluate(
     with common.progress(quiet=json) as bar:
         job = bar.add_task("answering", total=None)
         own = UnmaskLM(
-            options.language_model(model, device, dtype, shift),
+            options.language_model(model, device, dtype, shift, mask_id=mask_id),
             named,
             temperature=temperature,
             max_new_tokens=max_new_tokens,
@@ -91,7 +92,7 @@ def evaluate(
             seed=seed,
             batch_size=batch_size,
             store=out,
-            identity=[fingerprint(model), dtype, shift, code_fingerprint()],
+            identity=[fingerprint(model), dtype, shift, mask_id, code_fingerprint()],
             on_answer=lambda count: bar.advance(job, count),
         )
         names = [name.strip() for name in tasks.split(",") if name.strip()]

@@ -57,6 +57,10 @@ BlockCausal = Annotated[
     int | None, typer.Option("--block-causal", help="Of an adapted Llama or Qwen: block length of its attention.")
 ]
 
+MaskId = Annotated[
+    int | None, typer.Option("--mask-id", min=0, help="Id of the mask token, if the model's files do not name it.")
+]
+
 
 def generate(
     model: Model = "chat",
@@ -85,6 +89,7 @@ def generate(
     dtype: Dtype = "float32",
     shift: Shift = None,
     block_causal: BlockCausal = None,
+    mask_id: MaskId = None,
     json: common.Json = False,
 ) -> None:
     """Answer prompts with a language model.
@@ -101,7 +106,7 @@ def generate(
         raise ValueError("nothing to answer: give -p TEXT, or --input FILE")
     if chat:
         prompts = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in prompts]
-    network = language_model(model, device, dtype, shift, block_causal)
+    network = language_model(model, device, dtype, shift, block_causal, mask_id)
     with common.progress(quiet=json) as bar:
         task = bar.add_task("evaluations", total=None)
         completions = network.generate(
@@ -144,6 +149,7 @@ def infill(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     shift: Shift = None,
+    mask_id: MaskId = None,
     json: common.Json = False,
 ) -> None:
     """Fill gaps in texts with a language model: in "The [MASK:12] sat on" twelve tokens are missing."""
@@ -152,7 +158,7 @@ def infill(
     texts = [*(text or ()), *(read_prompts(input, "text") if input is not None else ())]
     if not texts:
         raise ValueError("nothing to fill in: give -t TEXT, or --input FILE")
-    completions = language_model(model, device, dtype, shift).infill(
+    completions = language_model(model, device, dtype, shift, mask_id=mask_id).infill(
         texts,
         rule=named.rule,
         temperature=temperature,
@@ -175,13 +181,14 @@ def chat(
     device: Device = "cpu",
     dtype: Dtype = "float32",
     shift: Shift = None,
+    mask_id: MaskId = None,
 ) -> None:
     """Talk with a language model; the answer is shown while it unmasks.
 
     /rule NAME, /gamma NATS, /reset (forget what was said) and /quit are commands; so is the end of the input.
     """
     named = common.rule_from(rule, model, temperature, gamma=gamma)
-    network = language_model(model, device, dtype, shift)
+    network = language_model(model, device, dtype, shift, mask_id=mask_id)
     canvas_length = max_new_tokens or usual_new_tokens(network)
     history: list[dict[str, str]] = []
     common.out.print(f"{escape(model)}, {named}; /rule, /gamma, /reset, /quit", highlight=False, soft_wrap=True)
@@ -208,7 +215,12 @@ def chat(
 
 
 def language_model(
-    model: str, device: str, dtype: str, shift: bool | None, block_causal: int | None = None
+    model: str,
+    device: str,
+    dtype: str,
+    shift: bool | None,
+    block_causal: int | None = None,
+    mask_id: int | None = None,
 ) -> LanguageModel:
     """Loads a language model for a command.
 
@@ -221,7 +233,7 @@ def language_model(
     if model in EMBEDDED:
         common.one_thread()
     where = common.device_named(device)
-    loaded = load(model, device=where, dtype=DTYPES[dtype], shift=shift, block_causal=block_causal)
+    loaded = load(model, device=where, dtype=DTYPES[dtype], shift=shift, block_causal=block_causal, mask_id=mask_id)
     if not isinstance(loaded, LanguageModel):
         raise ValueError(f"the model {model!r} has no tokenizer, so it is not one for text; try chat")
     return loaded

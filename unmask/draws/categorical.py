@@ -304,10 +304,13 @@ def _invert(z: Tensor, u: Tensor, tau: Tensor, top_k: int | None, top_p: float |
 
 def check_draw(temperature: float | Tensor, top_k: int | None, top_p: float | None) -> None:
     """Raises `ValueError` unless temperature is finite and >= 0, `top_k` >= 1 and `0 < top_p <= 1`."""
-    values = torch.as_tensor(temperature)
+    try:
+        values = torch.as_tensor(temperature)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r:.80}") from None
     if values.dtype == torch.bool or not bool((values.isfinite() & (values >= 0)).all()):
         raise ValueError(f"temperature must be a finite number >= 0 (0 takes the argmax), got {temperature}")
     if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
         raise ValueError(f"top_k must be an integer >= 1 or None, got {top_k!r}")
-    if top_p is not None and not 0 < top_p <= 1:
+    if top_p is not None and not (isinstance(top_p, (int, float)) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be in (0, 1] or None, got {top_p!r}")

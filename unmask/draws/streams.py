@@ -55,7 +55,14 @@ def derive(seed: int, *parts: int | bytes | str | Iterable[int]) -> int:
 
     Returns:
         An integer in `[0, 2**64)`: the first eight bytes of BLAKE2b over the labels.
+
+    Raises:
+        ValueError: If `seed` is not an integer.
     """
+    try:
+        seed = operator.index(seed)
+    except TypeError:
+        raise ValueError(f"seed is an integer, got {seed!r:.80}") from None
     digest = hashlib.blake2b(digest_size=8, person=b"unmask.stream")
     for part in (seed, *parts):
         if isinstance(part, str):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +110,11 @@ def _foreign(folder: Path, config: dict[str, object], task: Task, device: torch.
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if begin is None:
         raise AdapterError(f"the tokenizer of {folder} has no token that begins a text (bos_token or eos_token)")
+    size: Any = model.get_input_embeddings()
+    if begin >= size.num_embeddings:
+        raise AdapterError(
+            f"the tokenizer of {folder} begins a text with token {begin}, the model has {size.num_embeddings} tokens"
+        )
     longest = getattr(model.config, "max_position_embeddings", None)
 
     def score(tokens: Int[Tensor, "samples length"]) -> Float[Tensor, " samples"]:
@@ -117,6 +123,8 @@ def _foreign(folder: Path, config: dict[str, object], task: Task, device: torch.
         for text, ids in zip(texts, read, strict=True):
             if tokenizer.unk_token_id in ids[1:]:
                 raise ValueError(f"the judge's tokenizer does not know every character of {text!r}")
+            if max(ids) >= size.num_embeddings:
+                raise ValueError(f"the judge's tokenizer has a token for {text!r:.60} that its model does not know")
             if longest is not None and len(ids) > longest:
                 raise ValueError(f"this judge reads {longest} tokens, a sample has {len(ids)}")
         # Padded on the right, where a causal model does not look.

@@ -39,6 +39,7 @@ except ImportError as error:
 
 from ..draws.streams import derive
 from ..evaluation.store import Store
+from ..language.arguments import checked_text
 from ..language.chats import chat_text, system_in_user
 from ..language.prompts import Prompt, encode_text, surroundings
 from ..likelihood.nelbo import nelbo
@@ -99,6 +100,7 @@ class UnmaskLM(TemplateLM):
             entries of a store apart.
         device: Where to put a model that is loaded here.
         dtype: Of its weights and activations, such as `bfloat16`.
+        mask_id: Id of the mask token of a model that is loaded here and does not name it.
         on_answer: Called with the number of requests just answered.
         **settings: Of the rule, such as `gamma`.
 
@@ -126,6 +128,7 @@ class UnmaskLM(TemplateLM):
         identity: Any = None,
         device: str = "cpu",
         dtype: str = "float32",
+        mask_id: int | None = None,
         on_answer: Callable[[int], None] | None = None,
         **settings: Any,
     ) -> None:
@@ -133,7 +136,7 @@ class UnmaskLM(TemplateLM):
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
             raise ValueError(f"unknown dtype {dtype!r}; float32 and bfloat16 are two")
-        self.model = _language_model(pretrained, device, kind)
+        self.model = _language_model(pretrained, device, kind, mask_id)
         self.rule = named_rule(rule, **settings) if isinstance(rule, str) else rule
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
@@ -142,7 +145,7 @@ class UnmaskLM(TemplateLM):
         self.how = {"block_length": block_length, "guidance": guidance, "end_last": end_last}
         self.strata, self.replicates, self.check_greedy = strata, replicates, check_greedy
         named = str(pretrained) if isinstance(pretrained, (str, Path)) else None
-        self._identity = [named, dtype, identity, str(self.rule), self.how, seed]
+        self._identity = [named, dtype, mask_id, identity, str(self.rule), self.how, seed]
         self._kept = Store(None if store is None else Path(store))
         self._answered: list[tuple[str | None, dict[str, Any]]] = []
         self._chat = self._merged = False
@@ -204,7 +207,7 @@ class UnmaskLM(TemplateLM):
         if special:
             prompt = encode_text(text, self.tokenizer)
         else:
-            prompt = Prompt(text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+            prompt = Prompt(text, tuple(self.tokenizer(checked_text(text), add_special_tokens=False)["input_ids"]))
         return replace(prompt, tokens=self._without_mask(prompt.tokens))
 
     @cached_property
@@ -473,14 +476,16 @@ class UnmaskLM(TemplateLM):
 register_model("unmask")(UnmaskLM)  # not as a decorator, which would hide the class's type
 
 
-def _language_model(pretrained: LanguageModel | str | Path, device: str, dtype: torch.dtype) -> LanguageModel:
+def _language_model(
+    pretrained: LanguageModel | str | Path, device: str, dtype: torch.dtype, mask_id: int | None
+) -> LanguageModel:
     from ..language import LanguageModel
 
     if isinstance(pretrained, LanguageModel):
         return pretrained
     from ..models.registry import load
 
-    model = load(pretrained, device=device, dtype=dtype)
+    model = load(pretrained, device=device, dtype=dtype, mask_id=mask_id)
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{pretrained} is no language model: it has no tokenizer to read tasks with")
     return model

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..denoiser import NetworkDenoiser, Query
 from ..draws.categorical import check_draw
-from ..errors import AdapterError
 from ..evaluation.runner import prompt_streams
 from ..models.pretrained.cache import check_cache
 from ..models.pretrained.nameless import nameless_ids
@@ -19,9 +18,10 @@ from ..rules.named import named_rule
 from ..sampling.conversation import AnyRule
 from ..sampling.result import StepInfo
 from ..sampling.state import State
+from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
 from .completion import Completion
 from .generation import Settings, answer_all
-from .prompts import Prompt, Prompts, as_prompts, with_gaps
+from .prompts import Prompt, Prompts, as_prompts, is_tokens, with_gaps
 from .texts import Continuation
 
 if TYPE_CHECKING:
@@ -94,18 +94,17 @@ class LanguageModel(NetworkDenoiser):
             AdapterError: If nothing says which token is the mask.
             ValueError: If `block_causal` is out of range, or the model is no Llama or Qwen.
         """
-        from ..models.pretrained.hf import end_ids_of, longest, run_both_ways
+        from ..models.pretrained.hf import longest, run_both_ways
         from ..models.pretrained.masked_lm import MaskedLM
+        from ..models.pretrained.said import checked_mask, end_ids_of, mask_of_model
 
         run_both_ways(model)
-        mask_id = getattr(model.config, "mask_token_id", None) if mask_id is None else mask_id
-        if mask_id is None and tokenizer is not None:
-            mask_id = getattr(tokenizer, "mask_token_id", None)
-        if not isinstance(mask_id, int):
-            raise AdapterError("neither the model's configuration nor a tokenizer names the mask token; give mask_id")
+        mask_id = mask_of_model(model, tokenizer) if mask_id is None else checked_mask(mask_id)
         network = MaskedLM(model, model.config.vocab_size, mask_id, shift=shift, block_causal=block_causal)
         if end_ids is None:
-            end_ids = end_ids_of(model.config.to_dict(), tokenizer, network.vocab_size)
+            generation = getattr(model, "generation_config", None)
+            named = {} if generation is None else {"eos_token_id": generation.eos_token_id}
+            end_ids = end_ids_of(model.config.to_dict(), tokenizer, network.vocab_size, named)
         return cls(network, network.vocab_size, mask_id, tokenizer, end_ids, longest(model))
 
     @property
@@ -137,7 +136,7 @@ class LanguageModel(NetworkDenoiser):
         block_length: int | None = None,
         temperature: float = 0.0,
         seed: int = 0,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = (),
         top_k: int | None = None,
         top_p: float | None = None,
         forbidden: Iterable[int] = (),
@@ -192,6 +191,11 @@ class LanguageModel(NetworkDenoiser):
                 model takes.
         """
         _positive(max_new_tokens=max_new_tokens, batch_size=batch_size, n=n)
+        forbidden = check_answer(
+            rule=rule, seed=seed, forbidden=forbidden, streams=streams, on_step=on_step, guidance=guidance
+        )
+        if self.max_length is not None and max_new_tokens > self.max_length:
+            raise ValueError(f"max_new_tokens {max_new_tokens} is more than the {self.max_length} that the model takes")
         if block_length is not None:
             _positive(block_length=block_length)
             if max_new_tokens % block_length:
@@ -200,9 +204,7 @@ class LanguageModel(NetworkDenoiser):
         if end_last and not chosen.waits:
             raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
         check_cache(cache, cache_refresh, self.block_causal, block_length=block_length, rule=chosen, guidance=guidance)
-        stops = (stop,) if isinstance(stop, str) else tuple(stop)
-        if not all(stops):
-            raise ValueError("a stop string must not be empty")
+        stops = stop_strings(stop)
         if stops and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer")
         encoded = [prompt for prompt in as_prompts(prompts, self.tokenizer, self.mask_id) for _ in range(n)]
@@ -263,14 +265,18 @@ class LanguageModel(NetworkDenoiser):
             ValueError: If an argument is out of range, a text has no gap, or is longer than the model takes.
         """
         _positive(batch_size=batch_size)
+        forbidden = check_answer(rule=rule, seed=seed, forbidden=forbidden, streams=streams, on_step=on_step)
+        checked_prompts(texts)
+        if isinstance(texts, Tensor):
+            texts = texts.reshape(-1, texts.shape[-1] if texts.ndim else 1).tolist()
         given = [texts] if isinstance(texts, str) else list(texts)
-        if spans is not None and len(spans) != len(given):
-            raise ValueError(f"{len(spans)} lists of spans for {len(given)} texts")
+        if spans is not None:
+            checked_spans(spans, len(given))
         encoded = []
         for index, text in enumerate(given):
             if isinstance(text, str):
-                encoded.append(with_gaps(text, self.tokenizer, None if spans is None else spans[index]))
-            elif spans is None and self.mask_id in text:
+                encoded.append(with_gaps(text, self.tokenizer, self.mask_id, None if spans is None else spans[index]))
+            elif spans is None and is_tokens(text) and self.mask_id in checked_tokens(text):
                 encoded.append(Prompt("" if self.tokenizer is None else self.decode(text, special=True), tuple(text)))
             else:
                 raise ValueError(f"text {index} has no gap: token ids hold the mask token where one is missing")

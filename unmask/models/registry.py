@@ -39,6 +39,7 @@ def load(
     dtype: torch.dtype = torch.float32,
     shift: bool | None = None,
     block_causal: int | None = None,
+    mask_id: int | None = None,
     **options: Any,
 ) -> NetworkDenoiser:
     """Loads a model as a denoiser; language models that come with a tokenizer as a `LanguageModel`.
@@ -55,6 +56,8 @@ def load(
         shift: Of an adapted Llama or Qwen that does not say it: whether position `i` is predicted by output `i - 1`.
         block_causal: Of an adapted Llama or Qwen that was trained so: positions look at their own block of so many,
             counted from the first position, and at the blocks before it.
+        mask_id: Id of the mask token of a model of the Transformers library whose files do not name it (iLLaDA: 5,
+            LLaDA-MoE: 156895).
         **options: Of `from_pretrained` for models of the Transformers library, such as `device_map` (instead of
             `device`) or `quantization_config`.
 
@@ -63,7 +66,7 @@ def load(
         ValueError: If an option does not apply to the model.
     """
     with model_folder(model) as folder:
-        return _load(folder, device, dtype, shift, block_causal, options)
+        return _load(folder, device, dtype, shift, block_causal, mask_id, options)
 
 
 def load_profile(model: str | Path) -> Profile:
@@ -165,6 +168,7 @@ def _load(
     dtype: torch.dtype,
     shift: bool | None,
     block_causal: int | None,
+    mask_id: int | None,
     options: dict[str, Any],
 ) -> NetworkDenoiser:
     from .networks import coconet
@@ -174,8 +178,8 @@ def _load(
     if of_transformers:
         from .pretrained.loading import load_language
 
-        return load_language(folder, device, dtype, shift, block_causal, options)
-    ours = {"shift": shift, "block_causal": block_causal}
+        return load_language(folder, device, dtype, shift, block_causal, options, mask_id)
+    ours = {"shift": shift, "block_causal": block_causal, "mask_id": mask_id}
     if extra := [*options, *(name for name, value in ours.items() if value is not None)]:
         raise ValueError(f"{', '.join(extra)} does not apply to {folder}: it is for models of the Transformers library")
     if coconet.is_coconet(folder):

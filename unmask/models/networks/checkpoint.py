@@ -113,8 +113,19 @@ def load_checkpoint(path_dir: Path, device: torch.device | str = "cpu", dtype: t
             The message names the file, what was found and what was expected.
     """
     checkpoint = read_checkpoint(Path(path_dir))
+    # Without memory first: a configuration may ask for far more than there is.
+    tensors = _read_tensors(Path(path_dir) / "model.safetensors")
+    blocks = getattr(checkpoint.config, "depth", 1)
+    if blocks > len(tensors) and not getattr(checkpoint.config, "recurrent", False):
+        raise AdapterError(f"{path_dir}: config.json says depth = {blocks}, and the file holds {len(tensors)} tensors")
+    try:
+        with torch.device("meta"):
+            described = KINDS[checkpoint.network][1](checkpoint.config)
+    except RuntimeError as error:
+        raise AdapterError(f"{path_dir}: config.json describes no network ({str(error).splitlines()[0]})") from error
+    _check_tensors(described, tensors, Path(path_dir))
     net = KINDS[checkpoint.network][1](checkpoint.config)
-    load_weights(net, Path(path_dir))
+    net.load_state_dict(tensors)
     return net.to(device=device, dtype=dtype).eval()
 
 
@@ -124,14 +135,18 @@ def load_weights(net: torch.nn.Module, path_dir: Path) -> None:
     Raises:
         AdapterError: If the file is missing or damaged, or its tensors are not the network's, by name, shape and kind.
     """
-    path = path_dir / "model.safetensors"
-    tensors = _read_tensors(path)
-    expected = net.state_dict()
+    tensors = _read_tensors(path_dir / "model.safetensors")
+    _check_tensors(net, tensors, path_dir)
+    net.load_state_dict(tensors)
+
+
+def _check_tensors(net: torch.nn.Module, tensors: dict[str, torch.Tensor], path_dir: Path) -> None:
+    path, expected = path_dir / "model.safetensors", net.state_dict()
     problems = []
     if missing := sorted(set(expected) - set(tensors)):
-        problems.append(f"missing tensors: {', '.join(missing)}")
+        problems.append(f"missing tensors: {_some(missing)}")
     if extra := sorted(set(tensors) - set(expected)):
-        problems.append(f"unexpected tensors: {', '.join(extra)}")
+        problems.append(f"unexpected tensors: {_some(extra)}")
     for name in sorted(set(expected) & set(tensors)):
         found, wanted = tensors[name], expected[name]
         if found.shape != wanted.shape:
@@ -141,8 +156,12 @@ def load_weights(net: torch.nn.Module, path_dir: Path) -> None:
         elif not torch.isfinite(found).all():
             problems.append(f"{name} holds NaN or infinite values")
     if problems:
-        raise AdapterError(f"{path} does not fit {path_dir / 'config.json'}: {'; '.join(problems)}")
-    net.load_state_dict(tensors)
+        raise AdapterError(f"{path} does not fit {path_dir / 'config.json'}: {_some(problems, '; ')}")
+
+
+def _some(names: list[str], between: str = ", ") -> str:
+    """The first sixteen, and how many more there are."""
+    return between.join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
 
 
 def read_config(path_dir: Path) -> dict[str, Any]:
@@ -154,7 +173,7 @@ def read_config(path_dir: Path) -> dict[str, Any]:
     path = Path(path_dir) / "config.json"
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise AdapterError(f'cannot read {path} ({error}); expected JSON with "format": {FORMAT!r}') from error
     if not isinstance(found, dict):
         raise AdapterError(f'{path} holds a JSON {type(found).__name__}, expected an object with "format": {FORMAT!r}')
@@ -170,7 +189,7 @@ def read_checkpoint(path_dir: Path) -> Checkpoint:
     path, found = Path(path_dir) / "config.json", read_config(path_dir)
     if found.get("format") != FORMAT:
         raise AdapterError(f"{path} says format = {found.get('format')!r}, expected {FORMAT!r}")
-    if found.get("network") not in KINDS:
+    if not isinstance(found.get("network"), str) or found["network"] not in KINDS:
         raise AdapterError(f"{path} says network = {found.get('network')!r}, expected one of {', '.join(KINDS)}")
     kind = KINDS[found["network"]][0]
     given = {name: found[name] for name in ("task", "objective", "schedule") if name in found}

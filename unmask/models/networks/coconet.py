@@ -181,7 +181,7 @@ def is_coconet(path_dir: Path) -> bool:
     """Whether a folder's `config.json` says that it holds a Coconet; `False` if it cannot be read."""
     try:
         found = json.loads((path_dir / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and found.get("name") == KIND
 

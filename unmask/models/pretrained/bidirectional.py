@@ -30,9 +30,21 @@ from transformers import (
 
 from ...errors import AdapterError
 from ..networks.checkpoint import FORMAT, read_config, replacing, write_atomically
-from .hf import pretrained
-from .masked_lm import KEY, MaskedLM, mask_id_of
+from .gate import look_at, said, without_code
+from .hf import placed
+from .masked_lm import KEY, MaskedLM
 from .neighbours import look_at_neighbours
+from .said import mask_id_of
+from .settings import (
+    DREAM_FIXED,
+    DREAM_HARMLESS,
+    DREAM_HONOURED,
+    LLADA_FIXED,
+    LLADA_HARMLESS,
+    LLADA_HONOURED,
+    check_settings,
+    rope_theta,
+)
 
 LLADA_NAMES = {
     r"^model\.transformer\.wte\.": "model.embed_tokens.",
@@ -91,35 +103,18 @@ def llada_config(config: dict[str, Any]) -> LlamaConfig:
     missing += [] if config.get("mlp_hidden_size") or config.get("mlp_ratio") else ["mlp_hidden_size"]
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(missing)}")
-    expected: dict[str, tuple[Any, ...]] = {
-        "block_type": ("llama",),
-        "layer_norm_type": ("rms",),
-        "activation_type": ("silu", "swiglu"),
-        "rope": (True,),
-        "alibi": (False,),
-        "block_group_size": (1,),
-        "input_emb_norm": (False,),
-        "scale_logits": (False,),
-        "attention_layer_norm": (False,),
-        "multi_query_attention": (None, False),
-        "clip_qkv": (None,),
-        "bias_for_layer_norm": (None, False),
-        "include_bias": (False,),
-    }
-    odd = [f"{key} {config[key]!r}" for key, fine in expected.items() if key in config and config[key] not in fine]
-    if odd:
-        raise ValueError(f"unsupported: {', '.join(odd)}")
+    check_settings(config, LLADA_HONOURED, LLADA_FIXED, LLADA_HARMLESS)
     heads = config["n_heads"]
     return LlamaConfig(
         hidden_size=config["d_model"],
-        intermediate_size=config.get("mlp_hidden_size") or config["mlp_ratio"] * config["d_model"],
+        intermediate_size=config.get("mlp_hidden_size") or int(config["mlp_ratio"] * config["d_model"]),
         num_hidden_layers=config["n_layers"],
         num_attention_heads=heads,
         num_key_value_heads=config.get("n_kv_heads") or heads,
         vocab_size=config.get("embedding_size") or config["vocab_size"],
         max_position_embeddings=config["max_sequence_length"],
         rms_norm_eps=config.get("rms_norm_eps", 1e-5),
-        rope_parameters={"rope_type": "default", "rope_theta": float(config.get("rope_theta", 10000.0))},
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta(config)},
         attention_bias=bool(config.get("include_qkv_bias")),
         tie_word_embeddings=bool(config.get("weight_tying")),
         **({"quantization_config": config["quantization_config"]} if "quantization_config" in config else {}),
@@ -136,14 +131,15 @@ def dream_config(config: dict[str, Any]) -> Qwen2Config:
     missing = [key for key in ("hidden_size", "num_hidden_layers", "vocab_size") if key not in config]
     if missing:
         raise ValueError(f"the configuration lacks {', '.join(missing)}")
-    if config.get("use_sliding_window") or config.get("hidden_act", "silu") != "silu" or config.get("rope_scaling"):
-        raise ValueError("unsupported: use_sliding_window, rope_scaling, or a hidden_act that is not silu")
+    check_settings(config, DREAM_HONOURED, DREAM_FIXED, DREAM_HARMLESS)
+    kinds = config.get("layer_types") or []
+    if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
+        raise ValueError(f"unsupported: layer_types {kinds!r:.120}; every layer looks at all positions")
     names = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     names += ("vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "quantization_config")
-    theta = float(config.get("rope_theta") or (config.get("rope_parameters") or {}).get("rope_theta", 10000.0))
     return Qwen2Config(
         **{name: config[name] for name in names if name in config},
-        rope_parameters={"rope_type": "default", "rope_theta": theta},
+        rope_parameters={"rope_type": "default", "rope_theta": rope_theta(config)},
         use_sliding_window=False,
         **_BOTH_WAYS,
     )
@@ -158,7 +154,7 @@ def adapted_config(config: dict[str, Any]) -> PreTrainedConfig:
     kind = str(config.get("model_type")).lower().removeprefix("a2d-")
     if kind not in ADAPTED:
         raise ValueError(f"model_type {config.get('model_type')!r} is none of {', '.join(ADAPTED)}")
-    given = {key: value for key, value in config.items() if key not in ("model_type", "architectures", "auto_map")}
+    given = {key: value for key, value in without_code(config).items() if key not in ("model_type", "architectures")}
     return ADAPTED[kind][0](**{**given, **_BOTH_WAYS})
 
 
@@ -168,6 +164,7 @@ def load_bidirectional(
     dtype: torch.dtype = torch.float32,
     shift: bool | None = None,
     block_causal: int | None = None,
+    mask_id: int | None = None,
     **options: Any,
 ) -> MaskedLM:
     """Loads a LLaDA, a Dream (DiffuCoder, Dream-Coder) or an adapted Llama or Qwen; no code in the folder is run.
@@ -180,12 +177,13 @@ def load_bidirectional(
             configuration may say it (`right_shift_logits`), and if it does not, it must be given.
         block_causal: Of an adapted model that was trained so: positions look at their own block of so many, counted
             from the first position, and at those before it. Default: at all.
+        mask_id: Id of the mask token, for a folder that does not name it.
         **options: Of `from_pretrained`, such as `device_map` or `quantization_config`.
 
     Raises:
         AdapterError: If it is none of these, has an unsupported setting, lacks a weight or has one too many, or does
             not say which token is the mask.
-        ValueError: If `block_causal` is out of range, or given for a LLaDA or Dream.
+        ValueError: If `block_causal` is out of range, or given for a LLaDA or Dream, or `mask_id` is not a token id.
     """
     config = read_config(folder)
     kind = family(config)
@@ -193,16 +191,17 @@ def load_bidirectional(
         raise AdapterError(f"{folder} holds a {config.get('model_type')} model, expected LLaDA, Dream, Llama or Qwen")
     if block_causal is not None and kind in ("llada", "dream"):
         raise ValueError(f"block_causal does not apply to {folder}: a {kind} looks at all positions")
-    names: dict[str, Any] = {}
+    look_at(folder, config, options.get("variant"))
+    names: dict[str, str] | None = None
     try:
         if kind == "llada":
-            native, auto, names = llada_config(config), LlamaForCausalLM, {"key_mapping": LLADA_NAMES}
+            native, auto, names = llada_config(config), LlamaForCausalLM, LLADA_NAMES
         elif kind == "dream":
             native, auto = dream_config(config), Qwen2ForCausalLM
         else:
             native, auto = adapted_config(config), ADAPTED[kind][1]
-    except (ValueError, TypeError, KeyError) as error:
-        raise AdapterError(f"{folder}: {error}") from error
+    except Exception as error:  # the library checks its settings in many ways
+        raise AdapterError(f"{folder}: {error if type(error) is ValueError else said(error)}") from error
     usual = {"llada": False, "dream": True}.get(kind, config.get("right_shift_logits"))
     if shift is not None and usual is not None and shift != usual:
         raise AdapterError(f"{folder}: {kind} models are read with shift={usual}, not {shift}")
@@ -212,12 +211,11 @@ def load_bidirectional(
             f"{folder} holds a {config['model_type']} model, which is causal; if it was adapted to unmask, say whether"
             " position i is predicted by output i - 1: shift=True or shift=False"
         )
-    mask_id = mask_id_of(folder, config)
+    mask_id = mask_id_of(folder, config, mask_id)
     if not 0 <= mask_id < native.vocab_size:
         raise AdapterError(f"{folder}: mask token {mask_id} is outside the vocabulary of {native.vocab_size} tokens")
-    model = pretrained(auto, folder, dtype, extra=False, config=native, **names, **options)
-    network = MaskedLM(model, native.vocab_size, mask_id, shift=shift, block_causal=block_causal)
-    return network if options else network.to(device)
+    model = placed(auto, folder, dtype, device, options, extra=False, config=native, names=names)
+    return MaskedLM(model, native.vocab_size, mask_id, shift=shift, block_causal=block_causal)
 
 
 def family(config: dict[str, Any]) -> str | None:

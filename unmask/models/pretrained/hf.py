@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
-from transformers.utils import logging
 
 from ...errors import AdapterError
+from ..networks.checkpoint import read_config
+from .gate import check_options, read_model
+from .gate import quiet as quiet
+from .vocabulary import tokenizer_of as tokenizer_of
 
 Kind = Literal["masked", "causal"]
-
-_ENDS = ("<|endoftext|>", "<|eot_id|>", "<|im_end|>")
-"""Tokens that end a text or a turn of a chat wherever a vocabulary has them."""
 
 _TAKES_MASKS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Classes whose body takes a mask of attention of four dimensions, positions, and keys and values that were kept."""
@@ -45,7 +44,9 @@ def check_kind(folder: Path | str, config: dict[str, Any], wanted: Kind) -> None
     """
     masked, causal = set(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()), set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     kind = config.get("model_type")
-    name = (config.get("architectures") or [f"a {kind} model"])[0]
+    kind = kind if isinstance(kind, str) else None
+    named = config.get("architectures")
+    name = named[0] if isinstance(named, list) and named and isinstance(named[0], str) else f"a {kind} model"
     if config.get("is_encoder_decoder"):
         raise AdapterError(f"{folder} holds {name}, a sequence-to-sequence model; {_ADVICE[wanted]}")
     if name in masked or name in causal:
@@ -59,7 +60,13 @@ def check_kind(folder: Path | str, config: dict[str, Any], wanted: Kind) -> None
 
 
 def pretrained(
-    auto: Any, folder: Path, dtype: torch.dtype = torch.float32, *, extra: bool = True, **options: Any
+    auto: Any,
+    folder: Path,
+    dtype: torch.dtype = torch.float32,
+    *,
+    extra: bool = True,
+    config: PreTrainedConfig | None = None,
+    **options: Any,
 ) -> PreTrainedModel:
     """Loads a model, in evaluation mode, from the safetensors of a folder; no code of the folder is run.
 
@@ -68,50 +75,74 @@ def pretrained(
         folder: The folder.
         dtype: Of the weights.
         extra: Whether the folder may hold weights that the model has no use for.
+        config: Its configuration; default: the folder's.
         **options: Of `from_pretrained`.
 
     Raises:
         AdapterError: If there are no safetensors, they cannot be read, or weights are missing (those would be random)
             or, unless `extra`, left over; they are named.
     """
-    if not any(folder.glob("*.safetensors")):
-        raise AdapterError(f"{folder} has no model.safetensors; other formats can run code when they are read")
-    try:
-        with quiet():
-            model, info = auto.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=dtype, output_loading_info=True, **options
-            )
-    except Exception as error:  # whatever the library raises for a damaged folder, it is the folder's fault
-        raise AdapterError(f"cannot load {folder} as a model ({type(error).__name__}: {error})") from error
-    wrong = [*sorted(info["missing_keys"]), *sorted(map(str, info["mismatched_keys"]))]
-    if wrong:
-        raise AdapterError(
-            f"{folder} lacks weights of {type(model).__name__}, or has them in another shape: {_some(wrong)}"
-        )
+    model, info = read_model(auto, folder, dtype, config, **options)
+    other = [
+        f"{name} has the shape {_shape(held)} in the files, config.json asks for {_shape(wanted)}"
+        for name, held, wanted in sorted(info["mismatched_keys"], key=str)
+    ]
+    if other:
+        raise AdapterError(f"{folder} does not fit its config.json: {_some(other, '; ')}")
+    if missing := sorted(info["missing_keys"]):
+        raise AdapterError(f"{folder} lacks weights of {type(model).__name__}: {_some(missing)}")
     if not extra and (left := sorted(info["unexpected_keys"])):
         raise AdapterError(f"{folder} has weights that {type(model).__name__} has not: {_some(left)}")
     return model.eval()
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+def placed(
+    auto: Any,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    options: Mapping[str, Any],
+    *,
+    extra: bool = True,
+    config: PreTrainedConfig | None = None,
+    names: Mapping[str, str] | None = None,
+) -> PreTrainedModel:
+    """Loads a model as `pretrained` does, onto a device, whatever other options are given.
 
-
-def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a folder.
+    Args:
+        auto: The library's class to load it with.
+        folder: The folder.
+        dtype: Type of the weights.
+        device: Where to put it, unless the options hold a `device_map`, or the weights are quantized and it is `"cpu"`:
+            then where the library puts it.
+        options: Of `from_pretrained`, as the user gave them.
+        extra: As in `pretrained`.
+        config: As in `pretrained`.
+        names: Patterns of names of tensors in the files, and the model's names.
 
     Raises:
-        AdapterError: If there is none; the library would make up one that knows no text.
+        AdapterError: As `pretrained`.
+        ValueError: If an option is not possible here.
     """
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # as above
-        raise AdapterError(f"cannot load the tokenizer of {folder} ({type(error).__name__}: {error})") from error
-    files = {*tokenizer.vocab_files_names.values(), "tokenizer.json"}
-    if tokenizer.vocab_files_names and not any((folder / name).is_file() for name in files):
-        raise AdapterError(f"{folder} has no tokenizer: expected {' or '.join(sorted(files))}")
-    return tokenizer
+    given = check_options(options, device)
+    fields = read_config(folder)
+    quantized = bool(given.get("quantization_config") or fields.get("quantization_config"))
+    if quantized and "device_map" not in given and str(device) != "cpu":
+        given["device_map"] = {"": device}  # quantized weights cannot be moved
+    if names is not None:
+        given["key_mapping"] = dict(names)
+    model = pretrained(auto, folder, dtype, extra=extra, config=config, **given)
+    if quantized or given.get("device_map") is not None:
+        return model
+    return model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def _shape(shape: Sequence[int]) -> str:
+    return " × ".join(map(str, shape)) or "of one number"
+
+
+def _some(names: list[str], between: str = ", ") -> str:
+    return between.join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def run_both_ways(model: PreTrainedModel) -> None:
@@ -145,22 +176,6 @@ def check_attention(model: PreTrainedModel, wanted: str) -> None:
         )
 
 
-def end_ids_of(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None, vocab_size: int) -> list[int]:
-    """Returns the tokens that end a text: those the configuration and the tokenizer name, and the usual ends of turns.
-
-    Where there is none of these, as in BERT, it is what the tokenizer puts between texts.
-    """
-    named = config.get("eos_token_id")
-    found: list[Any] = list(named) if isinstance(named, (list, tuple)) else [named]
-    if tokenizer is not None:
-        known: Any = tokenizer
-        vocabulary = known.get_added_vocab()
-        found += [known.eos_token_id, *(vocabulary.get(token) for token in _ENDS)]
-        if all(token is None for token in found):
-            found = [known.sep_token_id]
-    return sorted({token for token in found if isinstance(token, int) and 0 <= token < vocab_size})
-
-
 def longest(model: PreTrainedModel) -> int | None:
     """Returns the most tokens a model takes, or `None` if its configuration does not say."""
     limit = getattr(model.config, "max_position_embeddings", None)
@@ -171,17 +186,3 @@ def longest(model: PreTrainedModel) -> int | None:
         if isinstance(module, torch.nn.Embedding) and module.num_embeddings == limit and module.padding_idx is not None:
             return limit - module.padding_idx - 1
     return limit
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps the library from drawing progress bars and from giving advice."""
-    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if shown:
-            logging.enable_progress_bar()

@@ -8,11 +8,15 @@ from typing import Any
 import torch
 
 from ...denoiser import NetworkDenoiser
+from ...errors import AdapterError
 from ...language.model import LanguageModel
 from ..networks.checkpoint import read_config
 from .bidirectional import family, load_bidirectional
-from .hf import end_ids_of, longest, tokenizer_of
-from .masked_lm import HFMaskedDenoiser, load_masked_lm
+from .gate import said
+from .hf import longest
+from .masked_lm import HFMaskedDenoiser, MaskedLM, load_masked_lm
+from .said import TOKENIZER_FILES, end_ids_of, generation_of
+from .vocabulary import tokenizer_of
 
 
 def load_language(
@@ -22,6 +26,7 @@ def load_language(
     shift: bool | None,
     block_causal: int | None,
     options: dict[str, Any],
+    mask_id: int | None = None,
 ) -> NetworkDenoiser:
     """Loads a language model; one without a tokenizer, such as one trained here on a task, is a denoiser only.
 
@@ -32,6 +37,7 @@ def load_language(
         shift: Whether position `i` is predicted by output `i - 1`, for a model that does not say it.
         block_causal: Length of the blocks of an adapted model with block-causal attention.
         options: Of `from_pretrained`.
+        mask_id: Id of the mask token, for a folder that does not name it.
 
     Raises:
         AdapterError: If it is another kind of model, is damaged, or does not say which token is the mask.
@@ -39,14 +45,39 @@ def load_language(
     """
     config = read_config(folder)
     if family(config) is not None:
-        network = load_bidirectional(folder, device, dtype, shift, block_causal, **options)
+        network = load_bidirectional(folder, device, dtype, shift, block_causal, mask_id, **options)
     elif shift is not None or block_causal is not None:
         given = "block_causal" if shift is None else "shift"
         raise ValueError(f"{given} does not apply to {folder}, which holds a {config.get('model_type')}")
     else:
-        network = load_masked_lm(folder, device, dtype, **options)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        network = load_masked_lm(folder, device, dtype, mask_id, **options)
+    check_works(folder, network)
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return HFMaskedDenoiser(network)
     tokenizer = tokenizer_of(folder)
-    ends = end_ids_of(config, tokenizer, network.vocab_size)
+    ends = end_ids_of(config, tokenizer, network.vocab_size, generation_of(folder))
     return LanguageModel(network, network.vocab_size, network.mask_id, tokenizer, ends, longest(network.model))
+
+
+def check_works(folder: Path, network: MaskedLM) -> None:
+    """Evaluates a network once, on two tokens, so that a configuration that only looks right is refused at once.
+
+    A network without memory (the device `meta`) is not tried, nor one that chooses its attention by what it is shown
+    first and keeps to it (BigBird).
+
+    Raises:
+        AdapterError: If it cannot be evaluated.
+    """
+    device = next(network.parameters()).device
+    if device.type == "meta" or hasattr(network.model.base_model, "set_attention_type"):
+        return
+    x = torch.tensor([[int(network.mask_id == 0), network.mask_id]], device=device)
+    try:
+        with torch.no_grad():
+            network.eval()(x, x == network.mask_id)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a network built on settings that do not go together may raise
+        raise AdapterError(
+            f"{folder}: the {type(network.model).__name__} cannot be evaluated ({said(error)})"
+        ) from error

@@ -18,7 +18,8 @@ from transformers.utils import ModelOutput
 from ...denoiser import NetworkDenoiser, Query
 from ...errors import AdapterError
 from ..networks.checkpoint import FORMAT, flush, read_config
-from .hf import check_attention, check_kind, pretrained, quiet, tokenizer_of
+from .hf import check_attention, check_kind, placed, quiet
+from .said import mask_id_of
 
 KEY = "unmask"
 """Where `config.json` of a model trained here says on what; other programs pass over it."""
@@ -196,35 +197,42 @@ class HFMaskedDenoiser(NetworkDenoiser):
 
 
 def load_masked_lm(
-    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **options: Any
+    folder: Path,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    mask_id: int | None = None,
+    **options: Any,
 ) -> MaskedLM:
     """Loads a folder of the Transformers library, trained here or anywhere else.
 
-    The mask token is the one it was trained with here, or else the configuration's or the tokenizer's.
+    The mask token is the one it was trained with here, the one that is given, or what the folder says.
 
     Args:
         folder: With `config.json` and weights in safetensors. Nothing is downloaded, and no code in it is run.
         device: Where to put it.
         dtype: Of its weights and activations.
+        mask_id: Id of the mask token, for a folder that does not name it.
         **options: Of `from_pretrained`, such as `device_map`.
 
     Raises:
         AdapterError: If it holds another kind of model (sequence-to-sequence, causal, ...), is damaged, lacks weights,
             or does not say which token is the mask.
+        ValueError: If `mask_id` is not a token id, or not the one that it was trained with here.
     """
     config = read_config(folder)
     check_kind(folder, config, "masked")
     about = about_of(folder)
-    model = pretrained(AutoModelForMaskedLM, folder, dtype, **options)
-    mask_id = about["mask_id"] if about else mask_id_of(folder, config)
+    model = placed(AutoModelForMaskedLM, folder, dtype, device, options)
+    if about and mask_id not in (None, about["mask_id"]):
+        raise ValueError(f"{folder} was trained with the mask {about['mask_id']}, not {mask_id}; leave mask_id out")
+    mask_id = int(about["mask_id"]) if about else mask_id_of(folder, config, mask_id)
     vocab_size = about["vocab_size"] if about else model.config.vocab_size
     if not 0 <= mask_id < vocab_size <= model.config.vocab_size:
         raise AdapterError(
             f"{folder}: mask_id {mask_id} and vocab_size {vocab_size} do not fit a model of {model.config.vocab_size}"
             " tokens"
         )
-    network = MaskedLM(model, vocab_size, mask_id)
-    return network if options else network.to(device)
+    return MaskedLM(model, vocab_size, mask_id)
 
 
 def about_of(folder: Path) -> dict[str, Any] | None:
@@ -240,19 +248,6 @@ def about_of(folder: Path) -> dict[str, Any] | None:
     if not ids or about.get("format") != FORMAT or not all(isinstance(number, int) for number in ids):
         raise AdapterError(f'{folder / "config.json"}: "{KEY}" does not have format {FORMAT!r} with its token ids')
     return about
-
-
-def mask_id_of(folder: Path, config: dict[str, Any]) -> int:
-    """Returns the mask token that a folder's configuration names, or else its tokenizer.
-
-    Raises:
-        AdapterError: If neither does.
-    """
-    found = config.get("mask_token_id")
-    found = tokenizer_of(folder).mask_token_id if found is None else found
-    if not isinstance(found, int):
-        raise AdapterError(f"the tokenizer of {folder} has no mask token: it is no masked model's")
-    return found
 
 
 def new_masked_lm(settings: dict[str, Any], vocab_size: int, mask_id: int, length: int) -> MaskedLM:

@@ -1,0 +1,142 @@
+"""Which settings of a LLaDA or Dream are honoured, which must have one value, and which do not change the logits.
+
+Their networks are the library's Llama and Qwen2, so a setting that these would not hear of must not be passed over in
+silence: every key of a `config.json` is in one of the tables here, or refused by its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from .gate import NEVER_READ
+
+ABOUT: frozenset[str] = frozenset(
+    (
+        *NEVER_READ,
+        *("architectures", "model_type", "transformers_version", "unmask", "tokenizer_class", "torch_dtype", "dtype"),
+        *("id2label", "label2id", "problem_type", "return_dict", "output_attentions", "output_hidden_states"),
+        *("is_encoder_decoder", "chunk_size_feed_forward", "use_cache", "use_return_dict", "torchscript"),
+        *("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "mask_index"),
+    )
+)
+"""Keys of any configuration that do not change the logits: names, types, token ids, and what is to be returned."""
+
+LLADA_HONOURED: frozenset[str] = frozenset(
+    (
+        *("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "mlp_ratio", "vocab_size"),
+        *("embedding_size", "max_sequence_length", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters"),
+        *("include_qkv_bias", "weight_tying", "quantization_config"),
+    )
+)
+
+LLADA_FIXED: dict[str, tuple[Any, ...]] = {
+    "block_type": ("llama",),
+    "layer_norm_type": ("rms",),
+    "layer_norm_with_affine": (True,),
+    "activation_type": ("silu", "swiglu"),
+    "rope": (True,),
+    "alibi": (False,),
+    "block_group_size": (1,),
+    "input_emb_norm": (False,),
+    "scale_logits": (False,),
+    "attention_layer_norm": (False,),
+    "multi_query_attention": (None, False),
+    "clip_qkv": (None,),
+    "bias_for_layer_norm": (None, False),
+    "include_bias": (False,),
+    "is_causal": (False, None),
+}
+
+LLADA_HARMLESS: frozenset[str] = ABOUT | {
+    "alibi_bias_max",  # of alibi, which is off
+    "attention_layer_norm_with_affine",  # of attention_layer_norm, which is off
+    "attention_dropout",  # dropout acts in training only, and a model that is loaded is evaluated
+    "embedding_dropout",
+    "residual_dropout",
+    "flash_attention",  # the same attention, computed in another way
+    "init_cutoff_factor",  # how weights were drawn that are now read
+    "init_device",
+    "init_fn",
+    "init_std",
+    "precision",  # of the training
+    "rope_full_precision",  # rounding of the angles below float32
+    "tie_word_embeddings",  # the network reads weight_tying
+}
+
+DREAM_HONOURED: frozenset[str] = frozenset(
+    (
+        *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads"),
+        *("vocab_size", "max_position_embeddings", "rms_norm_eps", "tie_word_embeddings", "quantization_config"),
+        *("rope_theta", "rope_scaling", "rope_parameters", "layer_types"),
+    )
+)
+
+DREAM_FIXED: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "use_sliding_window": (False, None),
+    "use_mrope": (False, None),
+    "is_causal": (False, None),
+}
+
+DREAM_HARMLESS: frozenset[str] = ABOUT | {
+    "attention_dropout",  # in training only
+    "initializer_range",  # how weights were drawn that are now read
+    "max_window_layers",  # of use_sliding_window, which is off
+    "sliding_window",
+}
+
+
+def check_settings(
+    config: Mapping[str, Any],
+    honoured: Iterable[str],
+    fixed: Mapping[str, tuple[Any, ...]],
+    harmless: Iterable[str],
+) -> None:
+    """Refuses a configuration with a setting that would be passed over, or has another value than the one possible.
+
+    Args:
+        config: The content of `config.json`; a key that is null counts as absent.
+        honoured: Keys that are read.
+        fixed: Keys that must have one of these values.
+        harmless: Keys that do not change the logits.
+
+    Raises:
+        ValueError: If there is such a setting; it is named.
+    """
+    odd = [f"{key} {config[key]!r:.60}" for key, fine in fixed.items() if key in config and config[key] not in fine]
+    known = {*honoured, *fixed, *harmless}
+    odd += [f"{key} {value!r:.60}" for key, value in sorted(config.items()) if key not in known and value is not None]
+    if odd:
+        raise ValueError(
+            f"unsupported: {', '.join(odd)}; a setting that does not change the logits can be taken out of config.json"
+        )
+
+
+def rope_theta(config: Mapping[str, Any], usual: float = 10000.0) -> float:
+    """Returns the base of the rotary positions, which may be said in three places.
+
+    Args:
+        config: The content of `config.json`.
+        usual: The base where nothing is said.
+
+    Raises:
+        ValueError: If the positions are scaled, or two places differ.
+    """
+    said = {"rope_theta": config.get("rope_theta")}
+    for name in ("rope_scaling", "rope_parameters"):
+        found = config.get(name)
+        if found is None:
+            continue
+        rest = dict(found) if isinstance(found, Mapping) else {"": found}
+        said[f"{name}.rope_theta"] = rest.pop("rope_theta", None)
+        kinds = {rest.pop(key, None) for key in ("rope_type", "type")} - {None}
+        if kinds - {"default"} or any(value is not None for value in rest.values()):
+            raise ValueError(f"unsupported: {name} {found!r:.120}; positions are not scaled here")
+    given = {name: theta for name, theta in said.items() if theta is not None}
+    for name, theta in given.items():
+        if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < float("inf"):
+            raise ValueError(f"{name} is a number > 0, got {theta!r:.60}")
+    if len({float(theta) for theta in given.values()}) > 1:
+        raise ValueError(f"the base of the positions is said twice: {given}")
+    return float(next(iter(given.values()), usual))
