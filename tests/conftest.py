@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import torch
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from unmask.oracles import TableDenoiser
 
 # Tensors here are tiny, and two threads beside another busy process wait for each other at every operation.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("UNMASK_TEST_THREADS", "1")))
 
 settings.register_profile(
     "unmask", derandomize=True, deadline=None, max_examples=100, suppress_health_check=list(HealthCheck)

@@ -12,11 +12,11 @@ import pytest
 import typer.main
 
 import unmask
-import unmask.rules
 from benchmarks.sudoku import checkpoint_sha, table
+from unmask import rules
 from unmask.cli.app import app
 from unmask.models import load_profile
-from unmask.rules.named import FAMILIES, named_rule
+from unmask.rules.named import FAMILIES, FLOOR, named_rule
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def test_every_rule_of_the_command_line_has_a_row_and_every_row_names_a_rule():
 
 VALUES: dict[str, Any] = {
     "gamma": 0.25, "epsilon": 0.125, "k": 3, "n": 6, "steps": 6, "p": 0.75, "f": 1.5, "t": 0.9, "kl": 0.01,
-    "history": 2, "floor": unmask.rules.named.FLOOR, "gumbel": 4.5, "alpha": 4.5, "sizes": (3, 2, 1),
+    "history": 2, "floor": FLOOR, "gumbel": 4.5, "alpha": 4.5, "sizes": (3, 2, 1),
 }  # fmt: skip
 """What the letters of the table's compositions stand for."""
 
@@ -79,7 +79,7 @@ def test_a_composition_of_the_table_is_the_rule_of_the_command_line_beside_it(ro
     if "profile" in FAMILIES[name.partition(":")[0]].settings:
         options["profile"] = profile
     code = cells(row)[1].split("`")[1]
-    library = {**vars(unmask), **vars(unmask.rules)}
+    library = {**vars(unmask), **vars(rules)}
     composed = eval(code, library, {**VALUES, "profile": profile})
     assert repr(named_rule(name, **options).rule) == repr(composed)
 
