@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..errors import AdapterError
 
 FORMAT = "unmask-profile/1"
@@ -166,8 +167,7 @@ class Profile:
         Raises:
             ValueError: If there is no bin of the masked share, or levels do not increase.
         """
-        if isinstance(fractions, bool) or not isinstance(fractions, int) or fractions < 1:
-            raise ValueError(f"fractions must be an integer >= 1, got {fractions!r}")
+        whole("fractions", fractions)
         if list(levels) != sorted(set(levels)) or not all(level > 0 for level in levels):
             raise ValueError(f"levels of entropy are nats > 0 in increasing order, got {levels}")
         cells = (geometry.classes, fractions, geometry.screens, len(levels) + 1)

@@ -19,6 +19,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..denoiser import Denoiser, NetworkDenoiser
+from ..dependence import geometry
+from ..dependence.profile import Relations
 from ..errors import DataError
 from ..likelihood import chain_log_likelihood
 from ..models import load
@@ -320,6 +322,10 @@ class MusicTask:
         if self._judge is None:
             self._judge = load(self.model, device=self.device)
         return chain_score(self._judge, prompts.tokens.to(self.device), tokens.to(self.device)).cpu()
+
+    def geometry(self) -> Relations:
+        """Returns which pairs of positions are alike: notes as far apart in time, in one voice or in two."""
+        return geometry.music(VOICES, STEPS)
 
     def show(self, tokens: Int[Tensor, " 256"]) -> str:
         """Renders a sequence for a person to read (see the function `show`)."""
