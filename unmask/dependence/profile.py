@@ -56,14 +56,16 @@ class Line:
 
     @property
     def classes(self) -> int:
+        """Number of classes."""
         return len(self.starts)
 
     def pairs(self, one: Int[Tensor, "*#shape"], other: Int[Tensor, "*#shape"]) -> Int[Tensor, "*shape"]:
+        """Returns the class of each pair of positions."""
         distance = (one - other).abs().clamp(max=self.starts[-1])
         return _distance_classes(self.starts).to(distance.device)[distance]
 
     def check(self, length: int) -> None:
-        pass
+        """Accepts sequences of any length."""
 
     def label(self, number: int) -> str:
         """The distances of a class."""
@@ -94,12 +96,15 @@ class Relations:
 
     @property
     def classes(self) -> int:
+        """Number of classes."""
         return len(self.names)
 
     def pairs(self, one: Int[Tensor, "*#shape"], other: Int[Tensor, "*#shape"]) -> Int[Tensor, "*shape"]:
+        """Returns the class of each pair of positions."""
         return self.matrix.to(one.device)[one, other]
 
     def check(self, length: int) -> None:
+        """Raises `ValueError` unless sequences are of the length of the matrix."""
         if length != len(self.matrix):
             raise ValueError(f"this profile is of sequences of {len(self.matrix)} tokens, got {length}")
 
