@@ -35,9 +35,11 @@ def test_the_model_is_as_good_as_the_figures_it_came_with():
         assert row["published"] - 0.1 <= row["cross_entropy"] <= row["published"] + row["cross_entropy_ci95"]
     real = report["real"]
     assert (round(real["equal_previous"], 2), round(real["voices_in_order"], 2)) == (0.78, 0.98)
-    at_once, *_, sixty_four = [row["equal_previous"] for row in report["samples"][:4]]
-    assert at_once < 0.2
-    assert sixty_four > 0.7
+    # Of eight pieces each: shares that are good to some hundredths.
+    assert len(report["samples"]) == 6
+    for row in report["samples"]:
+        for name, published in row["published"].items():
+            assert row[name] == pytest.approx(published, rel=0, abs=0.05), (row["rule"], name)
 
 
 def test_less_than_half_of_the_evaluations_on_test_chorales():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks import (
     conditional,
@@ -25,9 +26,12 @@ from benchmarks import (
     text_plane,
 )
 from benchmarks.pages import between, fill
+from unmask.dependence.profile import Line, Profile
+from unmask.oracles import MarkovDenoiser
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 BEGIN = re.compile(r"<!-- ([\w-]+):begin -->")
 
 
@@ -67,6 +71,19 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
         for name in BEGIN.findall(page):
             assert between(written, name) == between(page, name), f"{path.name}: {name} is not what was saved"
         assert written == page, path.name
+
+
+def test_the_code_of_the_pages_runs():
+    blocks = {path.name: CODE.findall(path.read_text(encoding="utf-8")) for path in PAGES[1:]}
+    assert {name: len(found) for name, found in blocks.items() if found} == {"dependence.md": 1, "language.md": 1}
+    model = MarkovDenoiser.lazy(symbols=2, stay=0.75)
+    x = torch.full((20, 6), model.mask_id)
+    given: dict[str, Any] = {"model": model, "x": x, "profile": Profile.empty(Line.of(6))}
+    exec(blocks["dependence.md"][0], given)
+    assert float(given["audit"].lost.mean()) == 0  # a profile of nothing draws nothing together
+    answers: dict[str, Any] = {}
+    exec(blocks["language.md"][0], answers)
+    assert [one.text for one in answers["answers"]] == ["47", "13"]
 
 
 def test_the_pages_have_the_tables_they_are_known_for():

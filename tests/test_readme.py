@@ -21,7 +21,11 @@ from unmask.rules.named import FAMILIES, FLOOR, named_rule
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line.split("#")[0].strip() for line in README.splitlines() if line.startswith("unmask ")]
+PAGES = [README, *(path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md")))]
+IN_LINE = re.compile(r"`(unmask [a-z][^`]*)`")
+LINES = [line.split("#")[0] for page in PAGES for line in page.splitlines() if line.startswith("unmask ")]
+COMMANDS = sorted({line.strip() for line in [*LINES, *(line for page in PAGES for line in IN_LINE.findall(page))]})
+"""What the pages tell to type, in blocks and in sentences."""
 
 SAMPLERS = README.split("| sampler | composition | command line | source |\n")[1].split("\n\n")[0].splitlines()[1:]
 """The rows of the table of samplers."""
@@ -29,7 +33,7 @@ SAMPLERS = README.split("| sampler | composition | command line | source |\n")[1
 
 def test_there_is_code_to_run():
     assert len(BLOCKS) == 2
-    assert len(COMMANDS) >= 20
+    assert len(COMMANDS) >= 40
 
 
 @pytest.mark.parametrize("code", BLOCKS)
@@ -85,11 +89,11 @@ def test_a_composition_of_the_table_is_the_rule_of_the_command_line_beside_it(ro
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_the_readme_exists_with_its_options(line):
+def test_a_command_of_the_pages_exists_with_its_options(line):
     command: Any = typer.main.get_command(app)
     _, *words = shlex.split(line)
     context = command.make_context("unmask", ["--version"], resilient_parsing=True)
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and words:
         command = command.get_command(context, words.pop(0))
         assert command is not None, line
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
