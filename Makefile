@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow check bench format build clean
+.PHONY: demo test test-slow test-portable check bench format build clean
 
 demo: .venv/.minimum
 	$(BIN)/unmask demo
@@ -13,6 +13,14 @@ test: .venv/.everything
 
 test-slow: .venv/.everything
 	$(BIN)/python -m pytest -m slow
+
+# The numerical tests as other processors would round, in PyTorch's kernels, its libraries and Numba's code, and with two
+# threads. On a processor that has none of these instruction sets, the settings are ignored or do nothing.
+NUMERICAL := $(BIN)/python -m pytest -m "numerical and not slow"
+test-portable: .venv/.everything
+	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 NUMBA_CPU_NAME=generic $(NUMERICAL)
+	ATEN_CPU_CAPABILITY=avx2 NUMBA_CPU_NAME=generic OMP_WAIT_POLICY=PASSIVE UNMASK_TEST_THREADS=2 $(NUMERICAL)
+	OMP_WAIT_POLICY=PASSIVE UNMASK_TEST_THREADS=2 $(NUMERICAL)
 
 check: .venv/.everything
 	$(BIN)/ruff format --check .

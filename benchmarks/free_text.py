@@ -28,7 +28,6 @@ from unmask import DependenceBound, Entropy, EntropyBound, One, Rule, TopK, Unif
 from unmask.denoiser import Denoiser, NetworkDenoiser, device_of
 from unmask.dependence.calibrate import measure_profile
 from unmask.evaluation.judge import Judge, load_judge
-from unmask.evaluation.measures import GRAM
 from unmask.evaluation.runner import mean_ci95
 from unmask.evaluation.study import Measure, Study, code_fingerprint, fingerprint
 from unmask.likelihood.nelbo import nelbo
@@ -39,7 +38,7 @@ from unmask.rules.named import NamedRule
 from unmask.rules.profile import Profile
 from unmask.tasks._common import stack
 from unmask.tasks.task import Prompts, Task
-from unmask.tasks.text import TextTask, distinct_n, embedded_text, unigram_entropy
+from unmask.tasks.text import GRAM, TextTask, distinct_n, embedded_text, unigram_entropy
 
 from .pages import fill
 

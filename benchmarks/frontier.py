@@ -52,6 +52,8 @@ from unmask.oracles import (
 )
 from unmask.rules import DrawnConfidence, Moment
 
+from .pages import fill
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "frontier.json"
 IMAGES = ROOT / "docs" / "img"
@@ -392,13 +394,8 @@ def plot(report: dict[str, Any]) -> None:
 
 def write_page(report: dict[str, Any]) -> None:
     """Puts the tables between their markers."""
-    page = PAGE.read_text(encoding="utf-8")
     tables = {"ratios": ratio_table, "exact": exact_table, "wrong": wrong_table, "long": long_table}
-    for name, table in tables.items():
-        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        before, rest = page.split(begin)
-        page = before + f"{begin}\n{table(report)}\n{end}" + rest.split(end)[1]
-    PAGE.write_text(page, encoding="utf-8")
+    fill(PAGE, {name: table(report) for name, table in tables.items()})
 
 
 def main() -> None:

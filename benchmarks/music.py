@@ -229,7 +229,8 @@ def others(task: MusicTask) -> dict[str, Any]:
     # Of those two the chains are there already, from `compared`.
     found = [collect(task, "test", TESTED_ON, one, 1.0, CHAINS if one in (top1, bound) else 0) for one in shown]
     rows = [row(str(one), 1.0, columns, found[0]) for one, columns in zip(shown, found, strict=True)]
-    return {"validation": trials, "comparisons": [{"proxy": "entropy", "temperature": 1.0, "rows": rows}]}
+    comparison = {"proxy": "entropy", "temperature": 1.0, "rows": rows}
+    return {"checkpoint_sha256": checkpoint_sha(), "validation": trials, "comparisons": [comparison]}
 
 
 def check() -> dict[str, Any]:

@@ -29,6 +29,8 @@ from unmask.rules.named import FLOOR
 from unmask.rules.order import Order
 from unmask.tasks.sudoku import as_tensor, demo_puzzles, solved
 
+from .pages import fill
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "speculative.json"
 PAGE = ROOT / "docs" / "speculative.md"
@@ -141,9 +143,7 @@ def main() -> None:
     print(table(rows))
     if arguments.problems is None:
         RESULTS.write_text(json.dumps({"puzzles": arguments.puzzles, "rows": rows}, indent=1) + "\n")
-        before, rest = PAGE.read_text(encoding="utf-8").split("<!-- speculative:begin -->")
-        shown = f"<!-- speculative:begin -->\n{table(rows)}\n<!-- speculative:end -->"
-        PAGE.write_text(before + shown + rest.split("<!-- speculative:end -->")[1], encoding="utf-8")
+        fill(PAGE, {"speculative": table(rows)})
 
 
 if __name__ == "__main__":

@@ -27,6 +27,8 @@ from unmask.rules.named import NamedRule, named_rule
 from unmask.sampling.loop import Sampler
 from unmask.tasks.sudoku import Puzzle, as_tensor, read_csv, solved
 
+from .pages import fill
+
 ROOT = Path(__file__).parent.parent
 PUZZLES = ROOT / "tests" / "data" / "sudoku.csv"
 RESULTS = ROOT / "docs" / "results"
@@ -190,11 +192,7 @@ def main() -> None:
         content = reports[GAMMA] if split == "test" else {"split": split, "gammas": list(reports.values())}
         (RESULTS / f"sudoku-{split}.json").write_text(json.dumps(content, indent=1) + "\n")
         if split == "test" and arguments.per_grade is None:
-            readme = ROOT / "README.md"
-            before, rest = readme.read_text(encoding="utf-8").split("<!-- sudoku:begin -->")
-            after = rest.split("<!-- sudoku:end -->")[1]
-            shown = f"<!-- sudoku:begin -->\n{table(content)}\n<!-- sudoku:end -->"
-            readme.write_text(before + shown + after, encoding="utf-8")
+            fill(ROOT / "README.md", {"sudoku": table(content)})
 
 
 if __name__ == "__main__":

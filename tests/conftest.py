@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -11,7 +14,59 @@ from hypothesis import strategies as st
 from unmask.oracles import TableDenoiser
 
 # Tensors here are tiny, and two threads beside another busy process wait for each other at every operation.
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("UNMASK_TEST_THREADS", "1")))
+
+NUMERICAL = {
+    "audit",
+    "bidirectional",
+    "blind",
+    "block_causal",
+    "cache",
+    "categorical",
+    "clock",
+    "coconet",
+    "dependence_bound",
+    "drawn",
+    "golden",
+    "history",
+    "independence",
+    "judge",
+    "kernels",
+    "language",
+    "law",
+    "likelihood",
+    "loop_law",
+    "masked_lm",
+    "noisy",
+    "numerics",
+    "oracles",
+    "profile",
+    "rules",
+    "sampler",
+    "schedule",
+    "shapes",
+    "speculative",
+    "stream",
+    "streams",
+    "sudoku_net",
+    "transformer",
+}
+"""The modules whose outcome could depend on how a processor rounds; `make test-portable` runs them as others do."""
+
+
+def pytest_configure() -> None:
+    """Refuses a name of a module that has moved."""
+    gone = sorted(name for name in NUMERICAL if not (Path(__file__).parent / f"test_{name}.py").exists())
+    if gone:
+        raise pytest.UsageError(f"NUMERICAL in tests/conftest.py names modules that are not there: {', '.join(gone)}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the numerical tests."""
+    for item in items:
+        if item.path.stem.removeprefix("test_") in NUMERICAL:
+            item.add_marker(pytest.mark.numerical)
+
 
 settings.register_profile(
     "unmask", derandomize=True, deadline=None, max_examples=100, suppress_health_check=list(HealthCheck)

@@ -9,7 +9,7 @@ from torch import Tensor
 from unmask.denoiser import Query
 from unmask.evaluation import batching
 from unmask.evaluation.batching import best_batch
-from unmask.rules import Entropy, One, Rule
+from unmask.rules import Entropy, One, Rule, Speculative
 from unmask.sampling.loop import Sampler
 
 
@@ -52,6 +52,15 @@ def test_it_is_measured_once_and_no_larger_than_the_prompts():
     assert best_batch(Sampler(some.denoiser, Rule(Entropy(), One())), PROMPTS, (1, 8)) == 8
     assert best_batch(some, PROMPTS[:1]) == best_batch(some, PROMPTS[:0]) == 1
     assert some.denoiser.calls == calls  # pyright: ignore
+
+
+def test_it_is_measured_for_each_rule():
+    """Drafts cost: what one rule was measured with says nothing of another."""
+    some = sampler(0.02, 0.0)
+    best_batch(some, PROMPTS, (1, 8))
+    calls = some.denoiser.calls  # pyright: ignore
+    best_batch(Sampler(some.denoiser, Rule(Entropy(), Speculative(8))), PROMPTS, (1, 8))
+    assert some.denoiser.calls > calls  # pyright: ignore
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 4)])

@@ -18,7 +18,7 @@ def test_the_baseline_draws_from_the_law_it_should():
 
 def test_the_first_hitting_sampler_is_much_faster_than_the_published_step():
     report = compare(length=64, vocab=8192, steps=512, sampled=16, repeats=3)
-    assert report["ratio_categorical_ancestral"] > 3  # some 40 on an idle machine
+    assert report["ratio_categorical_ancestral"] > 10  # some 40 on an idle machine, 30 beside five other processes
     assert report["ratio_two_draw_ancestral"] < 4
 
 

@@ -41,9 +41,13 @@ def test_a_case_draws_one_row_in_eight_and_reports_every_ratio():
     assert len(call()[1].tokens) == 8  # pyright: ignore
     assert gamma > 0
     report = step.case(64, 3000, "bfloat16", repeats=2)
-    ratios = ("log_softmax", "log_softmax_busy", "llada", "mdlm", "quarter_masked")
-    assert all(report[f"ratio_{name}"] > 0 for name in ratios)
-    assert report["ratio_llada"] < 1
+    # 0.2, 0.4 and 0.6 on a busy machine, and far less for the vocabularies of the page.
+    assert 0 < report["ratio_llada"] < 0.5
+    assert 0 < report["ratio_mdlm"] < 1
+    assert 0 < report["ratio_quarter_masked"] < 1
+    for name in ("log_softmax", "llada", "mdlm"):
+        assert report[f"ratio_{name}"] == report["seconds_step"] / report[f"seconds_{name}"]
+    assert report["ratio_log_softmax_busy"] > 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
@@ -79,13 +83,16 @@ def test_curves_say_how_far_to_trust_their_exponents(monkeypatch):
     assert list(curves) == ["vocab", "length", "batch"]
     for curve in curves.values():
         assert len(curve["sizes"]) == len(curve["seconds"]) == 4
-        assert curve["spread"] >= 0
         assert curve["exponent"] == pytest.approx(measuring.exponent(curve["sizes"], curve["seconds"]))
 
 
 def test_batches_are_compared_with_the_bare_network_in_between():
     report = batch.bench(puzzles=3, slots=2)
-    assert report["ratio_one_batch"] > 0.5
-    assert report["ratio_streamed"] > 0.5
+    # Neither can be faster than the network alone, but for noise.
+    assert report["ratio_one_batch"] > 0.7
+    assert report["ratio_streamed"] > 0.7
     assert list(report["seconds_network"]) == ["1", "2", "4", "16"]
-    assert report["nfe_top1"] > report["nfe_eb"]
+    # The page says 15 times in both; these three puzzles take 27 times fewer evaluations.
+    assert report["nfe_top1"] > 15 * report["nfe_eb"]
+    assert report["speedup_eb"] > 5
+    assert report["solved_eb"] == report["solved_top1"] == 3

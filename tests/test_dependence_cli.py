@@ -93,6 +93,15 @@ def test_geometries_tell_pairs_apart():
     assert isinstance(geometry_of(named_task("text")), Line)
     assert geometry_of(named_task("sudoku")).classes == 4
     assert geometry_of(named_task("maze")).classes > 10
+    assert geometry_of(named_task("music")).matrix.shape == (256, 256)  # pyright: ignore
+
+
+def test_a_task_says_its_own_geometry_whatever_its_name(monkeypatch):
+    text = named_task("text")
+    monkeypatch.setattr(text, "name", "sudoku")
+    assert isinstance(geometry_of(text), Line)
+    monkeypatch.setattr(text, "geometry", lambda: sudoku(2), raising=False)
+    assert geometry_of(text).classes == 4
 
 
 def test_compare_measures_an_oracle_for_the_rule_that_asks():

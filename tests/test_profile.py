@@ -262,8 +262,8 @@ def test_bad_arguments_are_refused():
         ({"x": torch.tensor([[0]])}, "fewer than two tokens"),
         ({"maskable": torch.zeros(2, 4, dtype=torch.bool)}, "fewer than two tokens"),
         ({"maskable": torch.ones(2, 3, dtype=torch.bool)}, "maskable must have shape"),
-        ({"draws": 0}, "draws must be an integer"),
-        ({"repeats": True}, "repeats must be an integer"),
+        ({"draws": 0}, "draws must be a whole number"),
+        ({"repeats": True}, "repeats must be a whole number"),
         ({"profile": Profile.empty(two_halves(6))}, "sequences of 6 tokens"),
         ({"seed": None}, "either seed"),
     ]

@@ -81,7 +81,7 @@ def test_counts_without_an_evaluation_lie_between_their_neighbours():
 def test_bad_numbers_are_refused():
     curve = InformationCurve(torch.tensor([0.1, 0.2, 0.4], dtype=torch.float64), torch.zeros(3, dtype=torch.int64))
     for bad in (0, 4, 1.0, True):
-        with pytest.raises(ValueError, match="from 1 to the 3 tokens"):
+        with pytest.raises(ValueError, match="evaluations for 3 tokens must be a whole number from 1 to 3"):
             optimal_sizes(curve, bad)  # pyright: ignore[reportArgumentType]
     for sizes in ((1, 1), (4, -1), (2.0, 1)):
         with pytest.raises(ValueError, match="add up to 3"):
@@ -105,5 +105,5 @@ def test_the_command_prints_a_rule_that_loses_what_it_says():
     assert len(report["sizes"]) == 2
     with pytest.raises(ValueError, match="name a model, or"):
         run("schedule", "--evaluations", "2")
-    with pytest.raises(ValueError, match="from 1 to the 6 tokens"):
+    with pytest.raises(ValueError, match="for 6 tokens must be a whole number from 1 to 6"):
         run("schedule", *arguments, "--evaluations", "7")

@@ -180,8 +180,8 @@ def test_wrong_shapes_and_sizes_are_refused():
         ({"rows": 5}, "length 12 is no multiple of rows x channels = 5 x 1"),
         ({"rows": 3, "channels": 3}, "length 12 is no multiple of rows x channels = 3 x 3"),
         ({"mask_id": 6}, "mask_id 6 is outside the vocabulary"),
-        ({"depth": 0}, "depth must be an integer >= 1, got 0"),
-        ({"mlp": True}, "mlp must be an integer >= 1, got True"),
+        ({"depth": 0}, "depth must be a whole number from 1 to 1048576, got 0"),
+        ({"mlp": True}, "mlp must be a whole number from 1 to 1048576, got True"),
         ({"causal": True, "rows": 3}, "a causal network reads a line"),
         ({"causal": True, "time": True}, "a causal network reads a line"),
     ]

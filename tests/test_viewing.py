@@ -341,7 +341,7 @@ def test_what_a_user_gets_wrong_is_said_before_any_work(tmp_path: Path, monkeypa
     ):
         with pytest.raises(error, match=message):
             run(*arguments)
-    monkeypatch.setattr("unmask.viewing.pictures.find_spec", lambda name: None if name == "PIL" else name)
+    monkeypatch.setattr("unmask.viewing.drawing.find_spec", lambda name: None if name == "PIL" else name)
     with pytest.raises(ImportError, match=r"need pillow: pip install"):
         run("--gif", tmp_path / "x.gif")
     assert list(tmp_path.iterdir()) == []

@@ -62,9 +62,14 @@ class Denoiser(Protocol):
     """
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of token ids, the mask token included."""
+        ...
+
     @property
-    def mask_id(self) -> int: ...
+    def mask_id(self) -> int:
+        """Id of the mask token."""
+        ...
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         """Returns one row of logits per True in `query.where`, in row-major order (as `logits[query.where]`).

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..denoiser import Denoiser, Query, check_denoiser
 from ..draws.categorical import divergence, draw, forbid, marginals
 from ..draws.streams import Purpose, derive, uniforms
@@ -67,8 +68,7 @@ def measure_profile(
     if getattr(denoiser, "wants_time", False):
         raise ValueError("a dependence profile is by masked share, not time: give a denoiser that ignores the time")
     for name, value in (("draws", draws), ("repeats", repeats), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        whole(name, value)
     x, valid = as_batch(x, denoiser)
     if maskable is not None and maskable.shape != x.shape:
         raise ValueError(f"maskable must have shape {tuple(x.shape)}, got {tuple(maskable.shape)}")

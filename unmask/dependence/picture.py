@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..rules.profile import Profile
+from ..viewing import drawing
 
 
 def heat_map(profile: Profile, path: Path, title: str) -> None:
@@ -13,12 +14,8 @@ def heat_map(profile: Profile, path: Path, title: str) -> None:
     Raises:
         ImportError: If matplotlib is not installed (extra `plot`).
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "unmask[plot]"') from error
-    matplotlib.use("Agg")
-    from matplotlib import colors, pyplot
+    pyplot = drawing.pyplot()
+    from matplotlib import colors
 
     mean = profile.mean
     shown = mean[mean > 0]

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..errors import LogitsError
 from .kernels import row_kernel
 
@@ -310,7 +311,7 @@ def check_draw(temperature: float | Tensor, top_k: int | None, top_p: float | No
         raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r:.80}") from None
     if values.dtype == torch.bool or not bool((values.isfinite() & (values >= 0)).all()):
         raise ValueError(f"temperature must be a finite number >= 0 (0 takes the argmax), got {temperature}")
-    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
-        raise ValueError(f"top_k must be an integer >= 1 or None, got {top_k!r}")
+    if top_k is not None:
+        whole("top_k", top_k)
     if top_p is not None and not (isinstance(top_p, (int, float)) and 0 < top_p <= 1):
         raise ValueError(f"top_p must be in (0, 1] or None, got {top_p!r}")

@@ -18,11 +18,11 @@ _ENOUGH = 2.0
 _NEAR = 0.97
 """Of the best rate, what a smaller batch needs to be preferred: it takes less memory and leaves fewer slots empty."""
 
-_found: WeakKeyDictionary[Denoiser, dict[tuple[int, int], int]] = WeakKeyDictionary()
+_found: WeakKeyDictionary[Denoiser, dict[tuple[str, int, int], int]] = WeakKeyDictionary()
 
 
 def best_batch(sampler: Sampler, x: Int[Tensor, "prompts length"], sizes: Sequence[int] = SIZES) -> int:
-    """Measures which batch size serves most sequences a second, once per network, length and number of prompts.
+    """Measures which batch size serves most sequences a second, once per network, rule, length and number of prompts.
 
     What is timed is the first step of the first prompts, the better of two. Batches above the number of prompts are not
     tried, nor larger ones once two seconds are spent. No answer depends on the outcome: a sequence gets what it would
@@ -42,7 +42,9 @@ def best_batch(sampler: Sampler, x: Int[Tensor, "prompts length"], sizes: Sequen
     if len(sizes) == 1:
         return sizes[0]
     known = _found.setdefault(sampler.denoiser, {})
-    key = x.shape[1], sizes[-1]
+    # A rule may evaluate several states of a sequence, or more than once. What is not in its repr, the values of a
+    # profile, changes no cost.
+    key = repr(sampler.rule), x.shape[1], sizes[-1]
     if key not in known:
         known[key] = _measured(sampler, x, sizes)
     return known[key]

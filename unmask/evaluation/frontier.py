@@ -13,6 +13,7 @@ import torch
 from ..oracles import Oracle, exact_law
 from ..rules.named import FAMILIES, NamedRule, named_rule
 from ..rules.profile import Profile
+from ..viewing import drawing
 
 GAMMAS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, math.inf)
 EPSILONS = (0.0, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, math.inf)
@@ -103,17 +104,6 @@ def frontier(
     return rows
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError('plots need matplotlib: pip install "unmask[plot]"') from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _lines(axes: Any, rows: list[dict[str, Any]], point: Callable[[dict[str, Any]], tuple[float, float]]) -> None:
     """Draws a line per rule, proxy and temperature."""
     groups: dict[str, set[tuple[float, float]]] = {}
@@ -131,7 +121,7 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     Raises:
         ImportError: If matplotlib is not installed (extra `plot`).
     """
-    pyplot = _pyplot()
+    pyplot = drawing.pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
     _lines(axes, rows, lambda row: (round(row["nfe_mean"], 9), row["kl"] if row["kl"] > 1e-12 else 0.0))
     axes.set_yscale("symlog", linthresh=1e-2)
@@ -151,7 +141,7 @@ def plot_study(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     Raises:
         ImportError: If matplotlib is not installed (extra `plot`).
     """
-    pyplot = _pyplot()
+    pyplot = drawing.pyplot()
     from matplotlib import ticker
 
     figure, both = pyplot.subplots(1, 2, figsize=(10, 4.5), sharey=True, constrained_layout=True)

@@ -1,6 +1,8 @@
-"""Further figures of text samples: never one number."""
+"""Further figures of samples that no one number judges, such as text."""
 
 from __future__ import annotations
+
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -12,16 +14,22 @@ from ..schedule import Linear
 from ..tasks.task import Task
 from .study import Measure
 
-GRAM = 4
-"""The n of distinct-n."""
+
+@runtime_checkable
+class Measured(Protocol):
+    """A task whose answers no one number judges."""
+
+    def measures(self, tokens: Int[Tensor, "samples length"]) -> dict[str, Float[Tensor, " samples"]]:
+        """Returns figures of each sample by their names."""
+        ...
 
 
 def measure_for(task: Task, denoiser: Denoiser, judge: str | None = None) -> Measure | None:
-    """Returns what is measured of a task's answers besides its score; nothing but for text.
+    """Returns what is measured of a task's answers besides its score; nothing unless the task says what.
 
-    Text: `nelbo`, the model's own bound on -log p of the whole sequence, in nats per token; `entropy`, of the tokens
-    within each sample, in nats; `distinct_n`, the share of different 4-grams; with a judge, `judge`: nats per token
-    under that causal model.
+    `nelbo`, the model's own bound on -log p of the whole sequence, in nats per token; what the task itself measures
+    (of text, `entropy` and `distinct_n`, see `TextTask.measures`); with a judge, `judge`: nats per token under that
+    causal model.
 
     Args:
         task: The task.
@@ -29,14 +37,13 @@ def measure_for(task: Task, denoiser: Denoiser, judge: str | None = None) -> Mea
         judge: Folder of a causal language model.
 
     Raises:
-        ValueError: If a judge is given for anything but text.
+        ValueError: If a judge is given for a task that its score judges.
         AdapterError: If there is no such judge.
     """
-    if task.name != "text":
+    if not isinstance(task, Measured):
         if judge is not None:
             raise ValueError(f"--judge goes with the task text, not with {task.name}")
         return None
-    from ..tasks.text import distinct_n, unigram_entropy
     from .judge import load_judge
 
     score = None if judge is None else load_judge(judge, task, device_of(denoiser))
@@ -44,11 +51,7 @@ def measure_for(task: Task, denoiser: Denoiser, judge: str | None = None) -> Mea
     def measure(tokens: Int[Tensor, "samples length"]) -> dict[str, Float[Tensor, " samples"]]:
         x = tokens.to(device_of(denoiser))
         found = nelbo(denoiser, x, strata=12, replicates=2, seed=0, schedule=Linear())
-        figures = {
-            "nelbo": found.per_token.double().cpu(),
-            "entropy": unigram_entropy(tokens),
-            "distinct_n": distinct_n(tokens, GRAM),
-        }
+        figures = {"nelbo": found.per_token.double().cpu(), **task.measures(tokens)}
         if score is not None:
             figures["judge"] = torch.cat([score(part) for part in tokens.split(64)])
         return figures

@@ -22,6 +22,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..denoiser import Denoiser, Query
 from ..draws.categorical import marginals
 from ..oracles.oracle import Oracle
@@ -79,11 +80,10 @@ def optimal_sizes(curve: InformationCurve, evaluations: int) -> tuple[int, ...]:
         What `Groups` takes: the sizes, first to last.
 
     Raises:
-        ValueError: If the number is not an integer from 1 to the length of the curve.
+        ValueError: If the number is not a whole number from 1 to the length of the curve.
     """
     masks = len(curve.nats)
-    if isinstance(evaluations, bool) or not isinstance(evaluations, int) or not 1 <= evaluations <= masks:
-        raise ValueError(f"evaluations must be an integer from 1 to the {masks} tokens, got {evaluations!r}")
+    whole(f"evaluations for {masks} tokens", evaluations, 1, masks)
     loss = curve._losses()
     best = torch.full((masks + 1,), torch.inf, dtype=torch.float64)  # to finish from so many masks, in the groups left
     best[0] = 0.0

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..denoiser import Denoiser, Query, check_denoiser
 from ..draws.categorical import log_prob, marginals
 from ..draws.streams import Purpose, uniforms
@@ -207,8 +208,7 @@ def chain_log_likelihood(
 
 def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+        whole(name, value)
 
 
 def _to_score(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 
-from ..tasks.task import Task
 from .profile import Line, Relations
+
+if TYPE_CHECKING:
+    from ..tasks.task import Task
 
 
 def relations(length: int, relation: Callable[[int, int], str]) -> Relations:
@@ -62,14 +65,15 @@ def music(voices: int, steps: int) -> Relations:
     return relations(voices * steps, relation)
 
 
-def geometry_of(task: Task) -> Line | Relations:
-    """Returns the geometry of a task; a line, unless it is one of those that are not."""
-    if task.name == "sudoku":
-        return sudoku(3)
-    if task.name == "maze":
-        return maze(round((task.length / 2) ** 0.5))
-    if task.name == "music":
-        from ..models.networks.coconet import STEPS, VOICES
+@runtime_checkable
+class Placed(Protocol):
+    """A task that says how its positions lie; those of any other lie on a line."""
 
-        return music(VOICES, STEPS)
-    return Line.of(task.length)
+    def geometry(self) -> Line | Relations:
+        """Returns which pairs of positions are alike."""
+        ...
+
+
+def geometry_of(task: Task) -> Line | Relations:
+    """Returns the geometry of a task: its own, or else a line."""
+    return task.geometry() if isinstance(task, Placed) else Line.of(task.length)

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..errors import AdapterError
 
 FORMAT = "unmask-profile/1"
@@ -55,14 +56,16 @@ class Line:
 
     @property
     def classes(self) -> int:
+        """Number of classes."""
         return len(self.starts)
 
     def pairs(self, one: Int[Tensor, "*#shape"], other: Int[Tensor, "*#shape"]) -> Int[Tensor, "*shape"]:
+        """Returns the class of each pair of positions."""
         distance = (one - other).abs().clamp(max=self.starts[-1])
         return _distance_classes(self.starts).to(distance.device)[distance]
 
     def check(self, length: int) -> None:
-        pass
+        """Accepts sequences of any length."""
 
     def label(self, number: int) -> str:
         """The distances of a class."""
@@ -93,12 +96,15 @@ class Relations:
 
     @property
     def classes(self) -> int:
+        """Number of classes."""
         return len(self.names)
 
     def pairs(self, one: Int[Tensor, "*#shape"], other: Int[Tensor, "*#shape"]) -> Int[Tensor, "*shape"]:
+        """Returns the class of each pair of positions."""
         return self.matrix.to(one.device)[one, other]
 
     def check(self, length: int) -> None:
+        """Raises `ValueError` unless sequences are of the length of the matrix."""
         if length != len(self.matrix):
             raise ValueError(f"this profile is of sequences of {len(self.matrix)} tokens, got {length}")
 
@@ -166,8 +172,7 @@ class Profile:
         Raises:
             ValueError: If there is no bin of the masked share, or levels do not increase.
         """
-        if isinstance(fractions, bool) or not isinstance(fractions, int) or fractions < 1:
-            raise ValueError(f"fractions must be an integer >= 1, got {fractions!r}")
+        whole("fractions", fractions)
         if list(levels) != sorted(set(levels)) or not all(level > 0 for level in levels):
             raise ValueError(f"levels of entropy are nats > 0 in increasing order, got {levels}")
         cells = (geometry.classes, fractions, geometry.screens, len(levels) + 1)

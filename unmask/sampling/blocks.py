@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..checks import whole
+
 
 def windows(pending: Bool[Tensor, "batch length"], size: int) -> Int[Tensor, "batch length"]:
     """Numbers windows of `size` positions, counted from each sequence's first mask.
@@ -13,10 +15,9 @@ def windows(pending: Bool[Tensor, "batch length"], size: int) -> Int[Tensor, "ba
     Pinned tokens inside a window take up room in it, as in the published semi-autoregressive samplers.
 
     Raises:
-        ValueError: If `size` is not an integer >= 1.
+        ValueError: If `size` is not a whole number >= 1.
     """
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ValueError(f"a block is a whole number of positions >= 1, got {size!r}")
+    whole("the length of a block", size)
     position = torch.arange(pending.shape[1], device=pending.device).expand_as(pending)
     first = pending.to(torch.int8).argmax(-1, keepdim=True)  # 0 where nothing is masked
     return (position - first).div(size, rounding_mode="floor")

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..draws.streams import derive
 from .task import Examples
 
@@ -43,18 +44,6 @@ def check_index(index: int, length: int) -> int:
     if not -length <= index < length:
         raise IndexError(f"example {index} of {length}")
     return index % length
-
-
-def check_whole(name: str, value: object, least: int, most: int | None = None) -> int:
-    """Returns a setting that must be a whole number.
-
-    Raises:
-        ValueError: If it is not one, or out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
-        limits = f">= {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be a whole number {limits}, got {value!r}")
-    return value
 
 
 class Draws:
@@ -95,6 +84,6 @@ def stack(examples: Examples, limit: int) -> tuple[Int[Tensor, "examples length"
     Raises:
         ValueError: If `limit` is below 1.
     """
-    check_whole("limit", limit, 1)
+    whole("limit", limit, 1)
     pairs = [examples[index] for index in range(min(limit, len(examples)))]
     return torch.stack([tokens for tokens, _ in pairs]), torch.stack([maskable for _, maskable in pairs])

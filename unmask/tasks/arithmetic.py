@@ -28,8 +28,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..draws.streams import derive
-from ._common import ENDLESS, MASK_SIGN, Draws, check_index, check_split, check_whole, stack
+from ._common import ENDLESS, MASK_SIGN, Draws, check_index, check_split, stack
 from .task import Prompts
 
 CHARACTERS = " 0123456789+-*()=.,:?abcdefghijklmnopqrstuvwxyz"
@@ -294,11 +295,11 @@ class ArithmeticTask:
         if kind not in (*_MIXED, "countdown", "mixed"):
             raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(_MIXED)}, countdown, mixed")
         self.kind = kind
-        self.digits = check_whole("digits", digits, 2, 9)
-        self.problems = check_whole("problems", problems, 1, 16)
+        self.digits = whole("digits", digits, 2, 9)
+        self.problems = whole("problems", problems, 1, 16)
         default = 2 if kind == "countdown" else 3
-        self.operations = n = check_whole("operations", default if operations is None else operations, 1, 6)
-        self.seed = check_whole("seed", seed, 0)
+        self.operations = n = whole("operations", default if operations is None else operations, 1, 6)
+        self.seed = whole("seed", seed, 0)
         stories = [text.format(name="tom", things="apples", a=10, b=10, c=10) for _, text in _STORIES]
         self.widths = {
             "addition": 2 * digits + 2,

@@ -29,8 +29,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..draws.streams import derive
-from ._common import ENDLESS, MASK_SIGN, Draws, check_index, check_split, check_whole, stack
+from ._common import ENDLESS, MASK_SIGN, Draws, check_index, check_split, stack
 from .task import Prompts
 
 CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
@@ -312,13 +313,13 @@ class InstructionTask:
     def __init__(
         self, *, kinds: str | None = None, length: int = _LENGTH, canvas: int = _CANVAS, seed: int = 0
     ) -> None:
-        self.seed = check_whole("seed", seed, 0)
+        self.seed = whole("seed", seed, 0)
         usual = (kind for kind in KINDS if kind not in ("sums", "basic"))
         self.chosen = tuple(usual if kinds is None else kinds.split("+"))
         unknown = [kind for kind in self.chosen if kind not in KINDS]
         if unknown:
             raise ValueError(f"unknown kinds {', '.join(map(repr, unknown))}; choose from {', '.join(KINDS)}")
-        self.canvas, self.length = check_whole("canvas", canvas, 1), check_whole("length", length, 1)
+        self.canvas, self.length = whole("canvas", canvas, 1), whole("length", length, 1)
 
     def examples(self, split: str) -> InstructionExamples:
         """Returns the instructions of a split, `2**31` of them for training."""

@@ -27,10 +27,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..draws.streams import derive
 from ..errors import DataError
+from ..rules import geometry
+from ..rules.profile import Relations
 from ..viewing.layout import EAST, NORTH, SOUTH, WEST, Layout
-from ._common import ENDLESS, Draws, check_index, check_split, check_whole, stack
+from ._common import ENDLESS, Draws, check_index, check_split, stack
 from .task import Prompts
 
 CONDITIONS = 48
@@ -383,9 +386,9 @@ class MazeTask:
         if not 0 < removed <= 1:
             raise ValueError(f"removed must be above 0 and at most 1, got {removed!r}")
         self.kind = kind
-        self.size = check_whole("size", (6 if kind == "tree" else 8) if size is None else size, 4, 32)
+        self.size = whole("size", (6 if kind == "tree" else 8) if size is None else size, 4, 32)
         self.removed = removed if kind == "loops" else 0.0
-        self.seed = check_whole("seed", seed, 0)
+        self.seed = whole("seed", seed, 0)
         self.length = 2 * self.size**2
         self.quality = "exact paths" if kind == "tree" else "paths that are legal and shortest"
         self.mazes: Sequence[Maze] | None = None
@@ -430,6 +433,10 @@ class MazeTask:
             maze, _ = decode(prompt)
             scores.append(is_shortest_path(maze, decode(torch.cat([prompt[: self.size**2], row[self.size**2 :]]))[1]))
         return torch.tensor(scores, dtype=torch.float64)
+
+    def geometry(self) -> Relations:
+        """Returns which pairs of positions are alike: cells as far apart along each side."""
+        return geometry.maze(self.size)
 
     def show(self, tokens: Int[Tensor, " length"]) -> str:
         """Returns a drawing of the maze with its path (see `draw`)."""

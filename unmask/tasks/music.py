@@ -24,6 +24,8 @@ from ..errors import DataError
 from ..likelihood.nelbo import chain_log_likelihood
 from ..models.networks.coconet import LENGTH, MASK_ID, PITCHES, STEPS, VOCAB_SIZE, VOICES
 from ..models.registry import load
+from ..rules import geometry
+from ..rules.profile import Relations
 from ..viewing.layout import Layout
 from .task import Prompts
 
@@ -320,6 +322,10 @@ class MusicTask:
         if self._judge is None:
             self._judge = load(self.model, device=self.device)
         return chain_score(self._judge, prompts.tokens.to(self.device), tokens.to(self.device)).cpu()
+
+    def geometry(self) -> Relations:
+        """Returns which pairs of positions are alike: notes as far apart in time, in one voice or in two."""
+        return geometry.music(VOICES, STEPS)
 
     def show(self, tokens: Int[Tensor, " 256"]) -> str:
         """Renders a sequence for a person to read (see the function `show`)."""

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..models.networks.coconet import MASK_ID, STEPS, VOICES
+from ..viewing import drawing
 from .music import LOWEST, NAMES, pitch_name
 
 TICKS_PER_STEP = 120
@@ -110,12 +111,7 @@ def write_piano_roll(
         ImportError: If matplotlib is not installed (extra `plot`).
         OSError: If the file cannot be written.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError('pictures need matplotlib: pip install "unmask[plot]"') from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    pyplot = drawing.pyplot("pictures")
     from matplotlib.patches import Patch
 
     notes = notes_of(tokens, given)

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..denoiser import Denoiser, device_of
 from ..errors import DataError
 from ..likelihood.nelbo import nelbo
-from ._common import MASK_SIGN, check_split, check_whole
+from ._common import MASK_SIGN, check_split
 from .task import Prompts
 from .text import TextTask, Windows, read_text
 
@@ -70,7 +71,7 @@ class PromptFolder:
     def prompts(self, split: str, limit: int) -> Prompts:
         """Returns the first `limit` prompts, which are the same in every split."""
         check_split(split)
-        rows = self.rows[: check_whole("limit", limit, 1)]
+        rows = self.rows[: whole("limit", limit, 1)]
         return Prompts(rows, rows)
 
     def score(self, prompts: Prompts, tokens: Int[Tensor, "prompts length"]) -> Float[Tensor, " prompts"]:

@@ -16,10 +16,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..draws.streams import derive
 from ..errors import DataError
+from ..rules import geometry
+from ..rules.profile import Relations
 from ..viewing.layout import Layout
-from ._common import ENDLESS, check_index, check_split, check_whole, stack
+from ._common import ENDLESS, check_index, check_split, stack
 from .task import Prompts
 
 CELLS = 81
@@ -244,7 +247,7 @@ class SudokuTask:
     length = CELLS
 
     def __init__(self, *, data: Path | str | None = None, grade: str | None = None, seed: int = 0) -> None:
-        self.seed = check_whole("seed", seed, 0)
+        self.seed = whole("seed", seed, 0)
         name = "the shipped file" if data is None else str(data)
         puzzles = demo_puzzles() if data is None else _read_solved(Path(data))
         if grade is not None:
@@ -289,6 +292,10 @@ class SudokuTask:
         """Returns 1 for each solved puzzle, else 0."""
         kept = ((prompts.tokens == MASK) | (tokens == prompts.tokens)).all(1)
         return (solved(tokens) & kept).double()
+
+    def geometry(self) -> Relations:
+        """Returns which pairs of positions are alike: cells of one row, column or box, or of none."""
+        return geometry.sudoku(3)
 
     def show(self, tokens: Int[Tensor, "81"]) -> str:
         """Returns nine lines of digits, `.` where masked."""

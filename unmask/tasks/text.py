@@ -20,13 +20,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..draws.streams import derive
 from ..errors import DataError
-from ._common import ENDLESS, MASK_SIGN, SPLITS, Draws, check_index, check_split, check_whole
+from ._common import ENDLESS, MASK_SIGN, SPLITS, Draws, check_index, check_split
 from .task import Prompts
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+
+GRAM = 4
+"""The n of distinct-n."""
 
 _VALIDATION, _TEST = 0.90, 0.95
 _WORDS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -160,9 +164,9 @@ class TextTask:
         vocabulary: str | None = None,
         seed: int = 0,
     ) -> None:
-        self.length = check_whole("length", length, 2)
-        self.span = check_whole("span", span, 1)
-        self.seed = check_whole("seed", seed, 0)
+        self.length = whole("length", length, 2)
+        self.span = whole("span", span, 1)
+        self.seed = whole("seed", seed, 0)
         if gaps not in ("infill", "free"):
             raise ValueError(f"unknown gaps {gaps!r}; choose one of infill, free")
         if level not in ("character", "subword"):
@@ -238,7 +242,7 @@ class TextTask:
             ValueError: If there is no such split, or `limit` is below 1.
         """
         windows = self.examples(split)
-        count = min(check_whole("limit", limit, 1), len(windows))
+        count = min(whole("limit", limit, 1), len(windows))
         answers = torch.stack([windows[index][0] for index in range(count)])
         masked = torch.ones_like(answers, dtype=torch.bool)
         if self.gaps == "infill":
@@ -261,6 +265,13 @@ class TextTask:
             masked = prompts.tokens == self.mask_id
             return (masked & (tokens == prompts.answers)).sum(1).double() / masked.sum(1)
         return torch.tensor([self._known_letters(self.show(row)) for row in tokens], dtype=torch.float64)
+
+    def measures(self, tokens: Int[Tensor, "samples length"]) -> dict[str, Float[Tensor, " samples"]]:
+        """Returns `entropy`, of the tokens in each sample, in nats, and `distinct_n`, the share of 4-grams that differ.
+
+        No one number tells how good a text is; see `unmask.evaluation.measures` for what a model adds.
+        """
+        return {"entropy": unigram_entropy(tokens), "distinct_n": distinct_n(tokens, GRAM)}
 
     @cached_property
     def known_words(self) -> frozenset[str]:
@@ -320,6 +331,6 @@ def distinct_n(tokens: Int[Tensor, "samples length"], n: int) -> Float[Tensor, "
     References:
         Li et al. (2016), arXiv:1510.03055.
     """
-    check_whole("n", n, 1, tokens.shape[1])
+    whole("n", n, 1, tokens.shape[1])
     grams = tokens.unfold(1, n, 1)
     return torch.tensor([len(row.unique(dim=0)) / len(row) for row in grams], dtype=torch.float64)

@@ -12,6 +12,7 @@ from ..models.networks.transformer import TransformerConfig
 from ..rules.named import NamedRule, named_rule
 from ..schedule import SCHEDULES
 from ..tasks.task import Task
+from .descent import share_of_rate
 
 MAY_CHANGE = frozenset({"out", "threads", "save_every", "log_every", "evaluation", "samples", "report_to", "workers"})
 """Settings that do not change what is trained."""
@@ -223,9 +224,7 @@ class TrainConfig(_Strict):
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step, as a share of `lr`: warm-up, constant, linear decay."""
-        up = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        left = (self.steps - step) / self.decay_steps if self.decay_steps else 1.0
-        return up * max(0.01, min(1.0, left))
+        return share_of_rate(step, self.steps, self.warmup_steps, self.decay_steps)
 
     def recipe(self) -> dict[str, Any]:
         """The settings that change what is trained."""

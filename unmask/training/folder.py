@@ -1,4 +1,4 @@
-"""What runs of every kind share: one process per folder, a log that survives a kill, a progress bar."""
+"""What runs of every kind share: one process per folder, which recipes continue a run, a log that survives a kill."""
 
 from __future__ import annotations
 
@@ -7,11 +7,59 @@ import json
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from unmask.errors import UnmaskError
 from unmask.models.networks.checkpoint import write_atomically
+
+
+@contextlib.contextmanager
+def computing(out: Path, threads: int) -> Iterator[None]:
+    """Makes the folder of a run and computes with so many threads; on leaving, there are as many as before.
+
+    Raises:
+        UnmaskError: If a file cannot be written, for instance on a full disk.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise UnmaskError(
+            f"could not write to {out}: {error}; the last saved state is intact, make room and run again to resume"
+        ) from error
+    finally:
+        torch.set_num_threads(before)
+
+
+def continues(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], step: int) -> bool:
+    """Whether a recipe continues the run of another with changes (`True`), or without any (`False`).
+
+    `steps` and `decay_steps` may change until the decay begins; until then they change nothing that was computed.
+
+    Args:
+        path: Where the old recipe lies.
+        old: The recipe of the run so far.
+        new: The recipe asked for.
+        step: How far the run is.
+
+    Raises:
+        ValueError: If it does not continue the run; the message names what differs.
+    """
+    changed = sorted(name for name in {**old, **new} if old.get(name) != new.get(name))
+    before_decay = step <= min(one["steps"] - one["decay_steps"] for one in (old, new))
+    if set(changed) - {"steps", "decay_steps"} or (changed and not before_decay):
+        differences = ", ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked" for name in changed)
+        raise ValueError(
+            f"{path.parent} holds another run ({differences}), now at step {step}; resume with the recipe in {path} "
+            "(steps and decay_steps may change until the decay begins), or train into another folder"
+        )
+    return bool(changed)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import io
 import json
 import math
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..models.networks.checkpoint import write_atomically
 from ..tasks.task import Task
+from ..viewing.drawing import missing
 from .config import TrainConfig
 from .networks import Network, describe
 
@@ -45,7 +45,7 @@ def write_report(
         "seconds": round(seconds, 1),
     }
     write_atomically(to / "metrics.json", (json.dumps(facts, indent=2) + "\n").encode())
-    drawn = importlib.util.find_spec("matplotlib") is not None
+    drawn = not missing("matplotlib")
     if drawn:
         write_atomically(to / "curves.png", _curves(history, metrics, config))
     write_atomically(to / "README.md", _card(config, task, describe(network), facts, drawn).encode())

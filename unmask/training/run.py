@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from ..errors import AdapterError, DataError, UnmaskError
+from ..errors import AdapterError, DataError
 from ..likelihood.nelbo import causal_likelihood, nelbo
 from ..models.networks.checkpoint import write_atomically
 from ..rules.clock import MaskedFraction
@@ -72,43 +72,32 @@ def train(
     for split in ("train", "validation"):
         check_examples(task, split)
     arguments = training_arguments(config, config.out / "state")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(config.threads)
-    try:
-        config.out.mkdir(parents=True, exist_ok=True)
-        with contextlib.ExitStack() as stack:
-            if arguments.should_save:
-                stack.enter_context(folder.alone(config.out))
-                _remember(config, task, resume)
-            run = _Run(config, task, network)
-            course = Course(task.examples("train"), config.steps, config.batch_size, config.seed)
-            collator = Collator(task.mask_id, config.batch_size, config.objective, SCHEDULES[config.schedule])
-            callbacks: list[TrainerCallback] = [Watch(run.on_step, run.on_log)]
-            if on_step is not None:
-                callbacks.append(Watch(on_step, lambda _: None))
-            if stop_after is not None:
-                callbacks.append(Stop(stop_after))
-            trainer = run.trainer = MaskedTrainer(
-                config, network, course, collator, arguments, callbacks, run.on_evaluation
-            )
-            trainer.accelerator.wait_for_everyone()
-            last = next(iter(saved_checkpoints(config.out / "state")), None)
-            began = int(last.name.split("-")[1]) if last else 0
-            with run.watched(began, arguments.should_save):
-                trainer.train(resume_from_checkpoint=str(last) if last else None)
-            if trainer.state.global_step < config.steps:
-                return config.out
-            if arguments.should_save:
-                run.finish()
-            trainer.accelerator.wait_for_everyone()
-            return config.out / "checkpoint"
-    except OSError as error:
-        raise UnmaskError(
-            f"could not write to {config.out}: {error}; the last saved state is intact, make room and run again to"
-            " resume"
-        ) from error
-    finally:
-        torch.set_num_threads(threads)
+    with folder.computing(config.out, config.threads), contextlib.ExitStack() as stack:
+        if arguments.should_save:
+            stack.enter_context(folder.alone(config.out))
+            _remember(config, task, resume)
+        run = _Run(config, task, network)
+        course = Course(task.examples("train"), config.steps, config.batch_size, config.seed)
+        collator = Collator(task.mask_id, config.batch_size, config.objective, SCHEDULES[config.schedule])
+        callbacks: list[TrainerCallback] = [Watch(run.on_step, run.on_log)]
+        if on_step is not None:
+            callbacks.append(Watch(on_step, lambda _: None))
+        if stop_after is not None:
+            callbacks.append(Stop(stop_after))
+        trainer = run.trainer = MaskedTrainer(
+            config, network, course, collator, arguments, callbacks, run.on_evaluation
+        )
+        trainer.accelerator.wait_for_everyone()
+        last = next(iter(saved_checkpoints(config.out / "state")), None)
+        began = int(last.name.split("-")[1]) if last else 0
+        with run.watched(began, arguments.should_save):
+            trainer.train(resume_from_checkpoint=str(last) if last else None)
+        if trainer.state.global_step < config.steps:
+            return config.out
+        if arguments.should_save:
+            run.finish()
+        trainer.accelerator.wait_for_everyone()
+        return config.out / "checkpoint"
 
 
 def check_examples(task: Task, split: str) -> None:
@@ -261,15 +250,6 @@ def _remember(config: TrainConfig, task: Task, resume: bool) -> None:
             known = {name: value for name, value in wanted["task"].items() if name in saved["task"]}
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise AdapterError(f"{path} holds no configuration of a run ({type(error).__name__}: {error})") from error
-        new = {**wanted["recipe"], **known}
-        changed = sorted(name for name in {**old, **new} if old.get(name) != new.get(name))
         last = next(iter(saved_checkpoints(config.out / "state")), None)
-        step = int(last.name.split("-")[1]) if last else 0
-        before_decay = step <= min(old["steps"] - old["decay_steps"], config.steps - config.decay_steps)
-        if set(changed) - {"steps", "decay_steps"} or (changed and not before_decay):
-            differences = ", ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked" for name in changed)
-            raise ValueError(
-                f"{config.out} holds another run ({differences}), now at step {step}; resume with the configuration in "
-                f"{path} (steps and decay_steps may change until the decay begins), or train into another folder"
-            )
+        folder.continues(path, old, {**wanted["recipe"], **known}, int(last.name.split("-")[1]) if last else 0)
     write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())

@@ -1,4 +1,10 @@
-"""Training of the Sudoku network, resumable after any interruption."""
+"""Training of the Sudoku network, resumable after any interruption.
+
+It has a loop of its own, apart from the Trainer of `unmask.training.run`, as `unmask train sudoku` has to make the
+checkpoint that ships with the same bits, on a plain installation: the Trainer needs the extra `train`, keeps another
+kind of state, and stops where this recipe skips a step (a gradient that is not finite). What they have in common is
+in `descent` (learning rate, AdamW, average) and `folder` (one process, log, progress, which recipes continue a run).
+"""
 
 from __future__ import annotations
 
@@ -19,12 +25,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from unmask.errors import AdapterError, UnmaskError
+from unmask.errors import AdapterError
 from unmask.models.networks.checkpoint import replacing, save_checkpoint, write_atomically
 from unmask.models.networks.sudoku import SudokuConfig, SudokuNet
 from unmask.tasks import sudoku_puzzles
 from unmask.tasks.sudoku_puzzles import PuzzlePool, StateMix
 from unmask.training import folder
+from unmask.training.descent import adamw, move_average, share_of_rate
 
 
 @dataclass(frozen=True)
@@ -95,9 +102,7 @@ class SudokuRecipe:
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step: warm-up, constant, linear decay."""
-        up = min(1.0, (step + 1) / max(1, self.warmup_steps))
-        left = (self.steps - step) / self.decay if self.decay else 1.0
-        return self.lr * up * max(0.01, min(1.0, left))
+        return self.lr * share_of_rate(step, self.steps, self.warmup_steps, self.decay)
 
 
 def train_sudoku(
@@ -141,22 +146,12 @@ def train_sudoku(
         raise ValueError(f"save_every and log_every must be >= 1, got {save_every} and {log_every}")
     if recipe.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cl"))):
         raise ValueError("torch.compile needs a C++ compiler, and none was found: install one, or set compile=False")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(recipe.threads)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with folder.alone(out):
-            _remember(out, recipe, resume)
-            run = _Run(recipe, _load_pool(out, recipe))
-            run.load(out / "state.pt")
-            finished = _loop(run, out, save_every, log_every, stop_after, on_step)
-            return export_sudoku(out) if finished else out
-    except OSError as error:
-        raise UnmaskError(
-            f"could not write to {out}: {error}; the last saved state is intact, make room and run again to resume"
-        ) from error
-    finally:
-        torch.set_num_threads(threads)
+    with folder.computing(out, recipe.threads), folder.alone(out):
+        _remember(out, recipe, resume)
+        run = _Run(recipe, _load_pool(out, recipe))
+        run.load(out / "state.pt")
+        finished = _loop(run, out, save_every, log_every, stop_after, on_step)
+        return export_sudoku(out) if finished else out
 
 
 def _loop(
@@ -227,10 +222,7 @@ class _Run:
         self.ema.load_state_dict(self.net.state_dict())
         self.work = SudokuNet(recipe.network).to(getattr(torch, recipe.dtype))
         self.refine = torch.compile(self.work.refine, dynamic=False) if recipe.compile else self.work.refine
-        matrices = [p for p in self.net.parameters() if p.ndim > 1]
-        vectors = [p for p in self.net.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.AdamW(groups, lr=recipe.lr, betas=(0.9, 0.98))
+        self.optimiser = adamw(self.net.parameters(), recipe.lr, recipe.weight_decay)
         self.step = 0
         self.loss = math.nan  # of the last pass, averaged over some hundred steps
         self.seconds = 0.0
@@ -281,10 +273,8 @@ class _Run:
         else:
             self.skipped += 1
         self.step += 1
-        decay = min(recipe.ema, self.step / (self.step + 10))
-        with torch.no_grad():
-            for p, _, e in pairs:
-                e.lerp_(p, 1 - decay)
+        for p, _, e in pairs:
+            move_average(e, p, recipe.ema, self.step)
         loss = float(losses[-1].detach())
         if math.isfinite(loss):
             self.loss = loss if math.isnan(self.loss) else self.loss + (loss - self.loss) / min(self.step, 500)
@@ -357,19 +347,8 @@ def _remember(out: Path, recipe: SudokuRecipe, resume: bool) -> None:
     if path.exists():
         if not resume:
             raise ValueError(f"{out} already holds a run; resume it, or train into another folder")
-        saved = _read_recipe(path)
-        changed = sorted(name for name in {**saved, **wanted} if saved.get(name) != wanted.get(name))
         step = _read_state(out / "state.pt")["step"] if (out / "state.pt").exists() else 0
-        before_decay = step <= min(saved["steps"] - saved["decay_steps"], recipe.steps - recipe.decay)
-        if set(changed) - {"steps", "decay_steps"} or (changed and not before_decay):
-            differences = ", ".join(
-                f"{name}: {saved.get(name)!r} there, {wanted.get(name)!r} asked" for name in changed
-            )
-            raise ValueError(
-                f"{out} holds a run of another recipe ({differences}), now at step {step}; resume with the recipe in "
-                f"{path} (steps and decay_steps may change until the decay begins), or train into another folder"
-            )
-        if not changed:
+        if not folder.continues(path, _read_recipe(path), wanted, step):
             return
     write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())
 

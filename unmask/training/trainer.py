@@ -23,6 +23,7 @@ from ..errors import UnmaskError
 from ..models.networks.checkpoint import flush, write_atomically
 from .config import TrainConfig
 from .data import Course, Item
+from .descent import adamw, move_average
 
 WEIGHTS, AVERAGE, COMPLETE = "model.safetensors", "average.safetensors", "complete.json"
 
@@ -75,13 +76,11 @@ class Average(TrainerCallback):
         self.network, self.decay = network, decay
         self.weights = {name: weight.detach().clone() for name, weight in network.named_parameters()}
 
-    @torch.no_grad()
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Moves the average towards the weights of the step just taken."""
-        decay = min(self.decay, state.global_step / (state.global_step + 10))
         for name, weight in self.network.named_parameters():
             average = self.weights[name] = self.weights[name].to(weight.device)
-            average.lerp_(weight, 1 - decay)
+            move_average(average, weight, self.decay, state.global_step)
 
 
 class MaskedTrainer(Trainer):
@@ -135,12 +134,7 @@ class MaskedTrainer(Trainer):
         if self.optimizer is None:
             chosen = self.model if model is None else model
             assert chosen is not None
-            parameters = list(chosen.parameters())
-            groups = [
-                {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.config.weight_decay},
-                {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-            ]
-            self.optimizer = torch.optim.AdamW(groups, lr=self.config.lr, betas=(0.9, 0.98))
+            self.optimizer = adamw(chosen.parameters(), self.config.lr, self.config.weight_decay)
         return self.optimizer
 
     def create_scheduler(

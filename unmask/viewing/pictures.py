@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 from collections.abc import Callable
 from functools import cache, cached_property
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..sampling.result import Result
+from .drawing import check_drawing
 from .layout import Layout
 from .scene import INK, RGB, WHITE, Scene, shade
 
@@ -29,9 +29,7 @@ _SIDE, _MARGIN, _FOOT, _TEXT, _STRIP = 40, 20, 34, 760, 1640
 
 def check_pictures() -> None:
     """Raises `ImportError` if pillow, or matplotlib with its fonts, is not installed (extra `plot`)."""
-    missing = [name for name, module in (("pillow", "PIL"), ("matplotlib", "matplotlib")) if find_spec(module) is None]
-    if missing:
-        raise ImportError(f'GIF and PNG need {" and ".join(missing)}: pip install "unmask[plot]"')
+    check_drawing("GIF and PNG", "pillow", "matplotlib")
 
 
 def trace_gif(

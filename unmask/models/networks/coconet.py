@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ...checks import whole
 from ...errors import AdapterError
 from .checkpoint import load_weights
 
@@ -45,9 +46,7 @@ class CoconetConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("layers", 4), ("filters", 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= 4096:
-                raise ValueError(f"CoconetConfig.{name} must be an integer from {least} to 4096, got {value!r}")
+            whole(f"CoconetConfig.{name}", getattr(self, name), least, 4096)
 
 
 class Coconet(nn.Module):

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ...checks import whole
+
 MASK_ID = 0
 VOCAB_SIZE = 10
 LENGTH = 81
@@ -34,9 +36,7 @@ class SudokuConfig:
 
     def __post_init__(self) -> None:
         for name in ("channels", "messages", "hidden", "passes"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 4096:
-                raise ValueError(f"SudokuConfig.{name} must be an integer from 1 to 4096, got {value!r}")
+            whole(f"SudokuConfig.{name}", getattr(self, name), 1, 4096)
 
 
 class SudokuNet(nn.Module):

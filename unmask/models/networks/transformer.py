@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from ...checks import whole
+
 TIME_FEATURES = 64
 
 
@@ -56,9 +58,7 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "length", "rows", "channels", "width", "depth", "heads", "mlp"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 20:
-                raise ValueError(f"TransformerConfig.{name} must be an integer >= 1, got {value!r}")
+            whole(f"TransformerConfig.{name}", getattr(self, name), 1, 1 << 20)
         if not isinstance(self.mask_id, int) or not 0 <= self.mask_id < self.vocab_size:
             raise ValueError(
                 f"mask_id {self.mask_id!r} is outside the vocabulary: token ids are 0..{self.vocab_size - 1}"

@@ -1,0 +1,21 @@
+"""Checks of arguments that many modules make, with the same words."""
+
+from __future__ import annotations
+
+
+def whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:
+    """Returns an argument that must be a whole number; `True`, `2.0` and `"2"` are none.
+
+    Args:
+        name: What the message calls it.
+        value: What was given.
+        least: The smallest it may be.
+        most: The largest it may be, if there is one.
+
+    Raises:
+        ValueError: If it is not a whole number, or out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        limits = f">= {least}" if most is None else f"from {least} to {most}"
+        raise ValueError(f"{name} must be a whole number {limits}, got {value!r}")
+    return value
