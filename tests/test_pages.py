@@ -13,6 +13,7 @@ import torch
 
 from benchmarks import (
     conditional,
+    conversation,
     dependence,
     free_text,
     frontier,
@@ -49,7 +50,17 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     copies = {path.name: Path(shutil.copy(path, tmp_path)) for path in PAGES}
     for copy in copies.values():
         fill(copy, dict.fromkeys(BEGIN.findall(copy.read_text(encoding="utf-8")), "(nothing)"))
-    for module in (conditional, dependence, free_text, frontier, numerics, performance, results, text_plane):
+    for module in (
+        conditional,
+        conversation,
+        dependence,
+        free_text,
+        frontier,
+        numerics,
+        performance,
+        results,
+        text_plane,
+    ):
         monkeypatch.setattr(module, "PAGE", copies[module.PAGE.name])
     monkeypatch.setattr(results, "README", copies["README.md"])
     monkeypatch.setattr(free_text, "THEORY", copies["dependence.md"])
@@ -59,6 +70,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
 
     for module in (conditional, dependence, performance, results):
         module.render()
+    conversation.render(figures("conversation"))
     frontier.write_page(figures("frontier"))
     numerics.write_page(figures("numerics"))
     fill(copies["high-order.md"], {"high-order": high_order.table(figures("high-order"))})
@@ -75,7 +87,9 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
 
 def test_the_code_of_the_pages_runs():
     blocks = {path.name: CODE.findall(path.read_text(encoding="utf-8")) for path in PAGES[1:]}
-    assert {name: len(found) for name, found in blocks.items() if found} == {"dependence.md": 1, "language.md": 1}
+    # The rules of extending.md are run, and tested, by test_contract.py.
+    counts = {name: len(found) for name, found in blocks.items() if found}
+    assert counts == {"dependence.md": 1, "extending.md": 3, "language.md": 1}
     model = MarkovDenoiser.lazy(symbols=2, stay=0.75)
     x = torch.full((20, 6), model.mask_id)
     given: dict[str, Any] = {"model": model, "x": x, "profile": Profile.empty(Line.of(6))}

@@ -26,7 +26,9 @@ class Order(Protocol):
     random: ClassVar[bool]
     marginal_free: ClassVar[bool]
 
-    def key(self, view: View) -> Float[Tensor, "batch length"]: ...
+    def key(self, view: View) -> Float[Tensor, "batch length"]:
+        """Returns a number for each position; among candidates the lowest is unmasked first."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -225,13 +225,24 @@ class AnyRule(Protocol):
     """
 
     @property
-    def asks_once(self) -> bool: ...
+    def asks_once(self) -> bool:
+        """Whether a turn asks one question, about the sequences as they stand."""
+        ...
+
     @property
-    def waits(self) -> bool: ...
+    def waits(self) -> bool:
+        """Whether it can let some tokens wait for the others."""
+        ...
+
     @property
-    def law(self) -> LawKind: ...
+    def law(self) -> LawKind:
+        """How its exact law is found."""
+        ...
+
     @property
-    def no_law(self) -> str: ...
+    def no_law(self) -> str:
+        """Why its law is not computed; empty if it is."""
+        ...
 
     def start(self, masked: Int[Tensor, " batch"]) -> Memory:
         """Returns what it remembers of sequences that begin with so many masks."""

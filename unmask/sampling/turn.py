@@ -72,6 +72,7 @@ class Turn:
 
     @property
     def passes(self) -> int:
+        """How many answers the rule has got."""
         return len(self._answers)
 
     def _rows(self, tensor: Tensor) -> Tensor:
