@@ -7,7 +7,8 @@ from layouts import write_text_model
 from test_cli import run
 
 import unmask
-from unmask.cli.generate import canvas, fit, read_prompts
+from unmask.cli.generate import canvas, fit
+from unmask.files.jsonl import read_prompts
 from unmask.tasks.instructions import MASK_ID, encode
 
 

@@ -270,7 +270,7 @@ def test_bad_mazes_and_settings_say_what_is_wrong(tmp_path: Path):
     with pytest.raises(DataError, match="cannot read the mazes"):
         MazeTask(data=tmp_path / "none.csv")
     path.write_bytes(b"maze\n\xff\n")
-    with pytest.raises(DataError, match="cannot read the mazes"):
+    with pytest.raises(DataError, match="is not UTF-8 text: byte 0xff in line 2"):
         MazeTask(data=path)
     for settings, message in [
         ({"kind": "trees"}, "unknown kind 'trees'; choose one of tree, loops"),

@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from ..errors import AdapterError
-from ..networks.checkpoint import FORMAT, read_config, replacing, write_atomically
+from ..files.writing import replacing, write_atomically
+from ..networks.checkpoint import FORMAT, read_config
 from .hf import pretrained
 from .masked_lm import KEY, MaskedLM, mask_id_of
 from .neighbours import look_at_neighbours

@@ -17,6 +17,9 @@ def main() -> None:
 
     try:
         app()
+    except BrokenPipeError:  # whoever read our output has gone, as `head` does: that is no error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (UnmaskError, ValueError, OSError, ImportError) as error:
         if os.environ.get("UNMASK_DEBUG"):
             raise
@@ -27,4 +30,6 @@ def main() -> None:
 def _plain(error: Exception) -> str:
     from rich.markup import escape
 
-    return escape(str(error))
+    from ..files.reading import shown
+
+    return escape(" ".join((shown(error) if isinstance(error, OSError) else str(error)).split("\n")))

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..files.writing import check_outputs
 from . import common, study
 from . import oracle as options
 
@@ -54,6 +55,7 @@ def compare(
         chosen = study.Chosen(task, model, data, split, limit, seeds, temperature, batch_size, judge, out, device)
         study.compare(chosen, rules, plot, csv, json)
         return
+    check_outputs({"--plot": plot}, [joint])
     denoiser, width = options.oracle_from(oracle, joint, oracle_seed, length, symbols, states, stay)
     texts = frontier.split_rules(rules)
     own = oracle_profile(denoiser, width) if any(text.startswith("dependence-bound") for text in texts) else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +15,9 @@ from ..evaluation import frontier
 from ..evaluation.batching import best_batch
 from ..evaluation.study import Measure, Study, at_equal_entropy, check_fit, code_fingerprint, fingerprint
 from ..evaluation.tuning import Trial, fewest, tune
+from ..files.writing import check_outputs, write_output
 from ..rules import Entropy, MaskedFraction, One, Rule
-from ..rules.named import brief, named_rule
+from ..rules.named import brief
 from ..sampler import Sampler
 from ..schedule import Linear
 from ..tasks.task import Task
@@ -69,11 +71,21 @@ class Chosen:
         except ValueError:
             raise ValueError(f"--temperature takes numbers separated by commas, got {self.temperature!r}") from None
 
+    @property
+    def inputs(self) -> list[str | Path | None]:
+        """The files that are read."""
+        return [self.data, *(common.settings_of((self.task or "").partition(":")[2]).get(name) for name in _FILES)]
+
+
+_FILES = ("data", "test_data")
+"""Settings of tasks that name files."""
+
 
 def study_of(chosen: Chosen) -> Study:
     """Loads model, task and prompts."""
     from ..evaluation.measures import measure_for
     from ..models import load
+    from ..tasks.fit import check_model
     from ..tasks.named import named_task
 
     if (chosen.task is None) == (chosen.prompts is None):
@@ -93,6 +105,7 @@ def study_of(chosen: Chosen) -> Study:
     model = chosen.model or name
     denoiser = load(model, device=common.device_named(chosen.device))
     task = named_task(name, **settings)
+    check_model(model, denoiser, task)
     identity = {
         "model": fingerprint(model),
         "task": [name, settings],
@@ -144,6 +157,7 @@ def _prompts_study(chosen: Chosen, folder: Path) -> Study:
 
 def compare(chosen: Chosen, rules: str, plot: Path | None, csv_file: Path | None, json: bool) -> None:
     """Runs every rule, and prints, writes and draws the rows."""
+    check_outputs({"--plot": plot, "--csv": csv_file, "--out": chosen.out}, chosen.inputs, made=("--out",))
     temperatures = chosen.temperatures
     study = study_of(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
@@ -197,10 +211,11 @@ def _print(study: Study, chosen: Chosen, rows: list[dict[str, Any]]) -> None:
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     flat = [{**row, "settings": ",".join(f"{k}={v}" for k, v in row["settings"].items())} for row in rows]
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(flat[0]))
-        writer.writeheader()
-        writer.writerows(flat)
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, fieldnames=list(flat[0]))
+    writer.writeheader()
+    writer.writerows(flat)
+    write_output(path, stream.getvalue())
 
 
 def tune_command(
@@ -236,9 +251,10 @@ def tune_command(
     unmask compare.
     """
     chosen = Chosen(task, model, data, split, limit, seeds, str(temperature), batch_size, None, out, device, prompts)
+    check_outputs({"--out": out}, chosen.inputs, made=("--out",))
     study = study_of(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
-    base_rule = named_rule(reference)
+    base_rule = common.rule_from(reference, chosen.model or study.task.name, temperature)
     own = chosen.model or study.task.name
     families = [frontier.gentlest_first(frontier.sweep(text, masks, own)) for text in frontier.split_rules(rules)]
     with common.progress(quiet=json) as bar:

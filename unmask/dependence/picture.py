@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..files.writing import write_figure
 from .profile import Profile
 
 
@@ -34,5 +35,5 @@ def heat_map(profile: Profile, path: Path, title: str) -> None:
     axes.set_ylabel("pair of positions")
     figure.colorbar(picture, label="mutual information, nats")
     axes.set_title(title)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure, dpi=120)
     pyplot.close(figure)

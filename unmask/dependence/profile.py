@@ -299,7 +299,7 @@ class Profile:
         """
         from safetensors.torch import save
 
-        from ..networks.checkpoint import write_atomically
+        from ..files.writing import write_atomically
 
         # The counts go with the sums, so that a crash between the two files mixes nothing up.
         sums = {name: getattr(self, name).contiguous() for name in SUMS}

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..dependence.profile import Profile
+from ..files.writing import write_figure
 from ..oracles import Oracle, exact_law
 from ..rules.named import FAMILIES, NamedRule, named_rule
 
@@ -141,7 +142,7 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     axes.set_title(title)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure, dpi=120)
     pyplot.close(figure)
 
 
@@ -167,5 +168,5 @@ def plot_study(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     both[0].set_ylabel("quality")
     both[0].legend(fontsize=8)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure, dpi=120)
     pyplot.close(figure)

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..networks.checkpoint import write_atomically
+from ..files.writing import write_atomically
 from ..tasks.task import Task
 from .config import TrainConfig
 from .networks import Network, describe

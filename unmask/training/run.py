@@ -15,8 +15,8 @@ from transformers import TrainerCallback
 
 from .. import sampler
 from ..errors import AdapterError, DataError, UnmaskError
+from ..files.writing import write_atomically
 from ..likelihood import causal_likelihood, nelbo
-from ..networks.checkpoint import write_atomically
 from ..rules.clock import MaskedFraction
 from ..rules.named import named_rule
 from ..schedule import SCHEDULES

@@ -19,7 +19,7 @@ from torch.func import functional_call
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import UnmaskError
-from ..networks.checkpoint import flush, write_atomically
+from ..files.writing import flush, write_atomically
 from ..streams import derive
 from .config import TrainConfig
 from .data import Course, Item
