@@ -5,9 +5,10 @@ from __future__ import annotations
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unmask.errors import DataError
@@ -185,20 +186,8 @@ def test_what_is_no_file_of_puzzles_is_refused(tmp_path: Path):
         read_puzzles(tmp_path / "none")
 
 
-@given(
-    puzzle=st.sampled_from([PUZZLE, DOTS, SOLUTION]),
-    text=st.one_of(
-        st.text(),
-        st.text("0123456789.,;\t|-+*_ \n\r#e[]"),
-        st.lists(st.sampled_from([*KINDS["ss"][0].splitlines(), *ROWS, PUZZLE, SOLUTION, "puzzle,solution", ""])).map(
-            "\n".join
-        ),
-    ),
-    place=st.integers(0, 100),
-    encoding=st.sampled_from(["utf-8", "utf-16", "latin-1", "utf-32"]),
-)
-def test_any_file_is_read_or_refused_in_one_line(tmp_path_factory, puzzle: str, text: str, place: int, encoding: str):
-    path = tmp_path_factory.getbasetemp() / "fuzz.csv"
+def check_file(path: Path, puzzle: str, text: str, place: int, encoding: str) -> None:
+    """Reads a puzzle with something put into it; every puzzle that comes back is one, every refusal is one line."""
     path.write_bytes((text[:place] + puzzle + text[place:]).encode(encoding, errors="replace"))
     try:
         file = read_puzzles(path)
@@ -213,3 +202,26 @@ def test_any_file_is_read_or_refused_in_one_line(tmp_path_factory, puzzle: str, 
     for one in file.puzzles:
         assert parse_cells("".join(map(str, one.cells))) == one.cells
         assert len(one.cells) == 81
+
+
+SNIPPETS = [*KINDS["ss"][0].splitlines(), *ROWS, PUZZLE, SOLUTION, "puzzle,solution", "[State]", "#", "4.3E+78", ""]
+ANY_FILE = {
+    "puzzle": st.sampled_from([PUZZLE, DOTS, SOLUTION, *(text for text, _, _ in KINDS.values())]),
+    "text": st.text()
+    | st.text("0123456789.,;\t|-+*_ \n\r#e[]\"'")
+    | st.lists(st.sampled_from(SNIPPETS)).map("\n".join),
+    "place": st.integers(0, 100),
+    "encoding": st.sampled_from(["utf-8", "utf-16", "latin-1", "utf-32"]),
+}
+
+
+@given(**ANY_FILE)
+def test_any_file_is_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, **given_: Any):
+    check_file(tmp_path_factory.getbasetemp() / "fuzz.csv", **given_)
+
+
+@pytest.mark.slow
+@settings(max_examples=5_000)
+@given(**ANY_FILE)
+def test_many_files_are_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, **given_: Any):
+    check_file(tmp_path_factory.getbasetemp() / "fuzz.csv", **given_)

@@ -17,9 +17,6 @@ def main() -> None:
 
     try:
         app()
-    except BrokenPipeError:  # whoever read our output has gone, as `head` does: that is no error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except (UnmaskError, ValueError, OSError, ImportError) as error:
         if os.environ.get("UNMASK_DEBUG"):
             raise

@@ -23,7 +23,7 @@ from . import common
 
 def demo(
     gamma: Annotated[float, typer.Option(help="EB-Sampler's budget, in nats per evaluation.")] = common.GAMMA,
-    limit: Annotated[int, typer.Option(min=1, help="Compare on so many puzzles of each grade; 40 are shipped.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Compare on so many puzzles of each grade; 40 are shipped.")] = 8,
     all: Annotated[bool, typer.Option("--all", help="Compare on all the puzzles that are shipped.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Puzzles per batch; changes no answer.")] = 64,
     temperature: common.Temperature = 0.0,
@@ -48,7 +48,7 @@ def demo(
     answers: list[Answers] = []
     with common.progress(quiet=json) as bar:
         for named in rules:
-            task = bar.add_task(str(named), total=len(puzzles))
+            task = bar.add_task(f"{named}, cells", total=sum(puzzle.cells.count(MASK) for puzzle in puzzles))
             answers.append(
                 answer(
                     Sampler(denoiser, named.rule),
@@ -56,7 +56,7 @@ def demo(
                     seed=seed,
                     temperature=temperature,
                     batch_size=batch_size,
-                    on_batch=lambda count, task=task: bar.advance(task, count),
+                    on_step=lambda state, info, task=task: bar.advance(task, len(info.tokens)),
                 )
             )
     report = {"temperature": temperature, "seed": seed, **compare(puzzles, rules, answers)}

@@ -19,7 +19,7 @@ from ..models import load
 from ..rules.named import NamedRule
 from ..sampler import Sampler
 from ..tasks.fit import check_model
-from ..tasks.sudoku import SudokuTask, as_tensor, cells_correct, demo_puzzles, solved
+from ..tasks.sudoku import MASK, SudokuTask, as_tensor, cells_correct, demo_puzzles, solved
 from ..tasks.sudoku_files import Puzzle, PuzzleFile, read_puzzles
 from . import common
 
@@ -120,14 +120,14 @@ def solve(
     x = as_tensor(puzzles)
     batch_size = batch_size or best_batch(sampler, x)
     with common.progress(quiet=json) as bar:
-        task = bar.add_task("solving", total=len(puzzles))
+        task = bar.add_task("solving, cells", total=int((x == MASK).sum()))
         answers = answer(
             sampler,
             x,
             seed=seed,
             temperature=temperature,
             batch_size=batch_size,
-            on_batch=lambda count: bar.advance(task, count),
+            on_step=lambda state, info: bar.advance(task, len(info.tokens)),
         )
     if output is not None:
         write_output(output, _table(puzzles, columns, answers))

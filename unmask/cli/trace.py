@@ -100,10 +100,11 @@ def trace(
         symbol, layout = lambda token: chosen.show(torch.tensor([token])), Layout.text()
     streams = prompt_streams(prompt.tokens.tolist(), seed)
     sampler = Sampler(denoiser, named.rule)
-    result = sampler.run(
-        sampler.start(prompt.tokens, streams=streams, temperature=temperature), trace=True, candidates=candidates
-    )
-    quality = float(chosen.score(prompt, result.tokens)[0]) if score else None
+    with common.progress(quiet=json) as bar:
+        bar.add_task("tracing", total=None)
+        state = sampler.start(prompt.tokens, streams=streams, temperature=temperature)
+        result = sampler.run(state, trace=True, candidates=candidates)
+        quality = float(chosen.score(prompt, result.tokens)[0]) if score else None
     masks, nfe = int((prompt.tokens == denoiser.mask_id).sum()), int(result.nfe[0])
     caption = f"{named}, temperature {temperature:g}, seed {seed}: {nfe} evaluations for {masks} masks"
     drawn = (result, 0, symbol, layout, title, caption, color)

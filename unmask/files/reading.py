@@ -97,9 +97,10 @@ def unreadable(path: Path | str, what: str, error: OSError) -> DataError:
     why = reason(error)
     if isinstance(error, IsADirectoryError):
         inside = sorted(one.name for one in Path(path).iterdir() if one.is_file() and not one.name.startswith("."))
-        if inside:
-            more = ", ..." if len(inside) > 3 else ""
-            why = f"it is a folder; name one of its files: {', '.join(inside[:3])}{more}"
+        files = ", ".join(inside[:3]) + (", ..." if len(inside) > 3 else "")
+        why = (
+            f"it is a folder; name one of its files: {files}" if inside else "it is a folder without files; name a file"
+        )
     return DataError(f"cannot read {what} {path}: {why}")
 
 
@@ -178,7 +179,9 @@ def read_lines(path: Path | str, what: str = "the file", encoding: str | None = 
     name = "standard input" if str(path) == STDIN else str(path)
     with ExitStack() as stack:
         try:
-            stream: IO[bytes] = io.BytesIO(_stdin()) if str(path) == STDIN else stack.enter_context(open(path, "rb"))
+            stream: IO[bytes] | gzip.GzipFile = (
+                io.BytesIO(_stdin()) if str(path) == STDIN else stack.enter_context(open(path, "rb"))
+            )
             if not stream.seekable():  # a pipe, as the shell's <(...) is one
                 stream = io.BytesIO(stream.read())
             if stream.read(2) == _GZIP:
