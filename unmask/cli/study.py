@@ -62,6 +62,7 @@ class Chosen:
     out: Path | None
     device: str = "cpu"
     prompts: Path | None = None
+    encoding: str | None = None
 
     @property
     def temperatures(self) -> list[float]:
@@ -100,6 +101,8 @@ def study_of(chosen: Chosen) -> Study:
     settings = common.settings_of(inline)
     if chosen.data is not None:
         settings["data"] = str(chosen.data)
+    if chosen.encoding is not None:
+        settings["encoding"] = chosen.encoding
     if name == "music":
         settings.setdefault("device", chosen.device)
     model = chosen.model or name
@@ -150,7 +153,7 @@ def _prompts_study(chosen: Chosen, folder: Path) -> Study:
     if not isinstance(text, TextTask):
         raise ValueError(f"--prompts takes texts, and the model {chosen.model} is of {text.name}")
     denoiser = load(chosen.model, device=common.device_named(chosen.device))
-    task = PromptFolder(folder, denoiser, text)
+    task = PromptFolder(folder, denoiser, text, chosen.encoding)
     identity = {"model": fingerprint(chosen.model), "task": "prompts", "code": code_fingerprint()}
     return _study(chosen, denoiser, task, identity)
 
@@ -228,6 +231,7 @@ def tune_command(
     ] = None,
     model: Model = None,
     data: Data = None,
+    encoding: common.Encoding = None,
     rules: Annotated[
         str, typer.Option(help="Comma-separated rules without their setting, whose settings are tried gentlest first.")
     ] = "entropy-bound,entropy-bound:proxy=margin,threshold",
@@ -250,7 +254,9 @@ def tune_command(
     to the first that fails, which keeps that confidence for all of them. Report the result on the test split with
     unmask compare.
     """
-    chosen = Chosen(task, model, data, split, limit, seeds, str(temperature), batch_size, None, out, device, prompts)
+    chosen = Chosen(
+        task, model, data, split, limit, seeds, str(temperature), batch_size, None, out, device, prompts, encoding
+    )
     check_outputs({"--out": out}, chosen.inputs, made=("--out",))
     study = study_of(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())

@@ -324,6 +324,8 @@ class Profile:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        from ..files.reading import why
+
         folder = Path(folder)
         path = folder / "profile.json"
         try:
@@ -347,8 +349,8 @@ class Profile:
             if isinstance(error, AdapterError):
                 raise
             raise AdapterError(
-                f"cannot read a dependence profile from {folder} ({error}); `unmask profile` makes profile.json and"
-                " profile.safetensors there"
+                f"cannot read a dependence profile from {folder} ({why(error)}); `unmask profile` makes"
+                " profile.json and profile.safetensors there"
             ) from error
 
 

@@ -86,6 +86,11 @@ def shown(error: OSError) -> str:
     return f"{names}: {reason(error)}" if names else reason(error)
 
 
+def why(error: Exception) -> str:
+    """Says what went wrong without the file's name: in plain words if the operating system said it."""
+    return reason(error) if isinstance(error, OSError) else str(error)
+
+
 def unreadable(path: Path | str, what: str, error: OSError) -> DataError:
     """The error for a file that cannot be opened; a folder's files are named.
 
@@ -274,5 +279,5 @@ def _label(encoding: str) -> str:
 
 def _hint(encoding: str | None) -> str:
     if encoding is not None:
-        return "; it must be in another encoding"
-    return "; if it is in another encoding, say so, such as --encoding latin-1 (of a task: encoding=latin-1)"
+        return "; it is in another encoding, or damaged"
+    return "; convert it to UTF-8, or say its encoding, such as --encoding latin-1 (of a task: encoding=latin-1)"

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from unmask.errors import AdapterError
+from unmask.files.reading import why
 from unmask.files.writing import write_atomically
 from unmask.networks.sudoku import LENGTH, MASK_ID, VOCAB_SIZE, SudokuConfig, SudokuNet
 from unmask.networks.transformer import Transformer, TransformerConfig
@@ -154,7 +155,7 @@ def read_config(path_dir: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise AdapterError(f'cannot read {path} ({error}); expected JSON with "format": {FORMAT!r}') from error
+        raise AdapterError(f'cannot read {path} ({why(error)}); expected JSON with "format": {FORMAT!r}') from error
     if not isinstance(found, dict):
         raise AdapterError(f'{path} holds a JSON {type(found).__name__}, expected an object with "format": {FORMAT!r}')
     return found
@@ -193,7 +194,9 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise AdapterError(f"cannot read {path} ({error}); expected the network's weights in safetensors") from error
+        raise AdapterError(
+            f"cannot read {path} ({why(error)}); expected the network's weights in safetensors"
+        ) from error
     try:
         return load(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:

@@ -122,27 +122,27 @@ def read_midi(content: bytes, name: str) -> tuple[tuple[int, ...], ...]:
 def _spans(track: Any, step: float) -> dict[int, list[tuple[int, int, int]]]:
     """The notes of a track by channel: first step, first step after it, pitch.
 
-    A note that is cut short by the next one on its pitch, or by the end of the track, ends there.
+    Where a pitch is struck again while it sounds, each end belongs to the note that began first; the end of the track
+    ends what still sounds.
     """
     found: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
-    open_: dict[tuple[int, int], int] = {}
+    sounding: dict[tuple[int, int], list[int]] = defaultdict(list)
     time = 0
 
-    def close(key: tuple[int, int]) -> None:
-        began = open_.pop(key, None)
-        if began is not None:
-            start = round(began / step)
-            found[key[0]].append((start, max(start + 1, round(time / step)), key[1]))
+    def close(channel: int, pitch: int) -> None:
+        if sounding[channel, pitch]:
+            start = round(sounding[channel, pitch].pop(0) / step)
+            found[channel].append((start, max(start + 1, round(time / step)), pitch))
 
     for message in track:
         time += message.time
-        if message.type in ("note_on", "note_off"):
-            key = message.channel, message.note
-            close(key)
-            if message.type == "note_on" and message.velocity > 0:
-                open_[key] = time
-    for key in list(open_):
-        close(key)
+        if message.type == "note_on" and message.velocity > 0:
+            sounding[message.channel, message.note].append(time)
+        elif message.type in ("note_on", "note_off"):
+            close(message.channel, message.note)
+    for (channel, pitch), starts in sounding.items():
+        while starts:
+            close(channel, pitch)
     return found
 
 

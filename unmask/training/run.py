@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from .. import sampler
 from ..errors import AdapterError, DataError, UnmaskError
+from ..files.reading import why
 from ..files.writing import write_atomically
 from ..likelihood import causal_likelihood, nelbo
 from ..rules.clock import MaskedFraction
@@ -103,7 +104,7 @@ def train(
             return config.out / "checkpoint"
     except OSError as error:
         raise UnmaskError(
-            f"could not write to {config.out}: {error}; the last saved state is intact, make room and run again to"
+            f"could not write to {config.out}: {why(error)}; the last saved state is intact, make room and run again to"
             " resume"
         ) from error
     finally:

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.errors import AdapterError, UnmaskError
+from unmask.files.reading import why
 from unmask.files.writing import replacing, write_atomically
 from unmask.networks.checkpoint import save_checkpoint
 from unmask.networks.sudoku import SudokuConfig, SudokuNet
@@ -154,7 +155,7 @@ def train_sudoku(
             return export_sudoku(out) if finished else out
     except OSError as error:
         raise UnmaskError(
-            f"could not write to {out}: {error}; the last saved state is intact, make room and run again to resume"
+            f"could not write to {out}: {why(error)}; the last saved state is intact, make room and run again to resume"
         ) from error
     finally:
         torch.set_num_threads(threads)
