@@ -155,6 +155,17 @@ def test_what_a_spreadsheet_did_is_named(tmp_path: Path):
     assert "were its leading zeros dropped" in read_puzzles(path).rejected[0].reason
 
 
+def test_comments_of_a_table_are_told_from_its_rows(tmp_path: Path):
+    path = tmp_path / "puzzles.csv"
+    path.write_text(f"number,puzzle\n# easy, by hand\n#12,{PUZZLE}\n#13,{PUZZLE[1:]}\n#no row of it\n#,#\n")
+    file = read_puzzles(path)
+    assert [(p.line, p.columns) for p in file.puzzles] == [(3, {"number": "#12"})]
+    assert [r.line for r in file.rejected] == [4]
+    path.write_text(f"puzzle,Solution,Solution,a,a\n{PUZZLE},{SOLUTION},x,1,2\n")
+    (puzzle,) = read_puzzles(path).puzzles
+    assert puzzle.columns == {"Solution (2)": "x", "a": "1", "a (2)": "2"}
+
+
 def test_bytes_of_another_encoding_are_named_and_the_encoding_can_be_said(tmp_path: Path):
     path = tmp_path / "puzzles.csv"
     path.write_bytes(f"puzzle,author\n{PUZZLE},Ann\n{PUZZLE},Ren\xe9\n".encode("latin-1"))

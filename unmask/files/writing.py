@@ -7,7 +7,7 @@ import gzip
 import io
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def write_figure(path: Path, figure: Any, dpi: int) -> None:
 
 
 def check_outputs(
-    outputs: dict[str, Path | None], inputs: Iterable[Path | str | None] = (), made: Collection[str] = ()
+    outputs: Mapping[str, Path | None], inputs: Iterable[Path | str | None] = (), made: Collection[str] = ()
 ) -> None:
     """Checks before the work that files can be written, are none of those that are read, and differ from each other.
 

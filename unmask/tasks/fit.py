@@ -47,10 +47,10 @@ def check_model(model: str | Path, denoiser: Denoiser, task: Task) -> None:
     length = getattr(denoiser, "length", None)
     if length is not None and length != task.length:
         settings = ",".join(f"{key}={value}" for key, value in known.settings.items())
-        trained = f"; it was trained on {known.task}:{settings}" if settings else ""
+        trained = f"; it was trained on the task {known.task}:{settings}" if settings else ""
         raise AdapterError(
             f"the model {str(model)!r} takes sequences of {length} tokens, those of the task {task.name} have"
-            f" {task.length}{trained}{_others(task)}"
+            f" {task.length} with these settings{trained}"
         )
 
 

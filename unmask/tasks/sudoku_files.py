@@ -199,7 +199,7 @@ def _read_table(header_line: Line, delimiter: str, lines: Iterable[Line], limit:
     for line in lines:
         if limit is not None and len(file.puzzles) >= limit:
             break
-        if not line.text.strip():
+        if not line.text.strip() or _is_remark(line.text, delimiter, len(header), asked):
             continue
         try:
             if line.fault:
@@ -207,12 +207,24 @@ def _read_table(header_line: Line, delimiter: str, lines: Iterable[Line], limit:
             fields = _split(line.text, delimiter)
             if len(fields) != len(header):
                 raise DataError(f"{len(fields)} fields where the header has {len(header)}")
-            if not fields[asked].lstrip().startswith("#"):
-                file.puzzles.append(_puzzle(dict(zip(header, fields, strict=True)), line.number))
+            file.puzzles.append(_puzzle(dict(zip(header, fields, strict=True)), line.number))
         except (DataError, csv.Error) as error:
-            if not line.text.startswith("#"):
-                file.rejected.append(Rejected(line.number, str(error), line.text))
+            file.rejected.append(Rejected(line.number, str(error), line.text))
     return file
+
+
+def _is_remark(text: str, delimiter: str, width: int, asked: int) -> bool:
+    """Whether a line of a table is a comment: `#` and a space, or `#` in a line that is no row of the table.
+
+    A first column may hold names such as `#12`.
+    """
+    if not text.startswith("#") or text.startswith("# "):
+        return text.startswith("#")
+    try:
+        fields = _split(text, delimiter)
+    except csv.Error:
+        return True
+    return len(fields) != width or fields[asked].startswith("#")
 
 
 def _read_each(lines: Iterable[Line], limit: int | None) -> PuzzleFile:
