@@ -13,15 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unmask.denoiser import NetworkDenoiser
 from unmask.errors import DataError
 from unmask.evaluation.store import Store
 from unmask.files.jsonl import read_jsonl, read_prompts
 from unmask.files.reading import read_lines, read_text, shown, split_lines
 from unmask.files.tables import read_table
 from unmask.files.writing import check_outputs, replacing, write_atomically, write_output
+from unmask.tasks.prompt_folder import PromptFolder
+from unmask.tasks.text import TextTask, embedded_text
 
 TEXT = "one\ntwo ü ∞\n\nfour\u2028still four\x85\x0c\n"
 ENCODED = {
@@ -265,6 +269,14 @@ def check_prompts(path: Path, lines: list[Any], text: str, place: int, field: st
         json.dumps(prompt, ensure_ascii=False).encode()
 
 
+SHORT = TextTask(length=16, vocabulary="".join(sorted(set(embedded_text()) | set("[]:"))))
+
+
+def any_denoiser() -> NetworkDenoiser:
+    """A denoiser that nobody asks."""
+    return NetworkDenoiser(torch.nn.Identity(), SHORT.vocab_size, SHORT.mask_id)
+
+
 ANY_PROMPTS = {
     "lines": st.lists(JSON, max_size=4),
     "text": st.just("") | st.text(max_size=8),
@@ -277,6 +289,23 @@ ANY_PROMPTS = {
 @given(**ANY_PROMPTS)
 def test_any_prompts_are_read_or_refused_in_one_line(tmp_path_factory: pytest.TempPathFactory, **given_: Any):
     check_prompts(tmp_path_factory.getbasetemp() / "fuzz.jsonl", **given_)
+
+
+@given(text=st.text() | st.text("ab □[MASK:]12\n\r"), encoding=st.sampled_from(["utf-8", "utf-16", "latin-1"]))
+def test_any_text_with_gaps_is_read_or_refused_in_one_line(
+    tmp_path_factory: pytest.TempPathFactory, text: str, encoding: str
+):
+    path = tmp_path_factory.getbasetemp() / "gaps" / "one.txt"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(("a" * max(0, 15 - len(text)) + text + "[MASK:2]").encode(encoding, errors="replace"))
+    try:
+        rows = PromptFolder(path.parent, any_denoiser(), SHORT).rows
+    except DataError as error:
+        refusal, rows = str(error), None
+    else:
+        refusal = ""
+    assert "\n" not in refusal
+    assert rows is None or (rows.shape == (1, 16) and bool((rows == SHORT.mask_id).any()))
 
 
 @pytest.mark.slow

@@ -55,7 +55,10 @@ class PromptFolder:
         written, tokens, begin = read_text(file, self.encoding).removesuffix("\n"), [], 0
         for gap in _GAP.finditer(written):
             tokens += self.text.tokens_of(written[begin : gap.start()], str(file))
-            tokens += [self.mask_id] * int(gap.group(1) or 1)
+            size = gap.group(1) or "1"
+            if len(size) > 9 or int(size) > self.length:
+                raise DataError(f"{file} has a gap of {size:.20} tokens; the model takes {self.length} in all")
+            tokens += [self.mask_id] * int(size)
             begin = gap.end()
         tokens += self.text.tokens_of(written[begin:], str(file))
         if self.mask_id not in tokens:
