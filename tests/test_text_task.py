@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from unmask.errors import DataError
-from unmask.tasks.task import Prompts, Task
 from unmask.tasks.named import named_task
+from unmask.tasks.task import Prompts, Task
 from unmask.tasks.text import TextTask, distinct_n, embedded_text, encode, read_text, unigram_entropy
 
 LINES = "".join(f"{number} the cat sat on the mat.\n" for number in range(400))
