@@ -307,6 +307,19 @@ def test_the_demo_solves_real_puzzles_with_fewer_evaluations():
     assert "evaluations instead of" in shown
 
 
+def test_the_demo_takes_a_few_puzzles_or_all(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("unmask.cli.demo.demo_puzzles", lambda: demo_puzzles()[:2])
+    for options, puzzles in ((("--limit", "1"), 1), (("--limit", "1", "--all"), 2)):
+        report = json.loads(run("demo", *options, "--json"))
+        assert [row["puzzles"] for row in report["rows"]] == [puzzles, puzzles]
+
+
+def test_a_quick_doctor_draws_a_tenth():
+    report = json.loads(run("doctor", "--quick", "--effort", "0.05", "--json"))
+    assert report["effort"] == pytest.approx(0.005)
+    assert report["verdict"].startswith("unmask's draw passes on cpu, where these fail: gumbel float16")
+
+
 def test_json_is_strict(capsys: pytest.CaptureFixture[str]):
     print_json({"a": float("nan"), "b": [float("inf"), 1.5], "c": {"d": None}})
     assert json.loads(capsys.readouterr().out) == {"a": None, "b": ["inf", 1.5], "c": {"d": None}}

@@ -194,7 +194,7 @@ def test_bad_prompts_name_their_line_and_what_would_work(tmp_path: Path):
     path = tmp_path / "p.jsonl"
     good = '{"prompt": "a"}\n'
     for text, field, words in [
-        (good + "nonsense", None, r"line 2: no JSON .*'?nonsense'?; each line is one value"),
+        (good + "nonsense", None, r"line 2: this is not JSON .*'nonsense'; each line is one value"),
         ('{"question": "1", "answer": "2"}', None, "line 1: expected .* it has question, answer; .* --field question"),
         ('{"question": "1"}', "quest", "line 1: there is no field 'quest': it has question"),
         ('{"turns": ["a", "b"]}', "turns", "turns holds 2 texts; choose one of them, such as --field turns.0"),
@@ -202,7 +202,7 @@ def test_bad_prompts_name_their_line_and_what_would_work(tmp_path: Path):
         ('{"messages": [{"from": "human", "value": "x"}]}', None, "message 0 of messages must be"),
         ('{"prompt": "\\ud800"}', None, r"line 1: it holds \\ud800, half of a character"),
         ("[" * 100_000, None, "line 1: the JSON is nested too deeply"),
-        ("9" * 5000, None, "line 1: no JSON"),
+        ("9" * 5000, None, "line 1: this is not JSON"),
         (good + "[1]", None, "line 2: expected"),
         ("\n\n", None, "holds no prompts"),
         (good, " ,", "--field names fields"),
@@ -243,7 +243,9 @@ JSON = st.recursive(
     st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
     lambda inner: (
         st.lists(inner, max_size=3)
-        | st.dictionaries(st.sampled_from(["prompt", "messages", "turns", "role", "content", "x"]), inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["prompt", "messages", "turns", "role", "content", "x"]) | st.text(), inner, max_size=4
+        )
     ),
     max_leaves=8,
 )
@@ -260,7 +262,7 @@ def check_prompts(path: Path, lines: list[Any], text: str, place: int, field: st
         refusal, prompts = str(error), []
     else:
         refusal = ""
-    assert "\n" not in refusal
+    assert len(refusal.splitlines()) == bool(refusal)
     assert bool(refusal) != bool(prompts)
     for prompt in prompts:
         if isinstance(prompt, list):
@@ -304,7 +306,7 @@ def test_any_text_with_gaps_is_read_or_refused_in_one_line(
         refusal, rows = str(error), None
     else:
         refusal = ""
-    assert "\n" not in refusal
+    assert len(refusal.splitlines()) == bool(refusal)
     assert rows is None or (rows.shape == (1, 16) and bool((rows == SHORT.mask_id).any()))
 
 

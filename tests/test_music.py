@@ -204,7 +204,7 @@ def test_midi_is_read_back_as_it_was_written(task: MusicTask, tmp_path: Path):
     mido.MidiFile(tracks=[mido.MidiTrack()]).save(path)
     with pytest.raises(DataError, match="holds no notes"):
         read_chorales(path)
-    for content, words in ((b"MThd", "is no MIDI file that can be read"), (b"RIFF", "is not JSON")):
+    for content, words in ((b"MThd", "is not a MIDI file that can be read"), (b"RIFF", "is not JSON")):
         path.write_bytes(content)
         with pytest.raises(DataError, match=words):
             read_chorales(path)
@@ -228,7 +228,7 @@ def test_any_midi_file_is_read_or_refused(cut: int, changed: dict[int, int]):
         refusal, steps = str(error), ()
     else:
         refusal = ""
-    assert "\n" not in refusal
+    assert len(refusal.splitlines()) == bool(refusal)
     assert bool(refusal) != bool(steps)
 
 

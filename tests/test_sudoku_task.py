@@ -80,7 +80,7 @@ def test_a_malformed_line_is_named_and_the_rest_is_kept(tmp_path):
     with pytest.raises(DataError, match="column 'puzzle'"):
         read_puzzles(tmp_path / "other.csv")
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
-    with pytest.raises(DataError, match="is no text: it holds bytes of value 0"):
+    with pytest.raises(DataError, match="is not a text file: it holds bytes of value 0"):
         read_puzzles(tmp_path / "binary.csv")
 
 

@@ -27,7 +27,7 @@ def read_jsonl(
         Where the value is (`"prompts.jsonl, line 3"`), and the value.
 
     Raises:
-        DataError: If the file cannot be read, or a line is no JSON; the line is named.
+        DataError: If the file cannot be read, or a line is not JSON; the line is named.
     """
     name = "standard input" if str(path) == STDIN else str(path)
     text = read_text(path, what, encoding)
@@ -47,7 +47,8 @@ def read_jsonl(
         except ValueError as error:
             said = str(error).splitlines()[0]
             raise DataError(
-                f'{where}: no JSON ({said}): {_start(line)}; each line is one value, such as {{"prompt": "..."}}'
+                f"{where}: this is not JSON ({said}): {_start(line)!r}; each line is one value, such as"
+                ' {"prompt": "..."}'
             ) from None
         yield where, value
 
@@ -56,7 +57,7 @@ def read_json(text: str, name: str) -> Any:
     """Reads one JSON value.
 
     Raises:
-        DataError: If it is no JSON; the message calls the text by the given name.
+        DataError: If it is not JSON; the message calls the text by the given name.
     """
     try:
         return json.loads(text)
@@ -104,11 +105,10 @@ def _usual(value: Any, field: str, where: str) -> str | list[dict[str, Any]]:
         for name in names:
             if value.get(name) is not None:
                 return _text_or_chat(value[name], where, name, field == "prompt")
-        candidates = [name for name, one in value.items() if isinstance(one, str) and one]
+        candidates = [name for name, one in value.items() if isinstance(one, str) and one and name.isidentifier()]
         advice = f"; choose among its fields, such as --field {candidates[0]}" if candidates else ""
         wanted = " or ".join(f'"{name}"' for name in names)
-        has = f"it has {', '.join(map(str, value))}" if value else "it is empty"
-        raise DataError(f'{where}: expected {{"{field}": "..."}}, but there is no {wanted}: {has[:200]}{advice}')
+        raise DataError(f'{where}: expected {{"{field}": "..."}}, but there is no {wanted}: {_fields(value)}{advice}')
     raise DataError(f'{where}: expected {{"{field}": "..."}}, got {_shown(value)}')
 
 
@@ -120,12 +120,19 @@ def _chosen(value: Any, choice: str, where: str) -> str | list[dict[str, Any]]:
         if found is None and number:
             continue
         if found is None:
-            has = f"it has {', '.join(map(str, value))}"[:200] if isinstance(value, dict) else "it is no object"
-            raise DataError(f"{where}: there is no field {name!r}: {has}")
+            raise DataError(f"{where}: there is no field {name!r}: {_fields(value)}")
         parts.append(_text_or_chat(found, where, name, chats=len(names) == 1))
     if len(parts) == 1:
         return parts[0]
     return "\n\n".join(part for part in parts if isinstance(part, str) and part)
+
+
+def _fields(value: Any) -> str:
+    """What fields a value has, for a message of one line."""
+    if not isinstance(value, dict):
+        return "it is not an object"
+    names = ", ".join(name if name.isprintable() else ascii(name) for name in value)
+    return f"it has {names}"[:200] if value else "it is empty"
 
 
 def _at(value: Any, name: str) -> Any:

@@ -52,7 +52,7 @@ class Line:
 
     Attributes:
         number: Its number, from 1.
-        text: Without its line end. Bytes that are no characters are kept as lone surrogates (`surrogateescape`).
+        text: Without its line end. Bytes that are not characters are kept as lone surrogates (`surrogateescape`).
         fault: Why it could not be decoded, or nothing.
     """
 
@@ -118,7 +118,8 @@ def read_text(path: Path | str, what: str = "the file", encoding: str | None = N
         encoding: Its encoding. Default: what its byte order mark says; else UTF-8, or UTF-16 if every other byte is 0.
 
     Raises:
-        DataError: If it cannot be read, is damaged or binary, or holds bytes that are no characters; the line is named.
+        DataError: If it cannot be read, is damaged or binary, or holds bytes that are not characters; their line is
+            named.
         ValueError: If there is no such encoding.
     """
     name = "standard input" if str(path) == STDIN else str(path)
@@ -162,7 +163,7 @@ def decode(raw: bytes, name: str, encoding: str | None = None) -> str:
 def split_lines(text: str) -> list[str]:
     """Splits a text at its line ends.
 
-    `str.splitlines` also splits at characters that are none, such as U+2028, which JSON allows inside strings.
+    `str.splitlines` also splits at characters that are not line ends, such as U+2028, which JSON allows inside strings.
     """
     lines = _LINE_ENDS.split(text)
     return lines[:-1] if lines[-1] == "" else lines
@@ -263,14 +264,14 @@ def _encoding(head: bytes, name: str, encoding: str | None) -> tuple[str, int]:
         return marked
     for magic, kind in _FOREIGN.items():
         if head.startswith(magic):
-            raise DataError(f"{name} is no text: it is {kind}")
+            raise DataError(f"{name} is not a text file: it is {kind}")
     if b"\0" not in head:
         return "utf-8", 0
     even, odd = head[::2].count(0), head[1::2].count(0)
     for known, zeros, others in (("utf-16-le", odd, even), ("utf-16-be", even, odd)):
         if zeros > len(head) // 4 and not others:
             return known, 0
-    raise DataError(f"{name} is no text: it holds bytes of value 0, as binary files do")
+    raise DataError(f"{name} is not a text file: it holds bytes of value 0, as binary files do")
 
 
 def _label(encoding: str) -> str:

@@ -88,7 +88,7 @@ def read_midi(content: bytes, name: str) -> tuple[tuple[int, ...], ...]:
         file = mido.MidiFile(file=io.BytesIO(content), clip=True)
     except Exception as error:  # mido raises errors of many kinds for damaged files
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{name} is no MIDI file that can be read: {said}") from None
+        raise DataError(f"{name} is not a MIDI file that can be read: {said}") from None
     if file.type == 2:
         raise DataError(
             f"{name} is a MIDI file of the kind 2, of tracks that do not belong together; save it as kind 1"

@@ -86,7 +86,7 @@ class Rejected:
     Attributes:
         line: Number of the first line.
         reason: Why.
-        text: The lines as they were; bytes that are no characters are lone surrogates (`surrogateescape`).
+        text: The lines as they were; bytes that are not characters are lone surrogates (`surrogateescape`).
     """
 
     line: int
@@ -214,7 +214,7 @@ def _read_table(header_line: Line, delimiter: str, lines: Iterable[Line], limit:
 
 
 def _is_remark(text: str, delimiter: str, width: int, asked: int) -> bool:
-    """Whether a line of a table is a comment: `#` and a space, or `#` in a line that is no row of the table.
+    """Whether a line of a table is a comment: `#` and a space, or `#` in a line that is not a row of the table.
 
     A first column may hold names such as `#12`.
     """
@@ -279,7 +279,9 @@ def _read_grids(lines: list[Line], limit: int | None) -> PuzzleFile:
         text = "\n".join(line.text for line in together)
         if wrong:
             line, why = wrong[0]
-            file.rejected.append(Rejected(together[0].number, f"line {line.number} is no row of a grid: {why}", text))
+            file.rejected.append(
+                Rejected(together[0].number, f"line {line.number} is not a row of a grid: {why}", text)
+            )
             continue
         if len(rows) % 9:
             file.rejected.append(
@@ -300,7 +302,7 @@ def _read_grids(lines: list[Line], limit: int | None) -> PuzzleFile:
 
 
 Group = tuple[str, list[tuple[Line, str]], list[tuple[Line, str]]]
-"""The title above some rows, the rows as nine cells each, and lines among them that are none, with the reason."""
+"""The title above some rows, the rows as nine cells each, and lines among them that are not rows, with the reason."""
 
 
 def _groups(lines: list[Line], blank: str) -> Iterator[Group]:

@@ -71,7 +71,7 @@ class ProgressLines:
 
     def _run(self) -> None:
         while not self._done.wait(self.every):
-            # A stream that is closed, or a reader that has gone, is no reason to stop the work.
+            # A stream that is closed, or a reader that has gone, does not stop the work.
             with contextlib.suppress(OSError, ValueError):
                 print(self._line(), file=self.stream or sys.stderr, flush=True)
 
