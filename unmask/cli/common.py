@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..dependence.profile import Profile
 from ..rules.named import FAMILIES, PROXIES, NamedRule, named_rule
+from ..rules.profile import Profile
 from ..schedule import SCHEDULES
 from ..viewing.progress import ProgressLines
 from ..viewing.progress import progress as shared_progress

@@ -15,9 +15,9 @@ from rich.markup import escape
 from ..evaluation.batching import best_batch
 from ..evaluation.runner import Answers, answer, mean_ci95
 from ..files.writing import check_outputs, write_output
-from ..models import load
+from ..models.registry import load
 from ..rules.named import NamedRule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from ..tasks.fit import check_model
 from ..tasks.sudoku import MASK, SudokuTask, as_tensor, cells_correct, demo_puzzles, solved
 from ..tasks.sudoku_files import Puzzle, PuzzleFile, read_puzzles

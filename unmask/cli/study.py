@@ -18,7 +18,7 @@ from ..evaluation.tuning import Trial, fewest, tune
 from ..files.writing import check_outputs, write_output
 from ..rules import Entropy, MaskedFraction, One, Rule
 from ..rules.named import brief
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from ..schedule import Linear
 from ..tasks.task import Task
 from . import common
@@ -85,7 +85,7 @@ _FILES = ("data", "test_data")
 def study_of(chosen: Chosen) -> Study:
     """Loads model, task and prompts."""
     from ..evaluation.measures import measure_for
-    from ..models import load
+    from ..models.registry import load
     from ..tasks.fit import check_model
     from ..tasks.named import named_task
 
@@ -142,7 +142,7 @@ def _study(
 
 def _prompts_study(chosen: Chosen, folder: Path) -> Study:
     """The study of a folder of prompts."""
-    from ..models import load, task_of
+    from ..models.registry import load, task_of
     from ..tasks.prompt_folder import PromptFolder
     from ..tasks.text import TextTask
 

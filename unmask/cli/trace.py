@@ -10,8 +10,8 @@ import typer
 
 from ..evaluation.runner import prompt_streams
 from ..files.writing import check_outputs, write_output
-from ..models import load
-from ..sampler import Sampler
+from ..models.registry import load
+from ..sampling.loop import Sampler
 from ..tasks.fit import check_model
 from ..tasks.named import named_task
 from ..tasks.sudoku_files import parse_cells

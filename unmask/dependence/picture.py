@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..files.writing import write_figure
-from .profile import Profile
+from ..rules.profile import Profile
 
 
 def heat_map(profile: Profile, path: Path, title: str) -> None:

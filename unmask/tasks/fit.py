@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..denoiser import Denoiser
 from ..errors import AdapterError, UnmaskError
-from ..models import EMBEDDED, trained_on
+from ..models.registry import EMBEDDED, trained_on
 from .task import Task
 
 

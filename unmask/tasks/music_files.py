@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..files.writing import write_figure, write_output
-from ..networks.coconet import MASK_ID, STEPS, VOICES
+from ..models.networks.coconet import MASK_ID, STEPS, VOICES
 from .music import LOWEST, NAMES, pitch_name
 
 TICKS_PER_STEP = 120
