@@ -25,7 +25,8 @@ from unmask.evaluation.runner import answer, mean_ci95
 from unmask.models.registry import load
 from unmask.rules.named import NamedRule, named_rule
 from unmask.sampling.loop import Sampler
-from unmask.tasks.sudoku import Puzzle, as_tensor, read_csv, solved
+from unmask.tasks.sudoku import as_tensor, solved
+from unmask.tasks.sudoku_files import Puzzle, read_puzzles
 
 from .pages import fill
 
@@ -47,7 +48,7 @@ def puzzles(split: str, per_grade: int | None = None, names: dict[str, str] | No
     """Real puzzles by grade; `split` is "validation" (even SHA-256 of the puzzle) or "test" (odd)."""
     names = GRADES if names is None else names
     grouped: dict[str, list[Puzzle]] = {grade: [] for grade in names.values()}
-    for puzzle in read_csv(PUZZLES).puzzles:
+    for puzzle in read_puzzles(PUZZLES).puzzles:
         odd = puzzle.digest % 2 == 1
         grade = names.get(puzzle.columns["source"])
         if grade is not None and odd == (split == "test"):

@@ -125,11 +125,103 @@ def test_a_bad_line_is_named_and_the_rest_solved(puzzles: Path, tmp_path: Path):
     (tmp_path / "clash.csv").write_text(puzzles.read_text().replace("grade", "solved", 1))
     with pytest.raises(ValueError, match="columns named solved"):
         run("solve", str(tmp_path / "clash.csv"), "--output", str(tmp_path / "out.csv"))
-    with pytest.raises(OSError, match="nowhere"):
+    with pytest.raises(ValueError, match=r"cannot write /nowhere/out.csv: there is no .*\(mkdir -p /nowhere\)"):
         run("solve", str(puzzles), "--output", "/nowhere/out.csv")
     puzzles.write_text(HEADER + "\n")
     with pytest.raises(ValueError, match="no usable puzzle"):
         run("solve", str(puzzles))
+
+
+def test_nothing_is_written_over_what_is_read(puzzles: Path, tmp_path: Path):
+    puzzles.write_text(puzzles.read_text() + "123,,easy\n" + puzzles.read_text().splitlines()[1][:90] + ",caf\n")
+    before = puzzles.read_bytes()
+    link = tmp_path / "link.csv"
+    link.symlink_to(puzzles)
+    for option in ("--output", "--rejected"):
+        for path in (puzzles, link):
+            with pytest.raises(ValueError, match=f"{option} .* is a file that is read"):
+                run("solve", str(puzzles), option, str(path))
+    assert puzzles.read_bytes() == before
+    out, left = tmp_path / "out.csv", tmp_path / "left.csv"
+    report = json.loads(run("solve", str(puzzles), "--output", str(out), "--rejected", str(left), "--json"))
+    assert puzzles.read_bytes() == before
+    assert len(list(csv.DictReader(out.open()))) == report["puzzles"] == 5
+    header, *lines = left.read_text().splitlines()
+    assert header == HEADER
+    assert lines[1::2] == before.decode().splitlines()[-2:]
+    assert lines[0].startswith("# line 7: a puzzle has 81 characters, got 3")
+    left.write_text(left.read_text().replace("\n123,,easy", "\n" + before.decode().splitlines()[1]))
+    mended = json.loads(run("solve", str(left), "--json"))  # the comments are passed over
+    assert (mended["puzzles"], [line["line"] for line in mended["rejected"]]) == (1, [5])
+    for arguments in (
+        ("compare", "--task", f"sudoku:data={puzzles}", "--csv", str(puzzles)),
+        ("compare", "--task", "sudoku", "--data", str(puzzles), "--out", str(puzzles)),
+        ("compare", "--task", "sudoku", "--plot", str(out), "--csv", str(out)),
+        ("trace", "--task", f"sudoku:data={puzzles}", "--html", str(puzzles)),
+        ("tune", "--task", "sudoku", "--data", str(puzzles), "--out", str(puzzles)),
+        ("profile", "sudoku", "--data", str(puzzles), "--plot", str(puzzles)),
+        ("compose", "--data", str(puzzles), "--midi", str(puzzles)),
+        ("compare", "--joint", str(puzzles), "--oracle", "table", "--plot", str(puzzles)),
+    ):
+        with pytest.raises(ValueError, match=r"is a file that is read|name the same file|is not JSON"):
+            run(*arguments)
+    assert puzzles.read_bytes() == before
+
+
+def test_a_model_of_another_task_is_refused_by_name():
+    for model in ("text", "chat", "maze", "maze-loops", "judge", "arithmetic", "music"):
+        kind = "reads from left to right" if model == "judge" else "not of sudoku"
+        with pytest.raises(ValueError, match=f"the model '{model}' .*{kind}.*; give one of sudoku, such as sudoku"):
+            run("solve", "--model", model)
+    for command in (
+        ("trace", "--model", "text"),
+        ("compare", "--task", "sudoku", "--model", "text"),
+        ("tune", "--task", "sudoku", "--model", "text"),
+        ("profile", "text", "--task", "sudoku"),
+        ("schedule", "text", "--task", "sudoku", "--evaluations", "4"),
+        ("compare", "--task", "music:model=text", "--limit", "1", "--rules", "all", "--batch-size", "1"),
+    ):
+        with pytest.raises(ValueError, match="the model 'text' is one of the task text, not of"):
+            run(*command)
+    with pytest.raises(ValueError, match="the model 'text' is not one of chorales"):
+        run("compose", "--model", "text")
+
+
+def test_a_default_belongs_to_the_family_of_a_rule():
+    for name in ("entropy-bound", "entropy-bound:proxy=margin", "entropy-bound:gamma=0.05"):
+        report = json.loads(run("law", "--rule", name, "--json"))
+        assert report["settings"]["gamma"] == 0.05
+    assert json.loads(run("law", "--rule", "entropy-bound:gamma=0.2", "--json"))["settings"]["gamma"] == 0.2
+    with pytest.raises(ValueError, match=r"gamma is given twice, as 0.2 in --rule .* and as 0.1 by its option"):
+        run("law", "--rule", "entropy-bound:gamma=0.2", "--gamma", "0.1")
+    composed = run("compose", "--rule", "entropy-bound:proxy=margin", "--gap", "0:2", "--given", "all", "--json")
+    assert json.loads(composed)["settings"] == {"gamma": 0.01, "proxy": "margin"}
+    tuned = run("tune", "--task", "sudoku", "--limit", "2", "--reference", "entropy-bound:proxy=margin",
+                "--rules", "topk:k=30", "--json")  # fmt: skip
+    assert json.loads(tuned)["reference"]["settings"]["gamma"] == 0.05
+
+
+def test_what_the_system_refuses_is_said_in_a_line(tmp_path: Path):
+    for arguments, words in (
+        (("solve", str(tmp_path)), "it is a folder"),
+        (("solve", "--output", str(tmp_path)), "it is a folder; name a file in it"),
+        (("law", "--oracle", "table", "--joint", str(tmp_path)), "it is a folder"),
+        (("train", str(tmp_path / "none.yaml")), "cannot read the configuration"),
+        (("infill", "--input", str(tmp_path)), "cannot read the prompts"),
+        (("compare", "--task", "text", "--data", str(tmp_path)), "cannot read the text"),
+        (("compare", "--plot", str(tmp_path / "none" / "x.png")), "make it first"),
+    ):
+        with pytest.raises(ValueError, match=words) as caught:
+            run(*arguments)
+        assert "Errno" not in str(caught.value)
+        assert "\n" not in str(caught.value)
+    (tmp_path / "file").write_text("")
+    done = process("train", "sudoku", "--out", str(tmp_path / "file" / "run"))
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: ")
+    assert "a part of the path is a file, not a folder" in done.stderr
+    assert "Errno" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_markup_quotes_and_byte_order_marks_do_no_harm(puzzles: Path):
@@ -213,6 +305,13 @@ def test_the_demo_solves_real_puzzles_with_fewer_evaluations():
     shown = run("demo", "--limit", "1", "--pause", "0")
     assert "Top-1" in shown
     assert "evaluations instead of" in shown
+
+
+def test_the_demo_takes_a_few_puzzles_or_all(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("unmask.cli.demo.demo_puzzles", lambda: demo_puzzles()[:2])
+    for options, puzzles in ((("--limit", "1"), 1), (("--limit", "1", "--all"), 2)):
+        report = json.loads(run("demo", *options, "--json"))
+        assert [row["puzzles"] for row in report["rows"]] == [puzzles, puzzles]
 
 
 def test_json_is_strict(capsys: pytest.CaptureFixture[str]):

@@ -240,7 +240,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, data: Path):
     write(data / "math500.jsonl", [{"question": "?", "answer": "7"}])
     with pytest.raises(DataError, match="answer 1 has no"):
         evaluate(own, ["math500"], data=data)
-    for text, message in (("{}\n", "line 1: there is no a"), ("\n[\n", "line 2: no JSON"), ("\n", "is empty")):
+    for text, message in (("{}\n", "line 1: there is no a"), ("\n[\n", "line 2: this is not JSON"), ("\n", "is empty")):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(DataError, match=message):
             read_jsonl(tmp_path / "bad.jsonl", ["a"])

@@ -7,7 +7,8 @@ from layouts import write_text_model
 from test_cli import run
 
 import unmask
-from unmask.cli.generate import canvas, fit, read_prompts
+from unmask.cli.generate import canvas, fit
+from unmask.files.jsonl import read_prompts
 from unmask.tasks.instructions import MASK_ID, encode
 
 
@@ -98,7 +99,7 @@ def test_what_is_wrong_is_said(folder, arguments, words):
 
 def test_bad_lines_of_prompts_are_named(tmp_path):
     path = tmp_path / "p.jsonl"
-    for text, words in (('{"prompt": "a"}\nnonsense', "line 2: no JSON"), ('{"text": 3}', "line 1: expected")):
+    for text, words in (('{"prompt": "a"}\nnonsense', "line 2: this is not JSON"), ('{"text": 3}', "line 1: expected")):
         path.write_text(text)
         with pytest.raises(ValueError, match=words):
             read_prompts(path, "prompt")

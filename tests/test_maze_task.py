@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import hashlib
 from itertools import pairwise
 from pathlib import Path
@@ -237,6 +238,11 @@ def test_mazes_of_a_file_are_the_test_set(tmp_path: Path):
     task = MazeTask(data=path)
     assert len(task.examples("test")) == 3
     assert torch.equal(task.prompts("test", 9).tokens, MazeTask().prompts("test", 8).tokens[5:])
+    drawn = path.read_text()
+    other = drawn.replace("maze", "Maze").replace(",", ";")
+    for content in (drawn.encode("utf-16"), gzip.compress(drawn.encode()), other.encode("utf-8-sig")):
+        path.write_bytes(content)
+        assert torch.equal(MazeTask(data=path).prompts("test", 9).tokens, task.prompts("test", 9).tokens)
     path = write(tmp_path / "hall.csv", [HALL])
     assert MazeTask("loops", size=4, data=path).prompts("test", 5).tokens.shape == (1, 32)
 
@@ -270,7 +276,7 @@ def test_bad_mazes_and_settings_say_what_is_wrong(tmp_path: Path):
     with pytest.raises(DataError, match="cannot read the mazes"):
         MazeTask(data=tmp_path / "none.csv")
     path.write_bytes(b"maze\n\xff\n")
-    with pytest.raises(DataError, match="cannot read the mazes"):
+    with pytest.raises(DataError, match="is not UTF-8 text: byte 0xff in line 2"):
         MazeTask(data=path)
     for settings, message in [
         ({"kind": "trees"}, "unknown kind 'trees'; choose one of tree, loops"),

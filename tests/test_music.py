@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import mido
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from matplotlib.image import imread
 from typer.testing import CliRunner
 
@@ -28,7 +31,7 @@ from unmask.tasks.music import (
     show,
     voices_in_order,
 )
-from unmask.tasks.music_files import Note, notes_of, write_midi, write_piano_roll
+from unmask.tasks.music_files import Note, notes_of, read_midi, write_midi, write_piano_roll
 from unmask.tasks.task import Prompts, Task
 
 
@@ -179,6 +182,56 @@ def area(path: Path, colour: tuple[int, int, int]) -> int:
     return int((np.abs(255 * imread(path)[..., :3] - np.array(colour)).max(-1) <= 2).sum())
 
 
+def test_midi_is_read_back_as_it_was_written(task: MusicTask, tmp_path: Path):
+    path = tmp_path / "chorale.mid"
+    window = task.prompts("test", 3).answers[2]
+    write_midi(window, path)
+    steps = read_midi(path.read_bytes(), "it")
+    assert torch.equal(Chorale("test", 0, steps).window(), window)
+    assert torch.equal(MusicTask(data=str(path)).prompts("test", 9).answers, window.unsqueeze(0))
+    file = mido.MidiFile(path)
+    # A piano's file: all notes on one track, a held one struck twice; drums are no voice.
+    flat = mido.MidiTrack(mido.merge_tracks(file.tracks))
+    for message in flat:
+        if message.type in ("note_on", "note_off"):
+            message.channel = 3
+    flat.append(mido.Message("note_on", note=40, velocity=9, channel=9))
+    mido.MidiFile(tracks=[flat], ticks_per_beat=480).save(path)
+    sounding = [tuple(sorted(set(step), reverse=True)) for step in steps]
+    assert list(read_midi(path.read_bytes(), "it"))[: len(steps)] == sounding
+    (tmp_path / "packed.mid.gz").write_bytes(gzip.compress(path.read_bytes()))
+    assert len(read_chorales(tmp_path / "packed.mid.gz")["test"]) == 1
+    mido.MidiFile(tracks=[mido.MidiTrack()]).save(path)
+    with pytest.raises(DataError, match="holds no notes"):
+        read_chorales(path)
+    for content, words in ((b"MThd", "is not a MIDI file that can be read"), (b"RIFF", "is not JSON")):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match=words):
+            read_chorales(path)
+
+
+@hypothesis.given(
+    cut=st.integers(0, 200), changed=st.dictionaries(st.integers(0, 199), st.integers(0, 255), max_size=4)
+)
+def test_any_midi_file_is_read_or_refused(cut: int, changed: dict[int, int]):
+    track = mido.MidiTrack([mido.Message("program_change", program=5, time=3)])
+    for note in (60, 62, 64):
+        track += [mido.Message("note_on", note=note, time=60), mido.Message("note_off", note=note, time=120)]
+    stream = io.BytesIO()
+    mido.MidiFile(tracks=[track, track]).save(file=stream)
+    content = bytearray(stream.getvalue())
+    for place, value in changed.items():
+        content[place % len(content)] = value
+    try:
+        steps = read_midi(bytes(content[: max(4, cut)]), "it")
+    except DataError as error:
+        refusal, steps = str(error), ()
+    else:
+        refusal = ""
+    assert len(refusal.splitlines()) == bool(refusal)
+    assert bool(refusal) != bool(steps)
+
+
 def test_the_piano_roll_shows_each_voice_and_what_was_given(task: MusicTask, tmp_path: Path):
     prompts = task.prompts("test", 1)
     plain, given = tmp_path / "plain.png", tmp_path / "given.png"
@@ -218,7 +271,7 @@ def test_bad_data_is_refused(tmp_path: Path):
         with pytest.raises(DataError, match=message):
             read_chorales(path)
     path.write_bytes(gzip.compress(json.dumps({"test": [good]}).encode())[:-9])
-    with pytest.raises(DataError, match="is not JSON"):
+    with pytest.raises(DataError, match="damaged gzip"):
         read_chorales(path)
     with pytest.raises(DataError, match="nowhere"):
         MusicTask(data=str(tmp_path / "nowhere.json"))

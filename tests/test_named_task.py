@@ -63,7 +63,7 @@ def test_settings_may_be_text_and_none_is_not_given(tmp_path: Path):
     ("name", "settings", "message"),
     [
         ("texts", {}, "unknown task 'texts'; choose one of .*text"),
-        ("text", {"size": 3}, "size does not apply to the task text; it takes data, gaps, length"),
+        ("text", {"size": 3}, "size does not apply to the task text; it takes data, encoding, gaps, length"),
         ("text", {"length": "many"}, "length must be a whole number, got 'many'"),
         ("text", {"length": 2.5}, "length must be a whole number, got 2.5"),
         ("maze", {"size": 6.0}, "size must be a whole number, got 6.0"),

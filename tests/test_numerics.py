@@ -286,7 +286,7 @@ def command() -> typer.Typer:
 
 @pytest.fixture(scope="module")
 def report() -> dict[str, Any]:
-    result = CliRunner().invoke(command(), ["--json", "--effort", "0.02", "--seed", "3"])
+    result = CliRunner().invoke(command(), ["--json", "--quick", "--effort", "0.2", "--seed", "3"])
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
@@ -305,6 +305,7 @@ def test_the_doctor_reports_every_draw(report):
     assert draws["gumbel float32"]["effective_temperature"] < 0.9
     assert report["rand"]["float32"]["bits"] == 24
     assert [row["name"] for row in report["ancestral"]] == ["gumbel-float32", "unmask"]
+    assert report["effort"] == pytest.approx(0.02)  # a tenth, as --quick asks
     assert report["verdict"].startswith("unmask's draw passes on cpu, where these fail: gumbel float16")
 
 

@@ -67,6 +67,15 @@ def test_tune_takes_a_folder_of_prompts(tmp_path: Path):
     (tmp_path / "2.txt").write_text("no gap at all")
     with pytest.raises(DataError, match=r"2\.txt has no mask"):
         run("tune", *folder)
+    for size in ("129", "9" * 12, "9" * 5000):
+        (tmp_path / "2.txt").write_text(f"a[MASK:{size}]b")
+        with pytest.raises(DataError, match=rf"2\.txt has a gap of {size:.20} tokens; the model takes 128 in all"):
+            run("tune", *folder)
+    (tmp_path / "2.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(DataError, match=r"2\.txt is not UTF-8 text: byte 0xe9 in line 1"):
+        run("tune", *folder)
+    with pytest.raises(DataError, match=r"0\.txt has characters outside the vocabulary"):
+        run("tune", *folder, "--encoding", "latin-1")
     with pytest.raises(ValueError, match="the model maze is of maze"):
         run("tune", "--prompts", str(tmp_path), "--model", "maze")
 
@@ -82,7 +91,9 @@ def test_tune_takes_a_folder_of_prompts(tmp_path: Path):
         (["compare", "--task", "chess"], "chess"),
         (["compare", "--task", "maze:walls=3"], "walls does not apply"),
         (["compare", "--task", "maze:walls"], "key=value"),
-        (["compare", "--task", "maze", "--model", "sudoku"], "do not belong together"),
+        (["compare", "--task", "maze", "--model", "sudoku"], "'sudoku' is one of the task sudoku, not of maze"),
+        (["compare", "--task", "maze", "--model", "maze-loops"], "takes sequences of 128 tokens"),
+        (["compare", "--task", "text", "--model", "judge"], "reads from left to right"),
         (["compare", "--task", "maze", "--model", "/nowhere"], "/nowhere"),
         (["compare", "--task", "maze", "--temperature", "hot"], "hot"),
         (["compare", "--task", "maze", "--judge", "x", "--limit", "1"], "--judge goes with"),

@@ -13,10 +13,9 @@ from unmask.tasks.sudoku import (
     as_tensor,
     cells_correct,
     demo_puzzles,
-    parse_cells,
-    read_csv,
     solved,
 )
+from unmask.tasks.sudoku_files import parse_cells, read_puzzles
 
 REAL = Path(__file__).parent / "data" / "sudoku.csv"
 SOLUTION = "867542391139687245425193768653719482714328659298456173581264937342975816976831524"
@@ -67,7 +66,7 @@ def test_a_malformed_line_is_named_and_the_rest_is_kept(tmp_path):
         "e\n"
         f"f,{PUZZLE},\n"
     )
-    file = read_csv(path)
+    file = read_puzzles(path)
     assert [(p.line, p.columns, p.solution is None) for p in file.puzzles] == [
         (2, {"name": "a"}, False),
         (7, {"name": "f"}, True),
@@ -76,17 +75,17 @@ def test_a_malformed_line_is_named_and_the_rest_is_kept(tmp_path):
     assert [
         word in r.reason for r, word in zip(file.rejected, ("81", "contradicts", "fields", "fields"), strict=True)
     ] == [True] * 4
-    assert len(read_csv(path, limit=1).puzzles) == 1
+    assert len(read_puzzles(path, limit=1).puzzles) == 1
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="column 'puzzle'"):
-        read_csv(tmp_path / "other.csv")
+        read_puzzles(tmp_path / "other.csv")
     (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
-    with pytest.raises(DataError, match="column 'puzzle'"):
-        read_csv(tmp_path / "binary.csv")
+    with pytest.raises(DataError, match="is not a text file: it holds bytes of value 0"):
+        read_puzzles(tmp_path / "binary.csv")
 
 
 def test_cells_correct_counts_what_had_to_be_filled_in():
-    file = read_csv(["puzzle,solution", f"{PUZZLE},{SOLUTION}", f"{PUZZLE},"])
+    file = read_puzzles(["puzzle,solution", f"{PUZZLE},{SOLUTION}", f"{PUZZLE},"])
     grid = torch.tensor([parse_cells(SOLUTION)] * 2)
     empty = PUZZLE.count("0")
     assert cells_correct(grid, file.puzzles) == (empty, empty)

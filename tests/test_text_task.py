@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from unmask.errors import DataError
+from unmask.tasks.named import named_task
 from unmask.tasks.task import Prompts, Task
 from unmask.tasks.text import TextTask, distinct_n, embedded_text, encode, read_text, unigram_entropy
 
@@ -141,6 +142,20 @@ def test_texts_are_read_gzipped_with_any_line_ends(tmp_path: Path):
     (tmp_path / "a.gz").write_bytes(gzip.compress(LINES.encode()))
     (tmp_path / "b.txt").write_bytes(b"\xef\xbb\xbf" + LINES.replace("\n", "\r\n").encode())
     assert read_text(tmp_path / "a.gz") == read_text(tmp_path / "b.txt") == LINES
+
+
+def test_a_text_in_another_encoding_is_read_if_it_is_said(tmp_path: Path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes((LINES + "café\n").encode("latin-1"))
+    with pytest.raises(DataError, match=r"byte 0xe9 in line \d+; .*encoding=latin-1"):
+        TextTask(path)
+    task = named_task("text", data=str(path), length=16, encoding="latin-1")
+    assert isinstance(task, TextTask)
+    assert "é" in task.vocabulary
+    path.write_bytes((LINES + "café\n").encode("utf-16"))
+    assert TextTask(path, length=16).vocabulary == task.vocabulary
+    with pytest.raises(ValueError, match="unknown encoding 'klingon'"):
+        TextTask(path, encoding="klingon")
 
 
 def test_bad_texts_and_settings_say_what_is_wrong(cats: Path, tmp_path: Path):

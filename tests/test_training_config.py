@@ -117,7 +117,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
         unmask("train", str(path))
-    with pytest.raises(OSError, match=r"nowhere\.yaml"):
+    with pytest.raises(ValueError, match=r"nowhere\.yaml: No such file"):
         unmask("train", str(tmp_path / "nowhere.yaml"))
     with pytest.raises(ValueError, match="puzzles: an option of the target sudoku only"):
         unmask("train", str(path), "--puzzles", "5")

@@ -111,7 +111,7 @@ def bench(repeats: int = 9, curves: bool = True, on_case: Callable[[], None] | N
     Args:
         repeats: Timed calls of each.
         curves: Whether to measure how it scales.
-        on_case: Called after each of the cases.
+        on_case: Called after each of the cases, and after measuring how it scales.
     """
     report: dict[str, Any] = {"threads": torch.get_num_threads(), **first_uses(), "cases": []}
     for rows, vocab, dtype in CASES:
@@ -120,6 +120,8 @@ def bench(repeats: int = 9, curves: bool = True, on_case: Callable[[], None] | N
             on_case()
     if curves:
         report["scaling"] = scaling()
+        if on_case is not None:
+            on_case()
     return report
 
 

@@ -27,4 +27,6 @@ def main() -> None:
 def _plain(error: Exception) -> str:
     from rich.markup import escape
 
-    return escape(str(error))
+    from ..files.reading import shown
+
+    return escape(" ".join((shown(error) if isinstance(error, OSError) else str(error)).split("\n")))

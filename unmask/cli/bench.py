@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
@@ -64,7 +66,7 @@ def step(
     from ..bench.step import bench as run
 
     with common.progress(quiet=json) as bar:
-        task = bar.add_task("comparing", total=len(CASES))
+        task = bar.add_task("comparing", total=len(CASES) + curves)
         report = run(repeats, curves, on_case=lambda: bar.advance(task))
     if json:
         common.print_json(report)
@@ -91,7 +93,9 @@ def draw(
     """Time exact draws against multinomial and Gumbel noise."""
     from ..bench.step import draws
 
-    _show(draws(rows, vocab), json)
+    with _timing(json):
+        report = draws(rows, vocab)
+    _show(report, json)
 
 
 @bench.command()
@@ -105,7 +109,8 @@ def loop(
     """Measure the time outside the denoiser, with random models."""
     from ..bench.loop import bench as run
 
-    report = run(tuple(models.split(",")), batch, length, vocab)
+    with _timing(json):
+        report = run(tuple(models.split(",")), batch, length, vocab)
     _show(report["models"], json, report)
 
 
@@ -114,8 +119,17 @@ def memory(json: common.Json = False) -> None:
     """Measure the memory that a step adds to the logits, as a share of them."""
     from ..bench.step import memory as run
 
-    report = run()
+    with _timing(json):
+        report = run()
     _show(report["cases"], json, report)
+
+
+@contextlib.contextmanager
+def _timing(json: bool) -> Iterator[None]:
+    """Says now and then that something is being timed."""
+    with common.progress(quiet=json) as bar:
+        bar.add_task("timing", total=None)
+        yield
 
 
 def _show(rows: dict[str, Any] | list[dict[str, Any]], json: bool, report: dict[str, Any] | None = None) -> None:
@@ -140,5 +154,6 @@ def batch(
     from ..bench.batch import bench as run
 
     common.one_thread()
-    report = run(puzzles, slots)
+    with _timing(json):
+        report = run(puzzles, slots)
     _show({name: value for name, value in report.items() if name != "seconds_network"}, json, report)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import Progress
 from rich.table import Table
 
 from ..rules.named import FAMILIES, PROXIES, NamedRule, named_rule
 from ..rules.profile import Profile
 from ..schedule import SCHEDULES
+from ..viewing.progress import ProgressLines
+from ..viewing.progress import progress as shared_progress
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +27,9 @@ err = Console(stderr=True)
 
 GAMMA = 0.05
 """The command line's γ for `entropy-bound`, in nats; chosen on validation puzzles. The library has none."""
+
+GAMMAS = {"entropy-bound": GAMMA, "dependence-bound": GAMMA}
+"""The command line's γ by family of rules."""
 
 COMMITMENT = 0.1
 """The command line's limit on `1 - max p` for `dependence-bound` at temperatures below 1."""
@@ -63,21 +69,40 @@ Proxy = Annotated[str | None, typer.Option(help=f"Error proxy that ranks positio
 Schedule = Annotated[str | None, typer.Option(help=f"Times of the timed rules: {', '.join(SCHEDULES)}.")]
 Temperature = Annotated[float, typer.Option(help="Temperature of the draw; 0 takes the argmax.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
+Encoding = Annotated[
+    str | None, typer.Option(help="Encoding of the file, such as latin-1; default: what it says itself, else UTF-8.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
-def rule_from(name: str, own: str | Profile | None = None, temperature: float = 1.0, **settings: Any) -> NamedRule:
+def rule_from(
+    name: str,
+    own: str | Profile | None = None,
+    temperature: float = 1.0,
+    *,
+    gammas: Mapping[str, float] | None = None,
+    **settings: Any,
+) -> NamedRule:
     """Builds the rule that the options describe.
 
     Args:
-        name: Of the rule, perhaps with settings.
+        name: Name of the rule, perhaps with settings (`entropy-bound:proxy=margin`).
         own: Where the model's dependence profile is, or the profile, for a rule that reads one and is told no other.
-        temperature: Of the draw.
-        **settings: Of the rule. Where γ is missing it is `GAMMA`.
+        temperature: Temperature of the draw.
+        gammas: The γ of a family of rules where neither its name nor an option gives one; default: `GAMMAS`.
+        **settings: Settings of the rule, from the options.
+
+    Raises:
+        ValueError: If there is no such rule, or a setting is missing, given twice, or does not apply.
     """
-    family = name.partition(":")[0]
-    if name in ("entropy-bound", "dependence-bound") and settings.get("gamma") is None:
-        settings["gamma"] = GAMMA
+    family, _, inline = name.partition(":")
+    told = settings_of(inline)
+    for key, value in settings.items():
+        if key in told and value is not None and str(value) != told[key]:
+            raise ValueError(f"{key} is given twice, as {told[key]} in --rule {name} and as {value} by its option")
+    usual = GAMMAS if gammas is None else gammas
+    if family in usual and settings.get("gamma") is None and "gamma" not in told:
+        settings["gamma"] = usual[family]
     if family == "dependence-bound":
         settings["profile"] = settings.get("profile") or own
         if settings.get("commitment") is None and temperature < 1:
@@ -127,17 +152,9 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def progress(quiet: bool = False) -> Progress:
-    """A progress bar on standard error; nothing where that is no terminal."""
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=err,
-        transient=True,
-        disable=quiet or not err.is_terminal,
-    )
+def progress(quiet: bool = False) -> Progress | ProgressLines:
+    """Progress on standard error: a bar on a terminal, elsewhere (or if `quiet`) a line every ten seconds."""
+    return shared_progress(err, bar=not quiet)
 
 
 def table(first: str, *columns: str) -> Table:

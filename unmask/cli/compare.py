@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from ..files.writing import check_outputs
 from . import common, study
 from . import oracle as options
 
@@ -29,6 +30,7 @@ def compare(
     task: study.TaskOption = None,
     model: study.Model = None,
     data: study.Data = None,
+    encoding: common.Encoding = None,
     split: study.Split = "validation",
     limit: study.Limit = 100,
     seeds: study.Seeds = 1,
@@ -51,9 +53,14 @@ def compare(
     from ..evaluation import frontier
 
     if task is not None:
-        chosen = study.Chosen(task, model, data, split, limit, seeds, temperature, batch_size, judge, out, device)
+        chosen = study.Chosen(
+            task, model, data, split, limit, seeds, temperature, batch_size, judge, out, device, encoding=encoding
+        )
         study.compare(chosen, rules, plot, csv, json)
         return
+    if encoding is not None:
+        raise ValueError("--encoding goes with --task, whose data it is of")
+    check_outputs({"--plot": plot}, [joint])
     denoiser, width = options.oracle_from(oracle, joint, oracle_seed, length, symbols, states, stay)
     texts = frontier.split_rules(rules)
     own = oracle_profile(denoiser, width) if any(text.startswith("dependence-bound") for text in texts) else None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..denoiser import NetworkDenoiser
 from ..evaluation.runner import Answers, answer, mean_ci95
+from ..files.writing import check_outputs
 from ..models.networks.coconet import LENGTH, MASK_ID, STEPS, VOCAB_SIZE, VOICES
 from ..models.registry import load
 from ..rules.named import NamedRule
@@ -41,7 +42,9 @@ def compose(
     gap: Annotated[str | None, typer.Option(help="START:STOP, steps in which every voice is to be filled in.")] = None,
     piece: Annotated[int | None, typer.Option(help="Number of the piece in its split, from 0 (default 0).")] = None,
     split: Annotated[str, typer.Option(help=f"Where the piece is: {', '.join(SPLITS)}.")] = "test",
-    data: Annotated[Path | None, typer.Option(help="JSON file of chorales; default: the shipped ones.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="JSON file of chorales, or a MIDI file; default: the shipped ones.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many versions to compose.")] = 1,
     rule: common.Rule = "entropy-bound",
     gamma: Annotated[
@@ -72,12 +75,11 @@ def compose(
     time in a random order. equal_previous is the share of tokens equal to the same voice's previous step,
     voices_in_order that of steps with soprano >= alto >= tenor >= bass.
     """
-    if gamma is None and rule == "entropy-bound":
-        gamma = GAMMA
     named = common.rule_from(
         rule,
         model,
         temperature,
+        gammas={**common.GAMMAS, "entropy-bound": GAMMA},
         profile=profile,
         commitment=commitment,
         gamma=gamma,
@@ -98,9 +100,9 @@ def compose(
     else:
         piece = 0 if piece is None else piece
         prompt = torch.where(masked, MASK_ID, _window(data, split, piece))
+    paths = {"midi": _numbered("--midi", midi, count, data), "png": _numbered("--png", png, count, data)}
     common.one_thread()
     denoiser = _chorale_model(model)
-    paths = {"midi": _numbered(midi, count), "png": _numbered(png, count)}
     prompts = prompt.expand(count, -1)
     scores: Float[Tensor, " versions"] | None = None
     with common.progress(quiet=json) as bar:
@@ -185,13 +187,13 @@ def _chorale_model(name: str) -> NetworkDenoiser:
     return denoiser
 
 
-def _numbered(path: Path | None, count: int) -> list[Path]:
-    """One path per version; made now, so that one that cannot be written is an error before the work."""
+def _numbered(option: str, path: Path | None, count: int, data: Path | None) -> list[Path]:
+    """One path per version, checked now, so that one that cannot be written is an error before the work."""
     if path is None:
         return []
     paths = [path] if count == 1 else [path.with_stem(f"{path.stem}-{number}") for number in range(1, count + 1)]
     for one in paths:
-        one.open("ab").close()
+        check_outputs({option: one}, [data])
     return paths
 
 

@@ -12,6 +12,9 @@ import typer
 
 from . import common
 
+QUICK = 0.1
+"""What `--quick` multiplies the effort by."""
+
 _SIGNIFICANT = 1e-6
 _RATE = 0.35
 """Probability of a rare class in steps of the lattice: where a test of a given number of uniforms sees most."""
@@ -23,6 +26,9 @@ def doctor(
     effort: Annotated[
         float, typer.Option(min=0.001, help="Multiplies the number of draws; 1 takes under a minute on one core.")
     ] = 1.0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tenth of the draws, in some seconds: finds what is grossly wrong.")
+    ] = False,
     json: common.Json = False,
 ) -> None:
     """Measure what this torch build's random numbers really do, and verify that our draw is exact where others fail.
@@ -34,6 +40,9 @@ def doctor(
     ancestral: unigram entropy of whole ancestral runs against an oracle's own; p-value towards lower entropy.
     """
     where = _device(device)
+    if where.type == "cpu":
+        common.one_thread()
+    effort *= QUICK if quick else 1
     started = time.perf_counter()
     with common.progress(quiet=json) as bar:
         task = bar.add_task("measuring", total=9)

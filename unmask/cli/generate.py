@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json as json_
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
+from ..files.jsonl import read_prompts
 from ..language import Completion, LanguageModel
 from ..models.pretrained.cache import CACHES
 from ..models.registry import EMBEDDED, load
@@ -28,6 +28,10 @@ MASK_SHOWN = "░"
 Model = Annotated[str, typer.Argument(help="Embedded model, checkpoint folder, or owner/name in the hub's cache.")]
 Input = Annotated[
     Path | None, typer.Option("--input", help='JSON Lines: {"prompt": ...} or {"messages": [...]} each; - is stdin.')
+]
+Field = Annotated[
+    str | None,
+    typer.Option(help="Where a prompt is in each object of --input: question, turns.0, or instruction,input (joined)."),
 ]
 NewTokens = Annotated[
     int | None,
@@ -66,6 +70,8 @@ def generate(
     model: Model = "chat",
     prompt: Annotated[list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")] = None,
     input: Input = None,
+    field: Field = None,
+    encoding: common.Encoding = None,
     chat: Annotated[bool, typer.Option(help="Ask as a message of a chat; else texts are continued.")] = False,
     max_new_tokens: NewTokens = None,
     block_length: Block = None,
@@ -101,9 +107,10 @@ def generate(
     named = common.rule_from(rule, model, temperature, **settings)
     prompts: list[Any] = list(prompt or ())
     if input is not None:
-        prompts += read_prompts(input, "prompt")
+        prompts += read_prompts(input, "prompt", field, encoding)
     if not prompts:
         raise ValueError("nothing to answer: give -p TEXT, or --input FILE")
+    _check_field(input, field, encoding)
     if chat:
         prompts = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in prompts]
     network = language_model(model, device, dtype, shift, block_causal, mask_id)
@@ -135,6 +142,8 @@ def infill(
         list[str] | None, typer.Option("--text", "-t", help="A text with [MASK:n] where n tokens are missing.")
     ] = None,
     input: Annotated[Path | None, typer.Option("--input", help='JSON Lines, {"text": ...} each; - is stdin.')] = None,
+    field: Field = None,
+    encoding: common.Encoding = None,
     rule: common.Rule = "entropy-bound",
     gamma: common.Gamma = None,
     k: common.K = None,
@@ -155,18 +164,23 @@ def infill(
     """Fill gaps in texts with a language model: in "The [MASK:12] sat on" twelve tokens are missing."""
     settings = {"gamma": gamma, "k": k, "threshold": threshold, "steps": steps, "proxy": proxy}
     named = common.rule_from(rule, model, temperature, **settings)
-    texts = [*(text or ()), *(read_prompts(input, "text") if input is not None else ())]
+    texts = [*(text or ()), *(read_prompts(input, "text", field, encoding) if input is not None else ())]
     if not texts:
         raise ValueError("nothing to fill in: give -t TEXT, or --input FILE")
-    completions = language_model(model, device, dtype, shift, mask_id=mask_id).infill(
-        texts,
-        rule=named.rule,
-        temperature=temperature,
-        seed=seed,
-        top_k=top_k,
-        top_p=top_p,
-        batch_size=batch_size,
-    )
+    _check_field(input, field, encoding)
+    network = language_model(model, device, dtype, shift, mask_id=mask_id)
+    with common.progress(quiet=json) as bar:
+        job = bar.add_task("evaluations", total=None)
+        completions = network.infill(
+            texts,
+            rule=named.rule,
+            temperature=temperature,
+            seed=seed,
+            top_k=top_k,
+            top_p=top_p,
+            batch_size=batch_size,
+            on_step=lambda state, info: bar.advance(job),
+        )
     _show(completions, named, json)
 
 
@@ -239,29 +253,9 @@ def language_model(
     return loaded
 
 
-def read_prompts(path: Path, field: str) -> list[Any]:
-    """Reads JSON Lines: texts under `field`, or chats under `messages`; a line may also be the text itself.
-
-    Raises:
-        ValueError: If a line is none of these; it is named.
-        OSError: If the file cannot be read.
-    """
-    lines = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    prompts: list[Any] = []
-    for number, line in enumerate(lines.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json_.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}: no JSON ({error})") from None
-        found = value if isinstance(value, str) else None
-        if isinstance(value, dict):
-            found = value.get(field, value.get("messages") if field == "prompt" else None)
-        if not isinstance(found, str) and not (isinstance(found, list) and found):
-            raise ValueError(f'{path}, line {number}: expected {{"{field}": "..."}}, got {line:.60}')
-        prompts.append(found)
-    return prompts
+def _check_field(input: Path | None, field: str | None, encoding: str | None) -> None:
+    if input is None and (field is not None or encoding is not None):
+        raise ValueError(f"{'--field' if field is not None else '--encoding'} goes with --input FILE")
 
 
 def usual_new_tokens(model: LanguageModel) -> int:

@@ -72,7 +72,9 @@ def law(
         noise=noise,
     )
     x = torch.full((width,), denoiser.mask_id)
-    exact = exact_law(denoiser, named.rule, x, temperature=temperature)
+    with common.progress(quiet=json) as bar:
+        bar.add_task("computing the exact law", total=None)
+        exact = exact_law(denoiser, named.rule, x, temperature=temperature)
     report: dict[str, Any] = {
         "oracle": oracle.value,
         "length": width,
@@ -91,7 +93,9 @@ def law(
     }
     if samples:
         streams = [derive(seed, x.tolist(), copy) for copy in range(samples)]
-        drawn = sample(denoiser, x.expand(samples, -1), named.rule, streams=streams, temperature=temperature)
+        with common.progress(quiet=json) as bar:
+            bar.add_task("drawing", total=None)
+            drawn = sample(denoiser, x.expand(samples, -1), named.rule, streams=streams, temperature=temperature)
         report |= {
             "samples": samples,
             "seed": seed,

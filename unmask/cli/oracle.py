@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import torch
 import typer
 
+from ..files.reading import unreadable
 from ..oracles.oracle import Oracle
 
 
@@ -73,7 +75,9 @@ def oracle_from(
 
     try:
         array = np.load(joint, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError as error:
+        raise unreadable(joint, "the joint table", error) from None
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{joint} is no .npy file with a table of numbers: {error}") from None
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.dtype.itemsize > 8:
         kind = getattr(array, "dtype", type(array).__name__)

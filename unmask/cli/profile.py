@@ -18,6 +18,7 @@ from ..dependence.calibrate import measure_profile, oracle_samples
 from ..dependence.picture import heat_map
 from ..draws.streams import derive
 from ..errors import AdapterError
+from ..files.writing import check_outputs
 from ..models.registry import load, model_folder, task_of
 from ..rules.geometry import geometry_of, sudoku
 from ..rules.profile import Line, Profile, Relations
@@ -69,6 +70,7 @@ def profile(
     """
     if (model is None) == (oracle is None):
         raise ValueError("name a model, or an exact denoiser with --oracle")
+    check_outputs({"--plot": plot}, [data])
     common.one_thread()
     if oracle is not None:
         denoiser, width = options.oracle_from(oracle, None, oracle_seed, length, symbols, states, stay)
@@ -92,6 +94,7 @@ def sequences_of(
     model: str, task: str | None, data: Path | None, split: str
 ) -> tuple[Denoiser, Line | Relations, Rows, dict[str, Any]]:
     """A model, the geometry of its task, the task's sequences, and what identifies them."""
+    from ..tasks.fit import check_model
     from ..tasks.named import named_task
 
     denoiser = load(model)
@@ -101,8 +104,7 @@ def sequences_of(
         settings["data"] = str(data)
     chosen = named_task(name, **settings) if name else task_of(model, **settings)
     name = name or chosen.name
-    if (chosen.vocab_size, chosen.mask_id) != (denoiser.vocab_size, denoiser.mask_id):
-        raise ValueError(f"the model {model} has other tokens than the task {name}; name its task with --task")
+    check_model(model, denoiser, chosen)
     examples = chosen.examples(split)
 
     def rows(numbers: range) -> tuple[Tensor, Tensor]:

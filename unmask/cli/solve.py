@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +14,13 @@ from rich.markup import escape
 
 from ..evaluation.batching import best_batch
 from ..evaluation.runner import Answers, answer, mean_ci95
+from ..files.writing import check_outputs, write_output
 from ..models.registry import load
 from ..rules.named import NamedRule
 from ..sampling.loop import Sampler
-from ..tasks.sudoku import Puzzle, PuzzleFile, as_tensor, cells_correct, demo_puzzles, read_csv, solved
+from ..tasks.fit import check_model
+from ..tasks.sudoku import MASK, SudokuTask, as_tensor, cells_correct, demo_puzzles, solved
+from ..tasks.sudoku_files import Puzzle, PuzzleFile, read_puzzles
 from . import common
 
 ANSWER_COLUMNS = ("answer", "solved", "nfe", "stream")
@@ -25,7 +29,11 @@ ANSWER_COLUMNS = ("answer", "solved", "nfe", "stream")
 
 def solve(
     file: Annotated[
-        Path | None, typer.Argument(help="CSV with a column puzzle, perhaps solution; default: the shipped puzzles.")
+        Path | None,
+        typer.Argument(
+            help="Puzzles: CSV with a column puzzle, perhaps solution; one a line; or grids (.sdk, .ss). - is stdin."
+            " Default: the shipped puzzles."
+        ),
     ] = None,
     rule: common.Rule = "entropy-bound",
     gamma: common.Gamma = None,
@@ -51,7 +59,11 @@ def solve(
     by: Annotated[str | None, typer.Option(help="Also report one row per value of this column.")] = None,
     model: Annotated[str, typer.Option(help="Embedded model or checkpoint folder.")] = "sudoku",
     compile: Annotated[bool, typer.Option(help="Compile the network: a minute first, then quicker.")] = False,
+    encoding: common.Encoding = None,
     output: Annotated[Path | None, typer.Option(help="Write the answers here as CSV, all columns kept.")] = None,
+    rejected: Annotated[
+        Path | None, typer.Option(help="Write the lines that were left out here, to be mended and solved again.")
+    ] = None,
     json: common.Json = False,
 ) -> None:
     """Solve Sudoku puzzles with a masked diffusion model.
@@ -80,38 +92,45 @@ def solve(
         draft=draft,
         noise=noise,
     )
-    common.one_thread()
-    denoiser = load(model)
-    sampler = Sampler(denoiser.compiled() if compile else denoiser, named.rule)
-    read = PuzzleFile(demo_puzzles()[:limit], []) if file is None else read_csv(file, limit)
-    puzzles, rejected = read.puzzles, read.rejected
-    for line in rejected:
+    check_outputs({"--output": output, "--rejected": rejected}, [file])
+    read = PuzzleFile(demo_puzzles()[:limit], []) if file is None else read_puzzles(file, limit, encoding)
+    puzzles = read.puzzles
+    for line in read.rejected:
         reason = escape(line.reason)
         common.err.print(f"[yellow]line {line.line} left out:[/] {reason}", highlight=False, soft_wrap=True)
+    if rejected is not None:
+        write_output(rejected, left_out(read))
     if not puzzles:
         raise ValueError(f"{file} holds no usable puzzle")
-    if by is not None and by not in puzzles[0].columns:
-        known = ", ".join(puzzles[0].columns) or "none besides puzzle and solution"
-        raise ValueError(f"there is no column {by!r} to group by; the file has {known}")
+    columns = list(dict.fromkeys(column for puzzle in puzzles for column in puzzle.columns))
+    if by is not None and by not in columns:
+        same = [column for column in columns if column.lower() == by.lower()]
+        if not same:
+            known = ", ".join(columns) or "none besides puzzle and solution"
+            raise ValueError(f"there is no column {by!r} to group by; the file has {known}")
+        by = same[0]
     if output is not None:
-        clash = sorted(set(puzzles[0].columns) & set(ANSWER_COLUMNS))
+        clash = sorted(column for column in columns if column.lower() in ANSWER_COLUMNS)
         if clash:
             raise ValueError(f"the file has columns named {', '.join(clash)}, which --output adds; rename them")
-        output.open("a").close()  # a path that cannot be written is an error now, not after the work
+    common.one_thread()
+    denoiser = load(model)
+    check_model(model, denoiser, SudokuTask())
+    sampler = Sampler(denoiser.compiled() if compile else denoiser, named.rule)
     x = as_tensor(puzzles)
     batch_size = batch_size or best_batch(sampler, x)
     with common.progress(quiet=json) as bar:
-        task = bar.add_task("solving", total=len(puzzles))
+        task = bar.add_task("solving, cells", total=int((x == MASK).sum()))
         answers = answer(
             sampler,
             x,
             seed=seed,
             temperature=temperature,
             batch_size=batch_size,
-            on_batch=lambda count: bar.advance(task, count),
+            on_step=lambda state, info: bar.advance(task, len(info.tokens)),
         )
     if output is not None:
-        _write(output, puzzles, answers)
+        write_output(output, _table(puzzles, columns, answers))
     report: dict[str, Any] = {
         "rule": named.name,
         "settings": named.settings,
@@ -121,12 +140,12 @@ def solve(
         **summary(puzzles, answers, range(len(puzzles))),
         "forward_passes": answers.forward_passes,
         "seconds": answers.seconds,
-        "rejected": [{"line": line.line, "reason": line.reason} for line in rejected],
+        "rejected": [{"line": line.line, "reason": line.reason} for line in read.rejected],
     }
     if by is not None:
         groups: dict[str, list[int]] = {}
         for index, puzzle in enumerate(puzzles):
-            groups.setdefault(puzzle.columns[by], []).append(index)
+            groups.setdefault(puzzle.columns.get(by, ""), []).append(index)
         report["by"] = [
             {by: value, **summary(puzzles, answers, rows), "value": value} for value, rows in sorted(groups.items())
         ]
@@ -152,16 +171,24 @@ def summary(puzzles: list[Puzzle], answers: Answers, rows: Sequence[int]) -> dic
     }
 
 
-def _write(path: Path, puzzles: list[Puzzle], answers: Answers) -> None:
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        columns = list(puzzles[0].columns)
-        writer = csv.writer(stream)
-        writer.writerow(["puzzle", "solution", *columns, *ANSWER_COLUMNS])
-        rows = zip(puzzles, answers.tokens.tolist(), solved(answers.tokens).tolist(), answers.nfe.tolist(), strict=True)
-        for (puzzle, grid, right, nfe), stream_id in zip(rows, answers.streams, strict=True):
-            text = ["".join(map(str, cells)) for cells in (puzzle.cells, puzzle.solution or (), grid)]
-            extra = [puzzle.columns.get(column, "") for column in columns]
-            writer.writerow([text[0], text[1], *extra, text[2], int(right), nfe, stream_id])
+def left_out(read: PuzzleFile) -> str:
+    """The lines of a file that were left out, each under a comment that says why, in a form that can be read again."""
+    parts = [read.header] if read.header else []
+    for line in read.rejected:
+        parts += [f"# line {line.line}: {line.reason}", line.text]
+    return "".join(f"{part}\n" for part in parts)
+
+
+def _table(puzzles: list[Puzzle], columns: list[str], answers: Answers) -> str:
+    stream = io.StringIO(newline="")
+    writer = csv.writer(stream)
+    writer.writerow(["puzzle", "solution", *columns, *ANSWER_COLUMNS])
+    rows = zip(puzzles, answers.tokens.tolist(), solved(answers.tokens).tolist(), answers.nfe.tolist(), strict=True)
+    for (puzzle, grid, right, nfe), stream_id in zip(rows, answers.streams, strict=True):
+        text = ["".join(map(str, cells)) for cells in (puzzle.cells, puzzle.solution or (), grid)]
+        extra = [puzzle.columns.get(column, "") for column in columns]
+        writer.writerow([text[0], text[1], *extra, text[2], int(right), nfe, stream_id])
+    return stream.getvalue()
 
 
 def _print(report: dict[str, Any], by: str | None, named: NamedRule) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,8 +15,9 @@ from ..evaluation import frontier
 from ..evaluation.batching import best_batch
 from ..evaluation.study import Measure, Study, at_equal_entropy, check_fit, code_fingerprint, fingerprint
 from ..evaluation.tuning import Trial, fewest, tune
+from ..files.writing import check_outputs, write_output
 from ..rules import Entropy, MaskedFraction, One, Rule
-from ..rules.named import brief, named_rule
+from ..rules.named import brief
 from ..sampling.loop import Sampler
 from ..schedule import Linear
 from ..tasks.task import Task
@@ -60,6 +62,7 @@ class Chosen:
     out: Path | None
     device: str = "cpu"
     prompts: Path | None = None
+    encoding: str | None = None
 
     @property
     def temperatures(self) -> list[float]:
@@ -69,11 +72,21 @@ class Chosen:
         except ValueError:
             raise ValueError(f"--temperature takes numbers separated by commas, got {self.temperature!r}") from None
 
+    @property
+    def inputs(self) -> list[str | Path | None]:
+        """The files that are read."""
+        return [self.data, *(common.settings_of((self.task or "").partition(":")[2]).get(name) for name in _FILES)]
+
+
+_FILES = ("data", "test_data")
+"""Settings of tasks that name files."""
+
 
 def study_of(chosen: Chosen) -> Study:
     """Loads model, task and prompts."""
     from ..evaluation.measures import measure_for
     from ..models.registry import load
+    from ..tasks.fit import check_model
     from ..tasks.named import named_task
 
     if (chosen.task is None) == (chosen.prompts is None):
@@ -88,11 +101,14 @@ def study_of(chosen: Chosen) -> Study:
     settings = common.settings_of(inline)
     if chosen.data is not None:
         settings["data"] = str(chosen.data)
+    if chosen.encoding is not None:
+        settings["encoding"] = chosen.encoding
     if name == "music":
         settings.setdefault("device", chosen.device)
     model = chosen.model or name
     denoiser = load(model, device=common.device_named(chosen.device))
     task = named_task(name, **settings)
+    check_model(model, denoiser, task)
     identity = {
         "model": fingerprint(model),
         "task": [name, settings],
@@ -137,13 +153,14 @@ def _prompts_study(chosen: Chosen, folder: Path) -> Study:
     if not isinstance(text, TextTask):
         raise ValueError(f"--prompts takes texts, and the model {chosen.model} is of {text.name}")
     denoiser = load(chosen.model, device=common.device_named(chosen.device))
-    task = PromptFolder(folder, denoiser, text)
+    task = PromptFolder(folder, denoiser, text, chosen.encoding)
     identity = {"model": fingerprint(chosen.model), "task": "prompts", "code": code_fingerprint()}
     return _study(chosen, denoiser, task, identity)
 
 
 def compare(chosen: Chosen, rules: str, plot: Path | None, csv_file: Path | None, json: bool) -> None:
     """Runs every rule, and prints, writes and draws the rows."""
+    check_outputs({"--plot": plot, "--csv": csv_file, "--out": chosen.out}, chosen.inputs, made=("--out",))
     temperatures = chosen.temperatures
     study = study_of(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
@@ -197,10 +214,11 @@ def _print(study: Study, chosen: Chosen, rows: list[dict[str, Any]]) -> None:
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     flat = [{**row, "settings": ",".join(f"{k}={v}" for k, v in row["settings"].items())} for row in rows]
-    with path.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, fieldnames=list(flat[0]))
-        writer.writeheader()
-        writer.writerows(flat)
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, fieldnames=list(flat[0]))
+    writer.writeheader()
+    writer.writerows(flat)
+    write_output(path, stream.getvalue())
 
 
 def tune_command(
@@ -213,6 +231,7 @@ def tune_command(
     ] = None,
     model: Model = None,
     data: Data = None,
+    encoding: common.Encoding = None,
     rules: Annotated[
         str, typer.Option(help="Comma-separated rules without their setting, whose settings are tried gentlest first.")
     ] = "entropy-bound,entropy-bound:proxy=margin,threshold",
@@ -235,10 +254,13 @@ def tune_command(
     to the first that fails, which keeps that confidence for all of them. Report the result on the test split with
     unmask compare.
     """
-    chosen = Chosen(task, model, data, split, limit, seeds, str(temperature), batch_size, None, out, device, prompts)
+    chosen = Chosen(
+        task, model, data, split, limit, seeds, str(temperature), batch_size, None, out, device, prompts, encoding
+    )
+    check_outputs({"--out": out}, chosen.inputs, made=("--out",))
     study = study_of(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
-    base_rule = named_rule(reference)
+    base_rule = common.rule_from(reference, chosen.model or study.task.name, temperature)
     own = chosen.model or study.task.name
     families = [frontier.gentlest_first(frontier.sweep(text, masks, own)) for text in frontier.split_rules(rules)]
     with common.progress(quiet=json) as bar:

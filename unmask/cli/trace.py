@@ -9,11 +9,12 @@ import torch
 import typer
 
 from ..evaluation.runner import prompt_streams
-from ..evaluation.study import check_fit
+from ..files.writing import check_outputs, write_output
 from ..models.registry import load
 from ..sampling.loop import Sampler
+from ..tasks.fit import check_model
 from ..tasks.named import named_task
-from ..tasks.sudoku import parse_cells
+from ..tasks.sudoku_files import parse_cells
 from ..tasks.task import Prompts, Task
 from ..viewing import COLORS, Layout, Viewable, trace_gif, trace_html, trace_png
 from ..viewing.pictures import check_pictures
@@ -83,37 +84,35 @@ def trace(
         raise ValueError(f"unknown color {color!r}; choose one of {', '.join(COLORS)}")
     if html is None and gif is None and png is None and not json:
         html = PAGE
-    for path in filter(None, (html, gif, png)):
-        if path.is_dir():
-            raise ValueError(f"cannot write {path}: it is a folder")
-        if not path.parent.is_dir():
-            raise ValueError(f"cannot write {path}: there is no such folder")
+    name, _, inline = task.partition(":")
+    settings = common.settings_of(inline)
+    check_outputs({"--html": html, "--gif": gif, "--png": png}, [settings.get("data")])
     if gif is not None or png is not None:
         check_pictures()
     common.one_thread()
-    name, _, settings = task.partition(":")
-    chosen = named_task(name, **common.settings_of(settings))
+    chosen = named_task(name, **settings)
     title, prompt = _prompt(chosen, index, split, puzzle)
     denoiser = load(model or name)
-    check_fit(denoiser, chosen)
+    check_model(model or name, denoiser, chosen)
     if isinstance(chosen, Viewable):
         symbol, layout = chosen.symbol, chosen.layout(prompt.tokens[0])
     else:
         symbol, layout = lambda token: chosen.show(torch.tensor([token])), Layout.text()
     streams = prompt_streams(prompt.tokens.tolist(), seed)
     sampler = Sampler(denoiser, named.rule)
-    result = sampler.run(
-        sampler.start(prompt.tokens, streams=streams, temperature=temperature), trace=True, candidates=candidates
-    )
-    quality = float(chosen.score(prompt, result.tokens)[0]) if score else None
+    with common.progress(quiet=json) as bar:
+        bar.add_task("tracing", total=None)
+        state = sampler.start(prompt.tokens, streams=streams, temperature=temperature)
+        result = sampler.run(state, trace=True, candidates=candidates)
+        quality = float(chosen.score(prompt, result.tokens)[0]) if score else None
     masks, nfe = int((prompt.tokens == denoiser.mask_id).sum()), int(result.nfe[0])
     caption = f"{named}, temperature {temperature:g}, seed {seed}: {nfe} evaluations for {masks} masks"
     drawn = (result, 0, symbol, layout, title, caption, color)
     if html is not None:
-        html.write_text(trace_html(*drawn), encoding="utf-8")
+        write_output(html, trace_html(*drawn))
     for path, make in ((gif, trace_gif), (png, trace_png)):
         if path is not None:
-            path.write_bytes(make(*drawn))
+            write_output(path, make(*drawn))
     report: dict[str, Any] = {
         "task": task,
         "title": title,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..files.writing import write_figure
 from ..rules.profile import Profile
 from ..viewing import drawing
 
@@ -31,5 +32,5 @@ def heat_map(profile: Profile, path: Path, title: str) -> None:
     axes.set_ylabel("pair of positions")
     figure.colorbar(picture, label="mutual information, nats")
     axes.set_title(title)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure, dpi=120)
     pyplot.close(figure)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..files.writing import write_figure
 from ..oracles import Oracle, exact_law
 from ..rules.named import FAMILIES, NamedRule, named_rule
 from ..rules.profile import Profile
@@ -131,7 +132,7 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     axes.set_title(title)
     axes.legend(fontsize=8)
     axes.grid(alpha=0.3)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure, dpi=120)
     pyplot.close(figure)
 
 
@@ -157,5 +158,5 @@ def plot_study(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     both[0].set_ylabel("quality")
     both[0].legend(fontsize=8)
     figure.suptitle(title)
-    figure.savefig(path, dpi=120)
+    write_figure(path, figure, dpi=120)
     pyplot.close(figure)

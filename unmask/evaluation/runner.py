@@ -49,6 +49,7 @@ def answer(
     temperature: float,
     batch_size: int,
     on_batch: Callable[[int], None] | None = None,
+    on_step: Callable[[State, StepInfo], None] | None = None,
 ) -> Answers:
     """Completes every prompt.
 
@@ -63,6 +64,7 @@ def answer(
         temperature: Of the draw.
         batch_size: Prompts worked on at once; who is finished makes room for the next (see `unmask.sampling.queue`).
         on_batch: Called with the number of prompts just completed.
+        on_step: Called after each evaluation of a batch.
 
     Raises:
         ValueError: If `batch_size` is below 1, or neither or both of seed and streams are given.
@@ -82,6 +84,8 @@ def answer(
     def count(state: State, info: StepInfo) -> None:
         nonlocal passes
         passes += info.forward_passes
+        if on_step is not None:
+            on_step(state, info)
 
     finished = stream(sampler, prompts, batch_size, streams=streams, temperature=temperature, on_step=count)
     for number, result in finished:

@@ -6,6 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ..errors import DataError
+from ..files.reading import read_text, split_lines
+
+_BEGINNING = '{"key": '
+
 
 class Store:
     """Keeps values by key, in memory and in a file of JSON lines.
@@ -16,7 +21,8 @@ class Store:
         path: The file; made if missing, along with its folder. `None` keeps values in memory only.
 
     Raises:
-        OSError: If the file cannot be read or written.
+        DataError: If the file cannot be read, or holds something else: nothing is written to it then.
+        OSError: If it cannot be written.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -26,7 +32,12 @@ class Store:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in split_lines(read_text(path, "the results")):
+                if line.strip() and not line.startswith(_BEGINNING[: len(line)]):
+                    raise DataError(
+                        f"{path} is not a file of results that a run goes on from: it holds {line[:40]!r}; name"
+                        " another, or one that does not exist yet"
+                    )
                 try:
                     kept = json.loads(line)
                     self._kept[kept["key"]] = kept["value"]

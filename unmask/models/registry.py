@@ -6,6 +6,7 @@ import contextlib
 import importlib.util
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,46 @@ def task_of(model: str | Path, **settings: Any) -> Task:
     if not isinstance(task, dict) or "name" not in task or not isinstance(task.get("settings"), dict):
         raise AdapterError(f"{folder / 'config.json'} does not say which task the model was trained on")
     return named_task(task["name"], **{**task["settings"], **settings})
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a model says it was trained on.
+
+    Attributes:
+        task: Name of the task, or `None` if it does not say.
+        settings: Of the task, the vocabulary apart.
+        vocabulary: The characters of a text, in the order of their ids, if it says.
+        objective: `"masked"`, or `"causal"` for a judge that reads from left to right.
+    """
+
+    task: str | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    vocabulary: str | None = None
+    objective: str = "masked"
+
+
+def trained_on(model: str | Path) -> Training:
+    """Reads what a model says it was trained on; nothing is loaded.
+
+    Args:
+        model: As in `load`.
+
+    Raises:
+        AdapterError: If there is no such model, or its `config.json` cannot be read.
+    """
+    from .networks import coconet
+    from .networks.checkpoint import read_checkpoint
+
+    with model_folder(model) as folder:
+        said = _said_task(folder)
+        ours = not coconet.is_coconet(folder) and not _of_transformers(folder)
+        objective = read_checkpoint(folder).objective if ours else "masked"
+    if not isinstance(said, dict) or not isinstance(said.get("name"), str):
+        return Training(objective=objective)
+    settings = dict(said["settings"]) if isinstance(said.get("settings"), dict) else {}
+    vocabulary = settings.pop("vocabulary", None)
+    return Training(said["name"], settings, vocabulary if isinstance(vocabulary, str) else None, objective)
 
 
 def _said_task(folder: Path) -> Any:

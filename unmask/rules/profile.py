@@ -304,7 +304,7 @@ class Profile:
         """
         from safetensors.torch import save
 
-        from ..models.networks.checkpoint import write_atomically
+        from ..files.writing import write_atomically
 
         # The counts go with the sums, so that a crash between the two files mixes nothing up.
         sums = {name: getattr(self, name).contiguous() for name in SUMS}
@@ -329,6 +329,8 @@ class Profile:
         from safetensors import SafetensorError
         from safetensors.torch import load
 
+        from ..files.reading import why
+
         folder = Path(folder)
         path = folder / "profile.json"
         try:
@@ -352,8 +354,8 @@ class Profile:
             if isinstance(error, AdapterError):
                 raise
             raise AdapterError(
-                f"cannot read a dependence profile from {folder} ({error}); `unmask profile` makes profile.json and"
-                " profile.safetensors there"
+                f"cannot read a dependence profile from {folder} ({why(error)}); `unmask profile` makes"
+                " profile.json and profile.safetensors there"
             ) from error
 
 

@@ -14,7 +14,6 @@ different cells, each pair as likely.
 
 from __future__ import annotations
 
-import csv
 import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +29,7 @@ from torch import Tensor
 from ..checks import whole
 from ..draws.streams import derive
 from ..errors import DataError
+from ..files.tables import read_table
 from ..rules import geometry
 from ..rules.profile import Relations
 from ..viewing.layout import EAST, NORTH, SOUTH, WEST, Layout
@@ -284,26 +284,23 @@ def is_tree(maze: Maze) -> bool:
     return sum(side.bit_count() for side in maze.sides) == 2 * (len(maze.sides) - 1) and min(distances(maze)) >= 0
 
 
-def read_csv(path: Path) -> list[Maze]:
+def read_csv(path: Path, encoding: str | None = None) -> list[Maze]:
     """Reads drawn mazes from a CSV file with a column `maze` (see `parse_drawing`); other columns are ignored.
+
+    Args:
+        path: The file; see `unmask.files.tables.read_table`.
+        encoding: Of the file; default: what it says itself, else UTF-8.
 
     Raises:
         DataError: If the file cannot be read, has no such column or no row, or a row holds no maze; the message names
             the line.
     """
-    try:
-        with path.open(newline="", encoding="utf-8") as stream:
-            rows = csv.DictReader(stream)
-            if "maze" not in (rows.fieldnames or []):
-                raise DataError(f"{path} needs a header line with a column 'maze'")
-            mazes = []
-            for row in rows:
-                try:
-                    mazes.append(parse_drawing(row["maze"] or ""))
-                except DataError as error:
-                    raise DataError(f"{path}, line {rows.line_num}: {error}") from error
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"cannot read the mazes {path}: {error}") from error
+    mazes = []
+    for line, row in read_table(path, ("maze",), "the mazes", encoding):
+        try:
+            mazes.append(parse_drawing(row["maze"]))
+        except DataError as error:
+            raise DataError(f"{path}, line {line}: {error}") from error
     if not mazes:
         raise DataError(f"{path} holds no maze")
     return mazes
@@ -362,6 +359,7 @@ class MazeTask:
         data: A CSV file with a column `maze` of drawings (see `parse_drawing`), for testing instead of the
             kind's own test mazes; for trees they must be trees.
         seed: Of the training mazes.
+        encoding: Of the file; default: what it says itself, else UTF-8.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -380,6 +378,7 @@ class MazeTask:
         removed: float = 0.2,
         data: Path | str | None = None,
         seed: int = 0,
+        encoding: str | None = None,
     ) -> None:
         if kind not in ("tree", "loops"):
             raise ValueError(f"unknown kind {kind!r}; choose one of tree, loops")
@@ -393,7 +392,7 @@ class MazeTask:
         self.quality = "exact paths" if kind == "tree" else "paths that are legal and shortest"
         self.mazes: Sequence[Maze] | None = None
         if data is not None:
-            self.mazes = read_csv(Path(data))
+            self.mazes = read_csv(Path(data), encoding)
             for number, maze in enumerate(self.mazes, start=1):
                 self._check(maze, f"{data}, maze {number}")
         elif kind == "tree" and self.size == 6:

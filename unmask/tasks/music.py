@@ -6,8 +6,6 @@ A sequence is 64 steps of a sixteenth note in four voices, voice by voice: token
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from importlib import resources
@@ -21,6 +19,8 @@ from torch import Tensor
 from ..denoiser import Denoiser, NetworkDenoiser
 from ..draws.streams import derive
 from ..errors import DataError
+from ..files.jsonl import read_json
+from ..files.reading import decode, read_bytes
 from ..likelihood.nelbo import chain_log_likelihood
 from ..models.networks.coconet import LENGTH, MASK_ID, PITCHES, STEPS, VOCAB_SIZE, VOICES
 from ..models.registry import load
@@ -99,20 +99,22 @@ def read_chorales(path: Path | None = None) -> dict[str, list[Chorale]]:
 
     Args:
         path: JSON, perhaps gzipped: `{"train": [...], "valid": [...], "test": [...]}` or some of these; a piece is a
-            list of steps, a step a list of MIDI pitches. Default: the chorales that ship with the package.
+            list of steps, a step a list of MIDI pitches. Or a MIDI file, which is the only piece of the split test
+            (see `unmask.tasks.music_files.read_midi`). Default: the chorales that ship with the package.
 
     Raises:
-        DataError: If the file is not such JSON; the message names the piece and the step.
-        OSError: If it cannot be read.
+        DataError: If the file cannot be read, or is not such JSON; the message names the piece and the step.
+        ImportError: For a MIDI file, if mido is not installed (extra `music`).
     """
     if path is None:
         content, name = resources.files("unmask").joinpath("data/music/chorales.json.gz").read_bytes(), "the chorales"
     else:
-        content, name = path.read_bytes(), str(path)
-    try:
-        found = json.loads(gzip.decompress(content) if content[:2] == b"\x1f\x8b" else content)
-    except (OSError, EOFError, ValueError) as error:
-        raise DataError(f"{name} is not JSON ({error})") from error
+        content, name = read_bytes(path, "the chorales"), str(path)
+    if content.startswith(b"MThd"):
+        from .music_files import read_midi
+
+        return {split: [] for split in SPLITS} | {"test": [Chorale("test", 0, read_midi(content, name))]}
+    found = read_json(decode(content, name), name)
     keys = {stored: split for split, stored in SPLITS.items()}
     if not isinstance(found, dict) or not found or set(found) - set(keys):
         shown = f"the keys {', '.join(map(str, found))}" if isinstance(found, dict) else f"a {type(found).__name__}"
@@ -285,10 +287,7 @@ class MusicTask:
             raise ValueError(f"unknown kind {kind!r}; choose one of {', '.join(KINDS)}")
         self.kind, self.model, self.device = kind, model, device
         self._judge: NetworkDenoiser | None = None
-        try:
-            self.chorales = read_chorales(None if data is None else Path(data))
-        except OSError as error:
-            raise DataError(f"cannot read the chorales {data} ({error})") from error
+        self.chorales = read_chorales(None if data is None else Path(data))
 
     def examples(self, split: str) -> Windows:
         """Returns stretches of 64 steps: every one of `"train"`, the last of each piece of the other splits.
@@ -317,10 +316,15 @@ class MusicTask:
         """Returns the chain log-likelihood of each completion, in nats per filled-in token.
 
         Raises:
+            AdapterError: If the judge is not a model of chorales.
             ValueError: If a completion contains a mask, or there are not as many as prompts.
         """
         if self._judge is None:
-            self._judge = load(self.model, device=self.device)
+            from .fit import check_model
+
+            judge = load(self.model, device=self.device)
+            check_model(self.model, judge, self)
+            self._judge = judge
         return chain_score(self._judge, prompts.tokens.to(self.device), tokens.to(self.device)).cpu()
 
     def geometry(self) -> Relations:

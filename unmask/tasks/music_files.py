@@ -1,13 +1,19 @@
-"""What to do with a chorale: hear it (MIDI) and look at it (a piano roll)."""
+"""What to do with a chorale: hear it (MIDI, which can also be read) and look at it (a piano roll)."""
 
 from __future__ import annotations
 
+import io
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..errors import DataError
+from ..files.writing import write_figure, write_output
 from ..models.networks.coconet import MASK_ID, STEPS, VOICES
 from ..viewing import drawing
 from .music import LOWEST, NAMES, pitch_name
@@ -16,6 +22,8 @@ TICKS_PER_STEP = 120
 """MIDI ticks of a sixteenth note: 480 a quarter note."""
 
 _CHOIR = 52
+_DRUMS = 9
+_LONGEST = 100_000
 _COLOURS = ("#d55e00", "#e6a000", "#009e73", "#0072b2")
 
 
@@ -61,6 +69,92 @@ def notes_of(tokens: Int[Tensor, " 256"], given: Bool[Tensor, " 256"] | None = N
     return notes
 
 
+def read_midi(content: bytes, name: str) -> tuple[tuple[int, ...], ...]:
+    """Reads a MIDI file as steps of a sixteenth note, each the pitches that sound, from the soprano to the bass.
+
+    Four tracks or channels in which one note sounds at a time are the four voices, the highest on average first.
+    Otherwise the pitches that sound are sorted, as for a piece written for a keyboard. Notes begin and end at the
+    nearest step; one shorter than that lasts a step. Percussion (channel 10) is left out.
+
+    Args:
+        content: The bytes of the file.
+        name: What messages call it.
+
+    Raises:
+        DataError: If it is damaged, of the kind 2 (tracks that do not belong together), timed in frames, or silent.
+        ImportError: If mido is not installed (extra `music`).
+    """
+    mido = _mido()
+    try:
+        file = mido.MidiFile(file=io.BytesIO(content), clip=True)
+    except Exception as error:  # mido raises errors of many kinds for damaged files
+        said = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{name} is not a MIDI file that can be read: {said}") from None
+    if file.type == 2:
+        raise DataError(
+            f"{name} is a MIDI file of the kind 2, of tracks that do not belong together; save it as kind 1"
+        )
+    if not 0 < file.ticks_per_beat < 0x8000:
+        raise DataError(f"{name} counts time in frames, not in beats; save it with ticks per quarter note")
+    voices = [_spans(track, file.ticks_per_beat / 4) for track in file.tracks]
+    parts = [
+        spans for by_channel in voices for channel, spans in sorted(by_channel.items()) if channel != _DRUMS and spans
+    ]
+    if not parts:
+        raise DataError(f"{name} holds no notes")
+    length = max(stop for spans in parts for _, stop, _ in spans)
+    if length > _LONGEST:
+        raise DataError(f"{name} lasts {length} sixteenth notes, more than the {_LONGEST} that are read")
+    sounding: list[list[set[int]]] = [[set() for _ in range(length)] for _ in parts]
+    for part, spans in zip(sounding, parts, strict=True):
+        for start, stop, pitch in spans:
+            for step in range(start, stop):
+                part[step].add(pitch)
+    if len(parts) == VOICES and all(len(pitches) <= 1 for part in sounding for pitches in part):
+        mean = [
+            sum(pitch * (stop - start) for start, stop, pitch in spans) / sum(b - a for a, b, _ in spans)
+            for spans in parts
+        ]
+        ordered = sorted(range(VOICES), key=lambda voice: -mean[voice])
+        return tuple(tuple(pitch for voice in ordered for pitch in sounding[voice][step]) for step in range(length))
+    return tuple(tuple(sorted(set().union(*(part[step] for part in sounding)), reverse=True)) for step in range(length))
+
+
+def _spans(track: Any, step: float) -> dict[int, list[tuple[int, int, int]]]:
+    """The notes of a track by channel: first step, first step after it, pitch.
+
+    Where a pitch is struck again while it sounds, each end belongs to the note that began first; the end of the track
+    ends what still sounds.
+    """
+    found: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
+    sounding: dict[tuple[int, int], list[int]] = defaultdict(list)
+    time = 0
+
+    def close(channel: int, pitch: int) -> None:
+        if sounding[channel, pitch]:
+            start = round(sounding[channel, pitch].pop(0) / step)
+            found[channel].append((start, max(start + 1, round(time / step)), pitch))
+
+    for message in track:
+        time += message.time
+        if message.type == "note_on" and message.velocity > 0:
+            sounding[message.channel, message.note].append(time)
+        elif message.type in ("note_on", "note_off"):
+            close(message.channel, message.note)
+    for (channel, pitch), starts in sounding.items():
+        while starts:
+            close(channel, pitch)
+    return found
+
+
+def _mido() -> ModuleType:
+    try:
+        import mido
+    except ImportError as error:
+        raise ImportError('MIDI files need mido: pip install "unmask[music]"') from error
+    return mido
+
+
 def write_midi(tokens: Int[Tensor, " 256"], path: Path, beats_per_minute: float = 72.0) -> None:
     """Writes a sequence as a MIDI file: a track and a channel per voice, sixteenth notes of 120 ticks.
 
@@ -70,14 +164,11 @@ def write_midi(tokens: Int[Tensor, " 256"], path: Path, beats_per_minute: float 
         beats_per_minute: Quarter notes per minute.
 
     Raises:
-        ValueError: If there are not 256 tokens, one is a mask, or the tempo is not above 3.6 (MIDI's slowest).
+        ValueError: If there are not 256 tokens, one is a mask, the tempo is not above 3.6 (MIDI's slowest), or the file
+            cannot be written.
         ImportError: If mido is not installed (extra `music`).
-        OSError: If the file cannot be written.
     """
-    try:
-        import mido
-    except ImportError as error:
-        raise ImportError('MIDI files need mido: pip install "unmask[music]"') from error
+    mido = _mido()
     if not 3.6 <= beats_per_minute <= 6e7:
         raise ValueError(f"the tempo must be 3.6 beats per minute or more, got {beats_per_minute}")
     notes = notes_of(tokens)
@@ -92,7 +183,9 @@ def write_midi(tokens: Int[Tensor, " 256"], path: Path, beats_per_minute: float 
                 track.append(mido.Message("note_on", note=note.pitch, velocity=72, time=0, channel=voice))
                 track.append(mido.Message("note_off", note=note.pitch, velocity=0, time=ticks, channel=voice))
         file.tracks.append(track)
-    file.save(path)
+    content = io.BytesIO()
+    file.save(file=content)
+    write_output(path, content.getvalue())
 
 
 def write_piano_roll(
@@ -107,9 +200,9 @@ def write_piano_roll(
         title: Above the picture.
 
     Raises:
-        ValueError: If there are not 256 tokens, one is a mask, or matplotlib does not know the format.
+        ValueError: If there are not 256 tokens, one is a mask, matplotlib does not know the format, or the file cannot
+            be written.
         ImportError: If matplotlib is not installed (extra `plot`).
-        OSError: If the file cannot be written.
     """
     pyplot = drawing.pyplot("pictures")
     from matplotlib.patches import Patch
@@ -139,5 +232,5 @@ def write_piano_roll(
     if any(note.given for note in notes):
         patches.append(Patch(facecolor="white", edgecolor="black", hatch="///", label="given"))
     axes.legend(handles=patches, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=5, frameon=False)
-    figure.savefig(path, dpi=110)
+    write_figure(path, figure, dpi=110)
     pyplot.close(figure)

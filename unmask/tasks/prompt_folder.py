@@ -34,6 +34,7 @@ class PromptFolder:
         folder: The folder.
         denoiser: The model.
         text: The task it was trained on, for its vocabulary.
+        encoding: Of the files; default: what they say themselves, else UTF-8.
 
     Raises:
         DataError: If the folder has no such file, or one cannot be read, has another number of tokens, no mask, or
@@ -43,8 +44,8 @@ class PromptFolder:
     name = "prompts"
     quality = "minus the NELBO of what is filled in, nats per token"
 
-    def __init__(self, folder: Path, denoiser: Denoiser, text: TextTask) -> None:
-        self.denoiser, self.text = denoiser, text
+    def __init__(self, folder: Path, denoiser: Denoiser, text: TextTask, encoding: str | None = None) -> None:
+        self.denoiser, self.text, self.encoding = denoiser, text, encoding
         self.vocab_size, self.mask_id, self.length = text.vocab_size, text.mask_id, text.length
         files = sorted(folder.glob("*.txt")) if folder.is_dir() else []
         if not files:
@@ -52,10 +53,13 @@ class PromptFolder:
         self.rows = torch.stack([self._read(file) for file in files])
 
     def _read(self, file: Path) -> Int[Tensor, " length"]:
-        written, tokens, begin = read_text(file).removesuffix("\n"), [], 0
+        written, tokens, begin = read_text(file, self.encoding).removesuffix("\n"), [], 0
         for gap in _GAP.finditer(written):
             tokens += self.text.tokens_of(written[begin : gap.start()], str(file))
-            tokens += [self.mask_id] * int(gap.group(1) or 1)
+            size = gap.group(1) or "1"
+            if len(size) > 9 or int(size) > self.length:
+                raise DataError(f"{file} has a gap of {size:.20} tokens; the model takes {self.length} in all")
+            tokens += [self.mask_id] * int(size)
             begin = gap.end()
         tokens += self.text.tokens_of(written[begin:], str(file))
         if self.mask_id not in tokens:

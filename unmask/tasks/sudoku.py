@@ -5,10 +5,7 @@ Tokens are 0 for an empty (masked) cell and 1..9 for digits, 81 a puzzle, row by
 
 from __future__ import annotations
 
-import csv
-import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 
@@ -23,152 +20,21 @@ from ..rules import geometry
 from ..rules.profile import Relations
 from ..viewing.layout import Layout
 from ._common import ENDLESS, check_index, check_split, stack
+from .sudoku_files import CELLS, UNIT_LISTS, Puzzle, read_puzzles
 from .task import Prompts
 
-CELLS = 81
 MASK = 0
 VOCAB = 10
 
 
-def _units() -> Int[Tensor, "27 9"]:
-    cell = torch.arange(CELLS).reshape(9, 9)
-    boxes = cell.reshape(3, 3, 3, 3).transpose(1, 2).reshape(9, 9)
-    return torch.cat([cell, cell.T, boxes])
-
-
-UNITS = _units()
+UNITS = torch.tensor(UNIT_LISTS)
 """Cells of the nine rows, nine columns and nine boxes."""
-
-_UNIT_LISTS = UNITS.tolist()
-
-
-@dataclass(frozen=True)
-class Puzzle:
-    """One puzzle of a file.
-
-    Attributes:
-        cells: 81 tokens, 0 where empty.
-        solution: 81 digits, or `None` if the file gives none.
-        line: Line number in its file.
-        columns: The file's other columns.
-    """
-
-    cells: tuple[int, ...]
-    solution: tuple[int, ...] | None
-    line: int
-    columns: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def digest(self) -> int:
-        """SHA-256 of the puzzle's 81 digits, as a number. Real puzzles validate where it is even, test where odd."""
-        return int(hashlib.sha256("".join(map(str, self.cells)).encode()).hexdigest(), 16)
-
-    @property
-    def grades(self) -> set[str]:
-        """What the file calls its difficulty: column `grade`, column `source`, and the end of that after a `/`."""
-        source = self.columns.get("source", "")
-        return {self.columns.get("grade", ""), source, source.rpartition("/")[2]} - {""}
-
-
-@dataclass(frozen=True)
-class Rejected:
-    """A line that holds no usable puzzle, and why."""
-
-    line: int
-    reason: str
-
-
-@dataclass(frozen=True)
-class PuzzleFile:
-    """The puzzles of a CSV file, and the lines that were left out."""
-
-    puzzles: list[Puzzle]
-    rejected: list[Rejected]
-
-
-def parse_cells(text: str) -> tuple[int, ...]:
-    """Reads 81 characters, `1`-`9` for clues and `0` or `.` for empty cells.
-
-    Raises:
-        DataError: If there are not 81 of them, one is something else, or two clues contradict each other.
-    """
-    text = text.strip()
-    if len(text) != CELLS:
-        raise DataError(f"a puzzle has 81 characters, got {len(text)}: {text[:20]!r}")
-    strange = sorted(set(text) - set("0123456789."))
-    if strange:
-        raise DataError(f"cells are the digits 1-9, and 0 or . where empty; got {' '.join(map(repr, strange))}")
-    cells = tuple(0 if char == "." else int(char) for char in text)
-    for index, unit in enumerate(_UNIT_LISTS):
-        digits = [cells[cell] for cell in unit if cells[cell]]
-        if len(set(digits)) < len(digits):
-            twice = {digit for digit in digits if digits.count(digit) > 1}
-            name = ("row", "column", "box")[index // 9]
-            raise DataError(f"contradictory clues: {min(twice)} occurs twice in {name} {index % 9 + 1}")
-    return cells
-
-
-def read_csv(source: Path | Iterable[str], limit: int | None = None) -> PuzzleFile:
-    """Reads a CSV file with a column `puzzle`, perhaps `solution`, and any others.
-
-    A line that cannot be used is reported with its number and does not stop the rest.
-
-    Args:
-        source: A path, or the lines themselves.
-        limit: Stop after so many puzzles.
-
-    Raises:
-        DataError: If there is no column `puzzle`.
-        OSError: If the file cannot be read.
-    """
-    if isinstance(source, Path):
-        with source.open(newline="", encoding="utf-8-sig", errors="replace") as stream:
-            return _read(stream, limit, str(source))
-    return _read(iter(source), limit, "the input")
-
-
-def _read(stream: Iterable[str], limit: int | None, name: str) -> PuzzleFile:
-    # One line, one puzzle: a stray quote must not swallow the lines after it, as it would in a CSV of many-line fields.
-    lines = enumerate(stream, start=1)
-    header = _fields(next(lines, (1, ""))[1])
-    if "puzzle" not in header:
-        shown = ",".join(header)[:60]
-        raise DataError(f"{name} needs a header line with a column 'puzzle' (and perhaps 'solution'), got {shown!r}")
-    file = PuzzleFile([], [])
-    for number, line in lines:
-        if limit is not None and len(file.puzzles) >= limit:
-            break
-        if not line.strip():
-            continue
-        try:
-            file.puzzles.append(_puzzle(dict(zip(header, _fields(line, len(header)), strict=True)), number))
-        except (DataError, csv.Error) as error:
-            file.rejected.append(Rejected(number, str(error)))
-    return file
-
-
-def _fields(line: str, expected: int | None = None) -> list[str]:
-    fields = next(csv.reader([line.rstrip("\r\n")], strict=True), [])
-    if expected is not None and len(fields) != expected:
-        raise DataError(f"{len(fields)} fields where the header has {expected}")
-    return fields
-
-
-def _puzzle(row: dict[str, str], line: int) -> Puzzle:
-    cells = parse_cells(row.pop("puzzle"))
-    text = row.pop("solution", "").strip()
-    solution = parse_cells(text) if text else None
-    if solution is not None and 0 in solution:
-        raise DataError("the solution has empty cells")
-    if solution is not None and any(c not in (0, s) for c, s in zip(cells, solution, strict=True)):
-        raise DataError("the solution contradicts the clues")
-    return Puzzle(cells, solution, line, row)
 
 
 def demo_puzzles() -> list[Puzzle]:
     """Returns the real puzzles that ship with the package, graded in their column `source`."""
     text = resources.files("unmask").joinpath("data/sudoku/demo.csv").read_text(encoding="utf-8")
-    return read_csv(text.splitlines()).puzzles
+    return read_puzzles(text.splitlines()).puzzles
 
 
 def as_tensor(puzzles: Iterable[Puzzle]) -> Int[Tensor, "puzzles 81"]:
@@ -228,10 +94,11 @@ class SudokuTask:
     The score is 1 where every row, column and box holds each digit once and the clues are kept, else 0.
 
     Args:
-        data: A CSV file with columns `puzzle` and `solution`.
+        data: A file of puzzles with their solutions, of any kind that `read_puzzles` reads.
         grade: Only real puzzles that the file gives this `grade` or `source` (`easy` also stands for
             `sudoku-exchange/easy`).
         seed: Of the training puzzles.
+        encoding: Of the file; default: what it says itself, else UTF-8.
 
     Raises:
         ImportError: If examples are generated and numba is not installed.
@@ -246,10 +113,17 @@ class SudokuTask:
     mask_id = MASK
     length = CELLS
 
-    def __init__(self, *, data: Path | str | None = None, grade: str | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        data: Path | str | None = None,
+        grade: str | None = None,
+        seed: int = 0,
+        encoding: str | None = None,
+    ) -> None:
         self.seed = whole("seed", seed, 0)
         name = "the shipped file" if data is None else str(data)
-        puzzles = demo_puzzles() if data is None else _read_solved(Path(data))
+        puzzles = demo_puzzles() if data is None else _read_solved(Path(data), encoding)
         if grade is not None:
             known = sorted(set().union(*(puzzle.grades for puzzle in puzzles)))
             puzzles = [puzzle for puzzle in puzzles if grade in puzzle.grades]
@@ -312,11 +186,8 @@ class SudokuTask:
         return Layout.grid(9, 9, box=(3, 3))
 
 
-def _read_solved(path: Path) -> list[Puzzle]:
-    try:
-        file = read_csv(path)
-    except OSError as error:
-        raise DataError(f"cannot read the puzzles {path}: {error.strerror or error}") from error
+def _read_solved(path: Path, encoding: str | None) -> list[Puzzle]:
+    file = read_puzzles(path, encoding=encoding)
     if file.rejected:
         raise DataError(f"{path}, line {file.rejected[0].line}: {file.rejected[0].reason}")
     if not file.puzzles:

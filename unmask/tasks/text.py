@@ -6,9 +6,7 @@ in two splits. A training example is a window at a random offset; validation and
 
 from __future__ import annotations
 
-import gzip
 import re
-import zlib
 from functools import cached_property
 from importlib import resources
 from itertools import groupby, pairwise
@@ -23,6 +21,7 @@ from torch import Tensor
 from ..checks import whole
 from ..draws.streams import derive
 from ..errors import DataError
+from ..files import reading
 from ._common import ENDLESS, MASK_SIGN, SPLITS, Draws, check_index, check_split
 from .task import Prompts
 
@@ -36,38 +35,27 @@ _VALIDATION, _TEST = 0.90, 0.95
 _WORDS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
-def read_text(path: Path) -> str:
-    """Reads a UTF-8 text, gzipped or not; a byte order mark is dropped and line ends become `\\n`.
+def read_text(path: Path, encoding: str | None = None) -> str:
+    """Reads a text that is not empty, gzipped or not; a byte order mark is dropped and line ends become `\\n`.
+
+    Args:
+        path: The file.
+        encoding: Its encoding; default: what it says itself, else UTF-8 (see `unmask.files.reading.read_text`).
 
     Raises:
-        DataError: If the file cannot be read, is empty or is not UTF-8; the message names the line.
+        DataError: If the file cannot be read, is empty or in another encoding; the message names the line.
+        ValueError: If there is no such encoding.
     """
-    try:
-        return _decode(path.read_bytes(), str(path))
-    except OSError as error:
-        raise DataError(f"cannot read the text {path}: {error.strerror or error}") from error
-
-
-def _decode(raw: bytes, name: str) -> str:
-    if raw.startswith(b"\x1f\x8b"):
-        try:
-            raw = gzip.decompress(raw)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{name} is a damaged gzip file: {error}") from error
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{name} is not UTF-8 text: byte {raw[error.start]:#04x} in line {line}") from error
+    text = reading.read_text(path, "the text", encoding)
     if not text.strip():
-        raise DataError(f"{name} holds no text")
-    return text.replace("\r\n", "\n").replace("\r", "\n")
+        raise DataError(f"{path} holds no text")
+    return text
 
 
 def embedded_text(name: Literal["tinyshakespeare", "moby_dick", "pride_and_prejudice"] = "tinyshakespeare") -> str:
     """Returns a public domain text that ships with the package: Tiny Shakespeare, or one of two novels."""
     file = resources.files("unmask").joinpath(f"data/text/{name}.txt.gz")
-    return _decode(file.read_bytes(), f"the embedded {name}")
+    return reading.decode(file.read_bytes(), f"the embedded {name}")
 
 
 def encode(text: str, vocabulary: str) -> Int[Tensor, " characters"]:
@@ -129,7 +117,7 @@ class TextTask:
     `unigram_entropy` and `distinct_n`.
 
     Args:
-        data: A UTF-8 text, plain or gzipped; without it an embedded one: Tiny Shakespeare by characters, Moby-Dick and
+        data: A text, plain or gzipped; without it an embedded one: Tiny Shakespeare by characters, Moby-Dick and
             Pride and Prejudice (each split for itself) by subwords.
         level: `"character"` or `"subword"`.
         test_data: Another text, all of which is the test split; the first 95 % of `data` train then, the rest
@@ -141,6 +129,7 @@ class TextTask:
         vocabulary: The characters, in the order of their ids, of a model trained before; without it those of the
             texts, sorted. Not for subwords.
         seed: Of the training windows.
+        encoding: Of `data` and `test_data`; default: what the files say themselves, else UTF-8.
 
     Raises:
         ImportError: By subwords, if tokenizers is not installed.
@@ -163,6 +152,7 @@ class TextTask:
         share: float = 0.25,
         vocabulary: str | None = None,
         seed: int = 0,
+        encoding: str | None = None,
     ) -> None:
         self.length = whole("length", length, 2)
         self.span = whole("span", span, 1)
@@ -180,7 +170,8 @@ class TextTask:
                 f"{self.gap_count} gaps of {span} with a shown token between any two do not fit into a window of "
                 f"{length}; lower share or span"
             )
-        texts, other = _texts(data, level), None if test_data is None else read_text(Path(test_data))
+        texts = _texts(data, level, encoding)
+        other = None if test_data is None else read_text(Path(test_data), encoding)
         self.vocabulary = "" if level == "subword" else "".join(sorted(set("".join(texts) + (other or ""))))
         if vocabulary is not None:
             if level == "subword":
@@ -304,9 +295,9 @@ def _subwords() -> ModuleType:
     return subwords
 
 
-def _texts(data: Path | str | None, level: str) -> list[str]:
+def _texts(data: Path | str | None, level: str, encoding: str | None) -> list[str]:
     if data is not None:
-        return [read_text(Path(data))]
+        return [read_text(Path(data), encoding)]
     if level == "subword":
         return [embedded_text("moby_dick"), embedded_text("pride_and_prejudice")]
     return [embedded_text()]

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from ..files.reading import read_text
 from ..models.networks.transformer import TransformerConfig
 from ..rules.named import NamedRule, named_rule
 from ..schedule import SCHEDULES
@@ -237,14 +238,14 @@ def read_config(path: Path, **overrides: Any) -> TrainConfig:
     The folder of the run is `runs/NAME` for a file `NAME.yaml` that does not say.
 
     Raises:
-        ValueError: If the file is no YAML mapping, has an unknown key, or a value of the wrong kind or out of range.
-            The message lists every problem with its key.
-        OSError: If the file cannot be read.
+        ValueError: If the file cannot be read, is not a YAML mapping, has an unknown key, or a value of the wrong kind
+            or out of range. The message lists every problem with its key.
     """
+    text = read_text(path, "the configuration")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
+        found = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold keys and values, such as 'steps: 1000', got {type(found).__name__}")
     given = {"out": str(Path("runs") / path.stem), **found}

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,9 @@ from typing import Any
 import torch
 
 from unmask.errors import UnmaskError
-from unmask.models.networks.checkpoint import write_atomically
+from unmask.files.reading import why
+from unmask.files.writing import write_atomically
+from unmask.viewing.progress import progress as shared_progress
 
 
 @contextlib.contextmanager
@@ -31,7 +30,7 @@ def computing(out: Path, threads: int) -> Iterator[None]:
         yield
     except OSError as error:
         raise UnmaskError(
-            f"could not write to {out}: {error}; the last saved state is intact, make room and run again to resume"
+            f"could not write to {out}: {why(error)}; the last saved state is intact, make room and run again to resume"
         ) from error
     finally:
         torch.set_num_threads(before)
@@ -102,23 +101,7 @@ def log(path: Path, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """A rich progress bar on a terminal, otherwise a line now and then."""
-    if sys.stderr.isatty():
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-        with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
-            task = bar.add_task(what, total=total, note="")
-            yield lambda done, note: bar.update(task, completed=done, note=note)
-        return
-    began, last = time.monotonic(), -math.inf
-
-    def line(done: int, note: str) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= 30 or done == total:
-            last = now
-            print(f"{what} {done}/{total}  {now - began:.0f} s  {note}".rstrip(), file=sys.stderr, flush=True)
-
-    yield line
+    """Shows how far a run is, with a note: a bar on a terminal, otherwise a line every ten seconds."""
+    with shared_progress(note=True) as bar:
+        task = bar.add_task(what, total=total, note="")
+        yield lambda done, note: bar.update(task, completed=done, note=note)

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..models.networks.checkpoint import write_atomically
+from ..files.writing import write_atomically
 from ..tasks.task import Task
 from ..viewing.drawing import missing
 from .config import TrainConfig

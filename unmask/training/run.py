@@ -14,8 +14,8 @@ import torch
 from transformers import TrainerCallback
 
 from ..errors import AdapterError, DataError
+from ..files.writing import write_atomically
 from ..likelihood.nelbo import causal_likelihood, nelbo
-from ..models.networks.checkpoint import write_atomically
 from ..rules.clock import MaskedFraction
 from ..rules.named import named_rule
 from ..rules.ranked import Rule

@@ -26,7 +26,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.errors import AdapterError
-from unmask.models.networks.checkpoint import replacing, save_checkpoint, write_atomically
+from unmask.files.writing import replacing, write_atomically
+from unmask.models.networks.checkpoint import save_checkpoint
 from unmask.models.networks.sudoku import SudokuConfig, SudokuNet
 from unmask.tasks import sudoku_puzzles
 from unmask.tasks.sudoku_puzzles import PuzzlePool, StateMix

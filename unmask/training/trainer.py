@@ -20,7 +20,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerContr
 
 from ..draws.streams import derive
 from ..errors import UnmaskError
-from ..models.networks.checkpoint import flush, write_atomically
+from ..files.writing import flush, write_atomically
 from .config import TrainConfig
 from .data import Course, Item
 from .descent import adamw, move_average

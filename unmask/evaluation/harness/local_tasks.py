@@ -5,7 +5,6 @@ The YAML files beside this module name these functions. Prompts follow the harne
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from decimal import Decimal, InvalidOperation
@@ -16,6 +15,7 @@ from datasets import Dataset
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
 
 from ...errors import DataError
+from ...files.jsonl import read_jsonl as read_values
 from ...tasks.instructions import Instruction, InstructionTask
 from ..sandbox import run_program
 
@@ -31,18 +31,11 @@ def read_jsonl(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"there is no {path}; the folder given as --data must hold it")
     rows = []
-    with path.open(encoding="utf-8") as stream:
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}, line {number}: no JSON ({error})") from None
-            missing = [name for name in fields if not isinstance(row, dict) or name not in row]
-            if missing:
-                raise DataError(f"{path}, line {number}: there is no {', '.join(missing)}")
-            rows.append({name: row[name] for name in fields})
+    for where, row in read_values(path, "the documents"):
+        missing = [name for name in fields if not isinstance(row, dict) or name not in row]
+        if missing:
+            raise DataError(f"{where}: there is no {', '.join(missing)}")
+        rows.append({name: row[name] for name in fields})
     if not rows:
         raise DataError(f"{path} is empty")
     return rows

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from typing import Any
 import torch
 
 from unmask.errors import AdapterError
+from unmask.files.reading import why
+from unmask.files.writing import write_atomically
 from unmask.models.networks.sudoku import LENGTH, MASK_ID, VOCAB_SIZE, SudokuConfig, SudokuNet
 from unmask.models.networks.transformer import Transformer, TransformerConfig
 
@@ -174,7 +174,7 @@ def read_config(path_dir: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise AdapterError(f'cannot read {path} ({error}); expected JSON with "format": {FORMAT!r}') from error
+        raise AdapterError(f'cannot read {path} ({why(error)}); expected JSON with "format": {FORMAT!r}') from error
     if not isinstance(found, dict):
         raise AdapterError(f'{path} holds a JSON {type(found).__name__}, expected an object with "format": {FORMAT!r}')
     return found
@@ -213,7 +213,9 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise AdapterError(f"cannot read {path} ({error}); expected the network's weights in safetensors") from error
+        raise AdapterError(
+            f"cannot read {path} ({why(error)}); expected the network's weights in safetensors"
+        ) from error
     try:
         return load(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
@@ -221,31 +223,3 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             f"{path} ({len(content)} bytes) is no complete safetensors file ({error}); "
             "it may be truncated or of another kind: copy it again"
         ) from error
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its place, flushed to disk, if the block succeeds."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        flush(temporary)
-        os.replace(temporary, path)
-        flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that at any moment, even after a crash, it is the old one or the new one."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
-def flush(path: Path) -> None:
-    """Waits until a file or the names in a folder are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

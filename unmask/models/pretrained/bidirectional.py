@@ -29,7 +29,8 @@ from transformers import (
 )
 
 from ...errors import AdapterError
-from ..networks.checkpoint import FORMAT, read_config, replacing, write_atomically
+from ...files.writing import replacing, write_atomically
+from ..networks.checkpoint import FORMAT, read_config
 from .gate import look_at, said, without_code
 from .hf import placed
 from .masked_lm import KEY, MaskedLM

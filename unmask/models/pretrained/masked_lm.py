@@ -17,7 +17,8 @@ from transformers.utils import ModelOutput
 
 from ...denoiser import NetworkDenoiser, Query
 from ...errors import AdapterError
-from ..networks.checkpoint import FORMAT, flush, read_config
+from ...files.writing import flush
+from ..networks.checkpoint import FORMAT, read_config
 from .hf import check_attention, check_kind, placed, quiet
 from .said import mask_id_of
 
