@@ -161,18 +161,6 @@ def end_ids_of(config: dict[str, Any], tokenizer: PreTrainedTokenizerBase | None
     return sorted({token for token in found if isinstance(token, int) and 0 <= token < vocab_size})
 
 
-def longest(model: PreTrainedModel) -> int | None:
-    """Returns the most tokens a model takes, or `None` if its configuration does not say."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
-        return None
-    for module in model.modules():
-        # RoBERTa and ESM number positions from the padding token's id, and so have fewer of them.
-        if isinstance(module, torch.nn.Embedding) and module.num_embeddings == limit and module.padding_idx is not None:
-            return limit - module.padding_idx - 1
-    return limit
-
-
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keeps the library from drawing progress bars and from giving advice."""

@@ -11,7 +11,7 @@ from ..denoiser import NetworkDenoiser
 from ..language.model import LanguageModel
 from ..networks.checkpoint import read_config
 from .bidirectional import family, load_bidirectional
-from .hf import end_ids_of, longest, tokenizer_of
+from .hf import end_ids_of, tokenizer_of
 from .masked_lm import HFMaskedDenoiser, load_masked_lm
 
 
@@ -49,4 +49,4 @@ def load_language(
         return HFMaskedDenoiser(network)
     tokenizer = tokenizer_of(folder)
     ends = end_ids_of(config, tokenizer, network.vocab_size)
-    return LanguageModel(network, network.vocab_size, network.mask_id, tokenizer, ends, longest(network.model))
+    return LanguageModel(network, network.vocab_size, network.mask_id, tokenizer, ends, network.max_length)

@@ -102,6 +102,7 @@ def _foreign(folder: Path, config: dict[str, object], task: Task, device: torch.
     from transformers import AutoModelForCausalLM
 
     from ..adapters.hf import check_kind, pretrained, tokenizer_of
+    from ..adapters.limits import longest
 
     check_kind(folder, config, "causal")
     model = pretrained(AutoModelForCausalLM, folder).to(device)  # pyright: ignore[reportArgumentType]
@@ -109,7 +110,7 @@ def _foreign(folder: Path, config: dict[str, object], task: Task, device: torch.
     begin = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if begin is None:
         raise AdapterError(f"the tokenizer of {folder} has no token that begins a text (bos_token or eos_token)")
-    longest = getattr(model.config, "max_position_embeddings", None)
+    limit = longest(model)
 
     def score(tokens: Int[Tensor, "samples length"]) -> Float[Tensor, " samples"]:
         texts = [task.show(row) for row in tokens]
@@ -117,8 +118,8 @@ def _foreign(folder: Path, config: dict[str, object], task: Task, device: torch.
         for text, ids in zip(texts, read, strict=True):
             if tokenizer.unk_token_id in ids[1:]:
                 raise ValueError(f"the judge's tokenizer does not know every character of {text!r}")
-            if longest is not None and len(ids) > longest:
-                raise ValueError(f"this judge reads {longest} tokens, a sample has {len(ids)}")
+            if limit is not None and len(ids) > limit:
+                raise ValueError(f"this judge reads {limit} tokens, a sample has {len(ids)}")
         # Padded on the right, where a causal model does not look.
         width = max(map(len, read))
         x = torch.tensor([ids + [begin] * (width - len(ids)) for ids in read], device=device)

@@ -110,6 +110,7 @@ class Cached:
             raise ValueError("without a cache, take the model itself")
         check_cache(cache, refresh, network.block_causal)
         self.vocab_size, self.mask_id, self.device = denoiser.vocab_size, denoiser.mask_id, denoiser.device
+        self.max_length: int | None = getattr(denoiser, "max_length", None)
         self.network, self.cache, self.block, self.refresh = network, cache, block, refresh
         self.kept = KeptNetwork(network, *block.shape)
         # Of prefix and dual: the block in which each sequence last computed everything, and evaluations since.

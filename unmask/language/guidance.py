@@ -33,6 +33,7 @@ class Guided:
             raise ValueError(f"guidance must be a finite number >= 0, got {scale!r}")
         self.denoiser, self.scale, self.prompt = denoiser, scale, prompt
         self.vocab_size, self.mask_id = denoiser.vocab_size, denoiser.mask_id
+        self.max_length: int | None = getattr(denoiser, "max_length", None)
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         hidden = query.x.masked_fill(self.prompt[query.sequence], self.mask_id)
