@@ -84,7 +84,7 @@ class MaskedLM(nn.Module):
             check_attention(model, "block-causal attention")
         self.block_causal = block_causal
         self.model, self.vocab_size, self.mask_id, self.shift = model, vocab_size, mask_id, shift
-        pad = getattr(model.config, "pad_token_id", None) if pad_id is None else pad_id
+        pad = getattr(model.config.get_text_config(), "pad_token_id", None) if pad_id is None else pad_id
         self.pad_id, self.hides_pad = mask_id if pad is None else pad, pad_id is not None
         base = model.base_model
         if base is not model and _gather not in base._forward_hooks.values():
@@ -257,11 +257,11 @@ def load_masked_lm(
     about = about_of(folder)
     model = pretrained(AutoModelForMaskedLM, folder, dtype, **options)
     mask_id = about["mask_id"] if about else mask_id_of(folder, config)
-    vocab_size = about["vocab_size"] if about else model.config.vocab_size
-    if not 0 <= mask_id < vocab_size <= model.config.vocab_size:
+    tokens = model.config.get_text_config().vocab_size
+    vocab_size = about["vocab_size"] if about else tokens
+    if not 0 <= mask_id < vocab_size <= tokens:
         raise AdapterError(
-            f"{folder}: mask_id {mask_id} and vocab_size {vocab_size} do not fit a model of {model.config.vocab_size}"
-            " tokens"
+            f"{folder}: mask_id {mask_id} and vocab_size {vocab_size} do not fit a model of {tokens} tokens"
         )
     network = MaskedLM(model, vocab_size, mask_id)
     return network if options else network.to(device)

@@ -93,7 +93,8 @@ class LanguageModel(NetworkDenoiser):
             mask_id = getattr(tokenizer, "mask_token_id", None)
         if not isinstance(mask_id, int):
             raise AdapterError("neither the model's configuration nor a tokenizer names the mask token; give mask_id")
-        network = MaskedLM(model, model.config.vocab_size, mask_id, shift=shift, block_causal=block_causal)
+        vocab_size = model.config.get_text_config().vocab_size
+        network = MaskedLM(model, vocab_size, mask_id, shift=shift, block_causal=block_causal)
         if end_ids is None:
             end_ids = end_ids_of(model.config.to_dict(), tokenizer, network.vocab_size)
         return cls(network, network.vocab_size, mask_id, tokenizer, end_ids, network.max_length)
