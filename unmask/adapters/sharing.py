@@ -29,7 +29,7 @@ from transformers import PreTrainedModel
 from ..denoiser import Query
 from .hf import quiet
 from .limits import longest, ordinary_tokens
-from .undisturbed import Snapshot, at_rest, random_state, seeded, set_random_state
+from .undisturbed import Snapshot, at_rest, random_state, seeded, set_random_state, widened
 
 Together = Literal["any", "equal", "one"]
 """Sequences of any lengths can be evaluated together, sequences of equal lengths only, or one at a time."""
@@ -122,22 +122,29 @@ def evaluate(network: Network, query: Query) -> Float[Tensor, "rows vocab"]:
     if sharing.together == "any" and (x.shape[1] <= sharing.width or bool(valid.all())):
         return _call(network, sharing, x, where, valid)
     lengths = valid.sum(-1)
-    apart = _apart(network, sharing, query, lengths)
-    if sharing.together == "any":
-        together = _call(network, sharing, x, where, valid)
-        row = where.nonzero()[:, 0]
-        if any(_differ(together[row == one], apart[row == one]).any() for one in row.unique()):
-            sharing.together = "equal"
-        else:
-            sharing.width = x.shape[1]
-    if sharing.together != "any" and not sharing.told and len(lengths.unique()) > 1:
+    if sharing.together == "any" and not _notices(network, sharing, query, lengths):
+        sharing.width = x.shape[1]
+        return _call(network, sharing, x, where, valid)
+    if not sharing.told and len(lengths.unique()) > 1:
         sharing.told = True
         warnings.warn(
             f"{type(network.model).__name__} does not ignore padding: sequences of different lengths are evaluated one"
             " after the other, so that no answer depends on the others of its batch; that takes longer",
             stacklevel=2,
         )
-    return apart
+    return _apart(network, sharing, query, lengths)
+
+
+def _notices(network: Network, sharing: Sharing, query: Query, lengths: Int[Tensor, " batch"]) -> bool:
+    """Evaluates a query both ways, and notes if that makes a difference."""
+    network = getattr(network, "_orig_mod", network)  # not the compiled one: its weights may be widened for this
+    with widened(network.model):
+        together = _call(network, sharing, query.x, query.where, query.valid)
+        apart = _apart(network, sharing, query, lengths)
+    row = query.where.nonzero()[:, 0]
+    if any(bool(_differ(together[row == one], apart[row == one]).any()) for one in row.unique()):
+        sharing.together = "equal"
+    return sharing.together != "any"
 
 
 def _apart(network: Network, sharing: Sharing, query: Query, lengths: Int[Tensor, " batch"]) -> Tensor:
@@ -223,7 +230,7 @@ def _try(model: PreTrainedModel, sharing: Sharing, pad_id: int) -> None:
         return [found[place, : len(row)] for place, row in enumerate(rows)]
 
     try:
-        with at_rest(model):
+        with at_rest(model), widened(model):
             alone = [*logits(middle), *logits(short)]
             *group, beside, _ = logits(middle, first, last, short, long)
             if _differ(alone[0], group[0]).any() or _differ(alone[1], beside).any():

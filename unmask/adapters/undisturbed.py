@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 _TABLES = ("_modules", "_parameters", "_buffers")
+_WIDENED = 4 * 2**30
+"""Bytes of weights in half precision up to which a model is widened, which takes three times as much for a while."""
 
 
 class Snapshot:
@@ -97,3 +99,27 @@ def at_rest(model: nn.Module, seed: int = 0) -> Iterator[Snapshot]:
         snapshot.restore()
         for module in training:
             module.training = True
+
+
+@contextlib.contextmanager
+def widened(model: nn.Module) -> Iterator[None]:
+    """Makes a model of half precision one of float32, unless it is large, quantized or spread over several devices.
+
+    Afterwards its weights are what they were.
+    """
+    half = [
+        tensor
+        for tensor in dict.fromkeys((*model.parameters(), *model.buffers()))
+        if tensor.dtype in (torch.float16, torch.bfloat16)
+    ]
+    large = sum(tensor.nbytes for tensor in half) > _WIDENED
+    if large or any(getattr(model, name, None) is not None for name in ("hf_quantizer", "hf_device_map")):
+        half = []
+    kept = [tensor.data for tensor in half]
+    try:
+        for tensor, data in zip(half, kept, strict=True):
+            tensor.data = data.float()
+        yield
+    finally:
+        for tensor, data in zip(half, kept, strict=True):
+            tensor.data = data
