@@ -130,6 +130,19 @@ def test_what_only_shows_in_long_sequences_is_noticed_there():
             assert other[at].log_probs == pytest.approx(alone.log_probs, abs=1e-4)
 
 
+def test_lengths_that_happen_to_agree_do_not_speak_for_others():
+    """One block of BigBird's sparse attention holds the ends of 100 and of 99 tokens; 20 tokens all see each other."""
+    model = LanguageModel.of(tiny("big_bird", block_size=8), mask_id=MASK, end_ids=[])
+    generator = torch.Generator().manual_seed(0)
+    rows = [[*torch.randint(5, VOCAB, (length,), generator=generator).tolist(), MASK] for length in (99, 98, 19)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        model.infill(rows[:2], rule="top1-entropy")
+        together = model.infill(rows, rule="top1-entropy")
+    (alone,) = model.infill(rows[2:], rule="top1-entropy")
+    assert together[2].log_probs == pytest.approx(alone.log_probs, abs=1e-5)
+
+
 def test_a_model_is_the_same_whatever_it_was_asked_before():
     """BigBird gives up its sparse attention for good at the first short sequence (transformers#20031)."""
     big_bird = tiny("big_bird")

@@ -99,11 +99,11 @@ class MaskedLM(nn.Module):
     def padding_invisible(self) -> bool:
         """Whether sequences of different lengths can be evaluated together without noticing each other.
 
-        As far as is known: it is tried on short sequences, and again with every batch that is longer than all before.
+        As far as is known: it is tried on short sequences, and again before a batch that is longer than all before.
         """
         return sharing_of(self.model, self.pad_id).together == "any"
 
-    def answer(self, query: Query, through: nn.Module) -> Float[Tensor, "rows vocab"]:
+    def answer(self, query: Query, through: Any) -> Float[Tensor, "rows vocab"]:
         """Evaluates a query; sequences that would notice each other go apart (see `unmask.adapters.sharing`).
 
         Args:
@@ -113,7 +113,7 @@ class MaskedLM(nn.Module):
         Raises:
             ValueError: If the model cannot be evaluated; its class and the length are named.
         """
-        return evaluate(through, query)  # pyright: ignore[reportArgumentType]
+        return evaluate(through, query)
 
     def forward(
         self,

@@ -6,7 +6,7 @@ others. So every model is tried, on a few random tokens, before its first evalua
 ones. Where that makes a difference beyond rounding, sequences of different lengths are evaluated apart.
 
 What only shows in long sequences (attention that turns sparse, positions that are scaled) is looked for in the work
-itself: a batch of different lengths that is longer than all before is evaluated both ways.
+itself: before a batch of different lengths that is longer than all before, the same is tried at its length.
 
 Some models draw random numbers while they are evaluated (Reformer), or are changed by being evaluated (BigBird gives up
 its sparse attention for good at the first short sequence). They are given the same numbers every time, and put back.
@@ -36,6 +36,8 @@ Together = Literal["any", "equal", "one"]
 
 _LENGTHS = (7, 13, 29)
 """Tokens of the sequences that are tried: no chunk, block or stride divides them."""
+_ASKED = 8
+"""How many positions, from the first to the last, and the last so many, are compared in a long sequence."""
 _SEED = 0
 """For the random numbers that some models draw while they are evaluated."""
 _FAULTS = (AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, RuntimeError, TypeError)
@@ -136,14 +138,23 @@ def evaluate(network: Network, query: Query) -> Float[Tensor, "rows vocab"]:
 
 
 def _notices(network: Network, sharing: Sharing, query: Query, lengths: Int[Tensor, " batch"]) -> bool:
-    """Evaluates a query both ways, and notes if that makes a difference."""
+    """Evaluates beginnings of the longest sequence alone and beside the whole, and notes if that makes a difference."""
     network = getattr(network, "_orig_mod", network)  # not the compiled one: its weights may be widened for this
+    whole = query.x[lengths.argmax()]
+    width = len(whole)
+    ends = sorted({width * length // _LENGTHS[-1] | 1 for length in _LENGTHS[:-1]} | {width - 1})
+    x = whole.expand(len(ends) + 1, -1)
+    valid = torch.arange(width, device=x.device) < torch.tensor([*ends, width], device=x.device).unsqueeze(-1)
+    where = torch.zeros_like(valid)
+    for place, end in enumerate(ends):
+        where[place, [*range(0, end, -(-end // _ASKED)), *range(max(0, end - _ASKED), end)]] = True
     with widened(network.model):
-        together = _call(network, sharing, query.x, query.where, query.valid)
-        apart = _apart(network, sharing, query, lengths)
-    row = query.where.nonzero()[:, 0]
-    if any(bool(_differ(together[row == one], apart[row == one]).any()) for one in row.unique()):
-        sharing.together = "equal"
+        together = _call(network, sharing, x, where, valid)
+        for place, (end, beside) in enumerate(zip(ends, together.split(where.sum(-1)[:-1].tolist()), strict=True)):
+            one = slice(place, place + 1)
+            alone = _call(network, sharing, x[one, :end], where[one, :end], valid[one, :end])
+            if bool(_differ(alone, beside).any()):
+                sharing.together = "equal"
     return sharing.together != "any"
 
 
