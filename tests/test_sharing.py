@@ -123,6 +123,8 @@ def test_what_only_shows_in_long_sequences_is_noticed_there():
     with pytest.warns(UserWarning, match="LlamaForCausalLM does not ignore padding"):
         longer = model.generate(prompts, streams=range(3), **settings)
     assert not model.padding_invisible
+    with pytest.raises(ValueError, match="a cache does not go with rope_type 'longrope'"):
+        model.generate(prompts, block_length=6, cache="dual", **settings)
     for at, prompt in enumerate(prompts):
         (alone,) = model.generate([prompt], streams=[at], **settings)
         for other in (longer, together) if at < 2 else (longer,):
