@@ -73,7 +73,7 @@ class KeptNetwork:
         rope = getattr(network.model.config, "rope_parameters", None) or {}
         if rope.get("rope_type") in ("dynamic", "longrope"):
             raise ValueError(
-                f"a cache does not go with rope_type {rope['rope_type']!r}: keys change with the length of what is computed"
+                f"a cache does not go with rope_type {rope['rope_type']!r}: keys change with the length of the sequence"
             )
         self.network, self.kept = network, _KeysValues(batch, length)
 
