@@ -11,9 +11,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from unmask.denoiser import Query
 from unmask.language import LanguageModel
-from unmask.language.cache import Cached
+from unmask.models.pretrained.cache import Cached
 from unmask.rules.named import named_rule
-from unmask.sampler import Sampler
+from unmask.sampling.loop import Sampler
 
 RULE = "topk:k=2"
 CASES = (*((cache, refresh) for cache in ("prefix", "dual") for refresh in (None, 4, 2, 1)), ("block-causal", None))
@@ -101,7 +101,7 @@ def caches(model: LanguageModel | None = None, prompts: list[list[int]] | None =
         x = [torch.tensor([*prompt, *[asked.mask_id] * new]) for prompt in given]
         # The random prompt is four blocks long, so that blocks of the answer are blocks of the attention.
         blocks = Sampler(asked, rule).start(x, seed=0, blocks=size).block
-        compared = _Compared(Cached(asked, cache, blocks, refresh), asked)
+        compared = _Compared(Cached(asked, cache, len(x), refresh), asked)
         sampler = Sampler(compared, rule, last=asked.end_ids)
         sampler.run(sampler.start(x, seed=0, temperature=1.0, blocks=blocks))
         rows.append({"cache": cache, "refresh": refresh, **compared.figures()})

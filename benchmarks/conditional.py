@@ -24,12 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask import DependenceBound, Entropy, EntropyBound, One, Rule
-from unmask.dependence.profile import Profile
 from unmask.errors import AdapterError
 from unmask.evaluation.runner import mean_ci95
 from unmask.evaluation.study import Outcome, Study, code_fingerprint, fingerprint
-from unmask.models import load, load_profile
+from unmask.models.registry import load, load_profile
 from unmask.rules.named import NamedRule
+from unmask.rules.profile import Profile
 from unmask.tasks.named import named_task
 
 from .free_text import calibrated

@@ -38,8 +38,7 @@ from unmask import (
 from unmask.denoiser import Query
 from unmask.dependence.audit import audited_sample
 from unmask.dependence.calibrate import measure_profile, oracle_profile
-from unmask.dependence.curve import optimal_sizes, oracle_curve
-from unmask.dependence.profile import Line, Profile
+from unmask.likelihood.curve import optimal_sizes, oracle_curve
 from unmask.oracles import (
     HMMDenoiser,
     MarkovDenoiser,
@@ -54,6 +53,7 @@ from unmask.oracles import (
 )
 from unmask.rules import Dilated, Groups, HighEntropy, IndependenceTest
 from unmask.rules.order import Order
+from unmask.rules.profile import Line, Profile
 
 from .frontier import evaluations_for, hull
 from .pages import fill

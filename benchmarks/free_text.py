@@ -27,16 +27,16 @@ from torch import Tensor
 from unmask import DependenceBound, Entropy, EntropyBound, One, Rule, TopK, Uniform, extrapolated_first_hitting
 from unmask.denoiser import Denoiser, NetworkDenoiser, device_of
 from unmask.dependence.calibrate import measure_profile
-from unmask.dependence.geometry import geometry_of
-from unmask.dependence.profile import Profile
 from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.measures import GRAM
 from unmask.evaluation.runner import mean_ci95
 from unmask.evaluation.study import Measure, Study, code_fingerprint, fingerprint
-from unmask.likelihood import nelbo
-from unmask.models import load, task_of
+from unmask.likelihood.nelbo import nelbo
+from unmask.models.registry import load, task_of
 from unmask.rules.blind import Dilated
+from unmask.rules.geometry import geometry_of
 from unmask.rules.named import NamedRule
+from unmask.rules.profile import Profile
 from unmask.tasks._common import stack
 from unmask.tasks.task import Prompts, Task
 from unmask.tasks.text import TextTask, distinct_n, embedded_text, unigram_entropy

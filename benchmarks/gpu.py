@@ -23,12 +23,12 @@ from torch import Tensor
 
 from unmask.bench.measuring import Given
 from unmask.bench.textbook import entropy_bound_step, llada_step
-from unmask.categorical import draw, draw_rows, marginals
 from unmask.denoiser import Query
+from unmask.draws.categorical import draw, draw_rows, marginals
+from unmask.draws.kernels import triton_rows
 from unmask.errors import LogitsError
-from unmask.kernels import triton_rows
 from unmask.rules import Entropy, EntropyBound, Rule
-from unmask.sampler import Sampler
+from unmask.sampling.loop import Sampler
 
 ROWS, VOCAB = 1024, 126_464
 SHAPES = {

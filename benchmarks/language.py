@@ -23,9 +23,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from unmask.denoiser import Denoiser, Query
 from unmask.evaluation.runner import mean_ci95
 from unmask.language import Completion, LanguageModel
-from unmask.models import load, task_of
+from unmask.models.registry import load, task_of
 from unmask.rules.named import named_rule
-from unmask.sampler import Sampler
+from unmask.sampling.loop import Sampler
 from unmask.tasks.instructions import Instruction, InstructionTask
 
 from .caches import caches

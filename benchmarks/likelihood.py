@@ -112,7 +112,7 @@ def on_model(
     model: str, data: str, sequences: int, evaluations: int, repeats: int, seed: int
 ) -> Iterator[dict[str, Any]]:
     """Measures a trained model on the first validation sequences of a task."""
-    from unmask.models import load
+    from unmask.models.registry import load
     from unmask.tasks.named import named_task
 
     examples = named_task(data).examples("validation")

@@ -21,10 +21,10 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 import unmask
-from unmask.adapters.hf import quiet
-from unmask.adapters.sharing import sharing_of
 from unmask.errors import AdapterError
 from unmask.language import Completion, LanguageModel
+from unmask.models.pretrained.hf import quiet
+from unmask.models.pretrained.sharing import sharing_of
 
 from .pages import fill
 

@@ -25,9 +25,9 @@ from unmask.evaluation.frontier import gentlest_first, plot_study, sweep
 from unmask.evaluation.runner import answer
 from unmask.evaluation.study import Study, code_fingerprint, fingerprint
 from unmask.evaluation.tuning import fewest, tune
-from unmask.models import load
+from unmask.models.registry import load
 from unmask.rules.named import NamedRule, brief, named_rule
-from unmask.sampler import Sampler
+from unmask.sampling.loop import Sampler
 from unmask.tasks.named import named_task
 
 from . import free_text, text_plane

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from unmask import Determined, Entropy, EntropyBound, LeftToRight, One, Result, Rule, Speculative, Uniform, sample
 from unmask.denoiser import Denoiser
-from unmask.models import load
+from unmask.models.registry import load
 from unmask.oracles import MarkovDenoiser, Sudoku4Denoiser, random_hmm
 from unmask.rules.budget import Budget
 from unmask.rules.named import FLOOR

@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from unmask.evaluation.runner import answer, mean_ci95
-from unmask.models import load
+from unmask.models.registry import load
 from unmask.rules.named import NamedRule, named_rule
-from unmask.sampler import Sampler
+from unmask.sampling.loop import Sampler
 from unmask.tasks.sudoku import Puzzle, as_tensor, read_csv, solved
 
 ROOT = Path(__file__).parent.parent

@@ -21,8 +21,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from unmask.evaluation.runner import mean_ci95
-from unmask.likelihood import nelbo
-from unmask.models import load
+from unmask.likelihood.nelbo import nelbo
+from unmask.models.registry import load
 from unmask.schedule import SCHEDULES
 from unmask.tasks._common import stack
 from unmask.tasks.named import named_task

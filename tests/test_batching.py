@@ -10,7 +10,7 @@ from unmask.denoiser import Query
 from unmask.evaluation import batching
 from unmask.evaluation.batching import best_batch
 from unmask.rules import Entropy, One, Rule
-from unmask.sampler import Sampler
+from unmask.sampling.loop import Sampler
 
 
 class Slow:

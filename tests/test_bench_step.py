@@ -7,7 +7,7 @@ import torch
 
 from unmask.bench import batch, loop, measuring, step
 from unmask.bench.textbook import entropy_bound_step, llada_step, mdlm_step
-from unmask.categorical import marginals
+from unmask.draws.categorical import marginals
 from unmask.oracles import pearson
 from unmask.rules import entropy_bound
 

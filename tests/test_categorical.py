@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.categorical import draw, draw_log_prob, forbid, log_prob, marginals, most_probable, truncate
+from unmask.draws.categorical import draw, draw_log_prob, forbid, log_prob, marginals, most_probable, truncate
 from unmask.errors import LogitsError
 from unmask.oracles import pearson
 
@@ -97,7 +97,7 @@ def test_rows_in_chunks_equal_rows_at_once(monkeypatch):
     u = torch.rand(50, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     power = torch.linspace(1, 3, 50, dtype=torch.float64)
     whole, tokens = marginals(logits, power=power), draw(logits, u)
-    monkeypatch.setattr("unmask.categorical._CHUNK", 100)
+    monkeypatch.setattr("unmask.draws.categorical._CHUNK", 100)
     again = vars(marginals(logits, power=power))
     assert {name for name, values in vars(whole).items() if values is None} == {"masses"}  # of the compiled kernels
     for name, values in vars(whole).items():

@@ -25,9 +25,9 @@ from unmask import (
     sample,
 )
 from unmask.denoiser import Query
+from unmask.draws.streams import Purpose, as_streams, uniforms
 from unmask.oracles import exact_law, random_hmm, random_markov, random_table
 from unmask.schedule import SCHEDULES, Cosine, Geometric, Linear, Polynomial
-from unmask.streams import Purpose, as_streams, uniforms
 
 ALL = [*SCHEDULES.values(), Polynomial(0.5), Geometric(1e-3, 5.0)]
 

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 import unmask
 from unmask.errors import AdapterError
-from unmask.models import load
-from unmask.networks.coconet import Coconet, CoconetConfig, load_coconet
+from unmask.models.networks.coconet import Coconet, CoconetConfig, load_coconet
+from unmask.models.registry import load
 
 SHIPPED = Path(__file__).parents[1] / "unmask" / "data" / "music"
 GOLDEN = load_file(Path(__file__).parent / "data" / "coconet-golden.safetensors")

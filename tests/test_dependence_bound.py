@@ -25,10 +25,10 @@ from unmask import (
     sample,
 )
 from unmask.dependence.calibrate import measure_profile
-from unmask.dependence.profile import Line, Profile, Relations
 from unmask.oracles import MarkovDenoiser, Oracle, PerturbedDenoiser, exact_law, random_hmm, random_table
 from unmask.rules.dependence import AGGREGATES, DependenceBound
-from unmask.rules.view import View
+from unmask.rules.profile import Line, Profile, Relations
+from unmask.sampling.view import View
 
 INF = math.inf
 

@@ -19,8 +19,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from unmask import derive, sample
-from unmask.adapters.diffusers import UnmaskScheduler
 from unmask.denoiser import Query
+from unmask.integrations.diffusers import UnmaskScheduler
 from unmask.oracles import TableDenoiser, exact_law, random_table
 from unmask.rules.named import named_rule
 

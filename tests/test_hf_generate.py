@@ -1,4 +1,4 @@
-"""`model.generate(..., custom_generate=unmask.hf.generate)` on a tiny Llama: the traps of the real call, handled."""
+"""`model.generate(..., custom_generate=generate)` on a tiny Llama: the traps of the real call, handled."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ pytest.importorskip("transformers")
 from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, set_seed
 from transformers.generation import StoppingCriteria, TemperatureLogitsWarper
 
-from unmask import derive, hf
-from unmask.hf import UnmaskOutput
+from unmask import derive
+from unmask.integrations import transformers as hf
+from unmask.integrations.transformers import UnmaskOutput
 from unmask.language import LanguageModel
 
 VOCAB, EOS, MASK, PAD = 24, 21, 22, 23

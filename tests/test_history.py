@@ -26,7 +26,7 @@ from unmask import (
     sample,
 )
 from unmask.oracles import MarkovDenoiser, PerturbedDenoiser, exact_law, random_hmm, random_markov, random_table
-from unmask.past import Past
+from unmask.rules.history import Past
 from unmask.schedule import Linear
 
 CHAIN = MarkovDenoiser.lazy(2, 0.75)
@@ -104,20 +104,20 @@ def test_klass_settings_out_of_range_are_refused():
 def test_drift_is_the_divergence_from_the_evaluation_before():
     where = torch.tensor([[True, True, True], [False, True, True]])
     p = torch.tensor([[0.5, 0.5], [0.9, 0.1], [1.0, 0.0], [0.3, 0.7], [0.2, 0.8]], dtype=torch.float64)
-    rows, masked = torch.tensor([4, 7]), torch.tensor([3, 2])
-    first = Past.after(None, rows, where, p.log(), masked, None, 2)
+    masked = torch.tensor([3, 2])
+    first = Past.after(None, where, p.log(), masked, None, 2)
     assert first.drifts.isinf().all()
-    alone = first.of(torch.tensor([7]))
+    alone = first.select(torch.tensor([1]))
     assert alone.log_p.exp().tolist() == p[3:].tolist()
     later = torch.tensor([[False, True, True], [True, False, True]])
     q = torch.tensor([[0.8, 0.2], [1.0, 0.0], [0.5, 0.5], [0.4, 0.6]], dtype=torch.float64)
-    second = Past.after(first, rows, later, q.log(), torch.tensor([2, 2]), None, 2)
+    second = Past.after(first, later, q.log(), torch.tensor([2, 2]), None, 2)
     expected = 0.8 * math.log(0.8 / 0.9) + 0.2 * math.log(0.2 / 0.1)
     assert second.drifts[0, 1, 1] == pytest.approx(expected)
     assert second.drifts[0, 2, 1] == 0.0  # certain both times: no NaN from 0 · (-inf)
     assert second.drifts[1, 0].isinf().all()  # it was no candidate before
     assert second.drifts[..., 0].isinf().all()
-    swapped = Past.after(first, rows, where, p.flip(1).log(), masked, None, 1)
+    swapped = Past.after(first, where, p.flip(1).log(), masked, None, 1)
     assert swapped.drifts[0, 2, 0].isinf()  # what was impossible became certain
 
 
@@ -127,14 +127,13 @@ def test_the_predictor_extrapolates_in_counts_or_in_time():
     now = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.4, 0.6]], dtype=torch.float64)
     chosen = torch.tensor([[False, True, True, True]])
     noise = torch.tensor([[0.0, 0.7, 0.2, 0.5]], dtype=torch.float64)  # hit in the order 2, 3, 1
-    row = torch.tensor([0])
-    past = Past.after(None, row, where, before.log(), torch.tensor([6]), None, 1)
+    past = Past.after(None, where, before.log(), torch.tensor([6]), None, 1)
     found = Extrapolate(floor=0.1).predict(now.log(), chosen, noise, torch.tensor([4]), None, past).exp()
     assert found[1].tolist() == pytest.approx([0.9, 0.1])  # the first hit: nothing to extrapolate
     assert found[2].tolist() == pytest.approx([0.35, 0.65])  # half a span further: 0.4 - 0.1/2
     assert found[0].tolist() == pytest.approx([0.7, 0.3])  # a whole span further
     assert torch.equal(Extrapolate().predict(now.log(), chosen, noise, torch.tensor([4]), None, None), now.log())
-    timed = Past.after(None, row, where, before.log(), torch.tensor([6]), torch.tensor([1.0]).double(), 1)
+    timed = Past.after(None, where, before.log(), torch.tensor([6]), torch.tensor([1.0]).double(), 1)
     tau = torch.tensor([0.8], dtype=torch.float64)  # linear: the position with α = 0.2 is hit at 0.8, now
     found = Extrapolate(Linear()).predict(now.log(), chosen, noise, torch.tensor([4]), tau, timed).exp()
     assert found[1].tolist() == pytest.approx([0.9, 0.1])

@@ -76,7 +76,8 @@ def test_bad_settings_are_refused():
         Rule(Noisy(), IndependenceTest(0.1))
     with pytest.raises(ValueError, match="orders that are not random"):
         exact_law(CHAIN, Rule(Uniform(), IndependenceTest(0.1)), torch.full((3,), 2))
-    assert not Rule(Uniform(), One()).tests
+    assert Rule(Uniform(), One()).asks_once
+    assert not Rule(Entropy(), IndependenceTest(0.1)).asks_once
     timed = MarkovDenoiser.lazy(2, 0.75)
     timed.wants_time = True  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(ValueError, match="ignores the time"):

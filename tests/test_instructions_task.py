@@ -4,8 +4,8 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from unmask.adapters.bidirectional import llada_config, llada_settings, new_llada
-from unmask.adapters.neighbours import OFFSETS, look_at_neighbours
+from unmask.models.pretrained.bidirectional import llada_config, llada_settings, new_llada
+from unmask.models.pretrained.neighbours import OFFSETS, look_at_neighbours
 from unmask.tasks.instructions import END_ID, KINDS, MASK_ID, PAD_ID, USER_ID, InstructionTask, split_of
 
 SIZES = {"d_model": 128, "n_layers": 4, "n_heads": 4, "mlp_hidden_size": 96, "rope_theta": 100.0}

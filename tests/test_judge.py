@@ -27,11 +27,11 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from unmask.adapters.hf import quiet
 from unmask.errors import AdapterError
 from unmask.evaluation.judge import load_judge
-from unmask.networks.checkpoint import save_checkpoint
-from unmask.networks.transformer import Transformer, TransformerConfig
+from unmask.models.networks.checkpoint import save_checkpoint
+from unmask.models.networks.transformer import Transformer, TransformerConfig
+from unmask.models.pretrained.hf import quiet
 from unmask.tasks.text import TextTask
 
 SIZES: dict[str, Any] = {"width": 16, "depth": 2, "heads": 2, "mlp": 24}

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from unmask import categorical, kernels
-from unmask.categorical import Marginals, draw, draw_rows, forbid, marginals
+from unmask.draws import categorical, kernels
+from unmask.draws.categorical import Marginals, draw, draw_rows, forbid, marginals
 from unmask.errors import LogitsError
 
 NAMES = ("entropy", "doubt", "closeness", "log_norm", "log_moment")
@@ -181,8 +181,8 @@ import os
 os.environ["TRITON_INTERPRET"] = "1"
 import torch
 from tests.test_kernels import DTYPES, NAMES, hard_rows, plain
-from unmask.categorical import draw, forbid
-from unmask.kernels import triton_rows
+from unmask.draws.categorical import draw, forbid
+from unmask.draws.kernels import triton_rows
 for dtype in DTYPES:
     z, power = hard_rows(dtype, 4999), torch.linspace(1, 4, 11)
     for forbidden in ((), (0, 4100)):

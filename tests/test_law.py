@@ -142,7 +142,8 @@ def test_with_a_wrong_model_divergence_is_dependence_error_plus_model_error(base
 
 def model_error_by_walking(noisy: PerturbedDenoiser, rule: Rule, x: torch.Tensor) -> float:
     """`E_data Σ_steps Σ_{i∈U} KL(p_i || p̂_i)` along the data's own paths, one sequence at a time."""
-    from unmask.sampler import Sampler
+    from unmask.oracles.hypothetical import hypothetical
+    from unmask.sampling.loop import Sampler
 
     sampler, mask = Sampler(noisy, rule), noisy.mask_id
     points, log_p = noisy.oracle.completions(x)
@@ -151,11 +152,11 @@ def model_error_by_walking(noisy: PerturbedDenoiser, rule: Rule, x: torch.Tensor
         state, memory = x.unsqueeze(0), rule.start((x == mask).sum().reshape(1))
         while bool((state == mask).any()):
             query = Query.of(state, mask)
-            plan = sampler.plan(query, torch.zeros(state.shape, dtype=torch.float64), memory)
+            move = sampler.move(hypothetical(sampler, state, memory, torch.zeros_like(state)))
             exact, wrong = noisy.oracle(query).log_softmax(-1), noisy(query).log_softmax(-1)
             each = torch.where(exact > -math.inf, exact.exp() * (exact - wrong), 0.0).sum(-1)
-            total += weight * float(each[plan.chosen[state == mask]].sum())
-            state, memory = torch.where(plan.chosen, point, state), plan.memory
+            total += weight * float(each[move.chosen[state == mask]].sum())
+            state, memory = torch.where(move.chosen, point, state), move.memory
     return total
 
 

@@ -11,10 +11,10 @@ import torch
 
 from benchmarks.likelihood import CHAINS, main, on_model, variance_ratio
 from unmask import first_hitting, nelbo, sample
-from unmask.categorical import log_prob, marginals
 from unmask.denoiser import Query
+from unmask.draws.categorical import log_prob, marginals
 from unmask.errors import LogitsError
-from unmask.likelihood import chain_log_likelihood
+from unmask.likelihood.nelbo import chain_log_likelihood
 from unmask.oracles import MarkovDenoiser, PerturbedDenoiser, TableDenoiser, random_hmm, random_markov, random_table
 from unmask.schedule import Linear
 from unmask.tasks.sudoku import demo_puzzles

@@ -23,12 +23,12 @@ from test_harness import EB, GSM, HUMAN, MATH, MBPP, write
 from typer.testing import CliRunner
 
 from unmask import derive, nelbo
-from unmask.adapters.bidirectional import new_llada, save_llada
 from unmask.cli import app
 from unmask.evaluation.harness import evaluate
+from unmask.integrations.lm_eval import UnmaskLM
 from unmask.language import LanguageModel
-from unmask.lm_eval import UnmaskLM
-from unmask.models import load
+from unmask.models.pretrained.bidirectional import new_llada, save_llada
+from unmask.models.registry import load
 from unmask.tasks.instructions import END_ID, MASK_ID, PAD_ID, InstructionTask, encode, save_tokenizer
 
 

@@ -28,10 +28,10 @@ from transformers import (
 )
 
 import unmask
-from unmask import models
-from unmask.adapters.hf import quiet
-from unmask.adapters.masked_lm import HFMaskedDenoiser, MaskedLM, load_masked_lm, new_masked_lm, save_masked_lm
 from unmask.errors import AdapterError
+from unmask.models import registry as models
+from unmask.models.pretrained.hf import quiet
+from unmask.models.pretrained.masked_lm import HFMaskedDenoiser, MaskedLM, load_masked_lm, new_masked_lm, save_masked_lm
 from unmask.training.config import parse_config
 from unmask.training.networks import build_network
 from unmask.training.run import train

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from unmask import Query, chain_log_likelihood, derive
 from unmask.cli import app
 from unmask.errors import DataError
-from unmask.models import load
+from unmask.models.registry import load
 from unmask.tasks.music import (
     Chorale,
     MusicTask,

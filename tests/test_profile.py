@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from unmask import FullDenoiser, LeftToRight, One, Rule, derive, sample
-from unmask.categorical import divergence
 from unmask.denoiser import Query
 from unmask.dependence.calibrate import measure_profile
-from unmask.dependence.profile import Line, Profile, Relations
+from unmask.draws.categorical import divergence
 from unmask.errors import AdapterError, LogitsError
 from unmask.oracles import MarkovDenoiser, Oracle, random_hmm, random_markov, random_table
+from unmask.rules.profile import Line, Profile, Relations
 
 
 def data(oracle: Oracle, length: int, count: int, seed: int = 0) -> torch.Tensor:
@@ -200,7 +200,7 @@ def test_quantiles_are_ordered_and_bound_the_share_of_movements_above_them():
     shares = measured.moves / measured.pairs.unsqueeze(-1)
     for number in range(4):
         if float(measured.pairs[number, -1, 0, -1]) > 100:
-            from unmask.dependence.profile import share_bin
+            from unmask.rules.profile import share_bin
 
             above = shares[number, -1, 0, -1, int(share_bin(float(high[number, -1, 0, -1]))) + 1 :].sum()
             assert float(above) <= 0.05 + 1e-9

@@ -34,7 +34,7 @@ from unmask.rules import (
     entropy_bound,
 )
 from unmask.rules.named import FAMILIES, named_rule
-from unmask.rules.view import spread
+from unmask.sampling.view import spread
 
 INF = math.inf
 
@@ -60,7 +60,7 @@ def view(entropy: list[list[float]], *, doubt=None, closeness=None, drift=None, 
 
 
 def select(rule: Rule, v: View) -> list[list[int]]:
-    started = View(**{**vars(v), "memory": rule.start(v.candidate.sum(-1))})
+    started = View(**{**vars(v), "memory": rule.budget.start(v.candidate.sum(-1))})
     chosen, _ = rule.select(started)
     return [row.nonzero().squeeze(-1).tolist() for row in chosen]
 
@@ -291,7 +291,7 @@ def test_every_named_rule_can_be_built_and_prints_itself(name):
     assert named_rule(str(named)).settings == named.settings
     assert str(named).startswith(name)
     if isinstance(named.rule.order, ScoredOrder):
-        with pytest.raises(ValueError, match="the sampling loop gives it"):
+        with pytest.raises(ValueError, match="its turn draws it"):
             select(named.rule, view([[0.1]]))
         return
     chosen = select(named.rule, view([[0.1, 0.2, INF, 0.3]]))

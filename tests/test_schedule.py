@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_cli import run
 
 from unmask import LeftToRight, One, Rule, Uniform, sample
-from unmask.dependence.curve import InformationCurve, measure_curve, optimal_sizes, oracle_curve
+from unmask.likelihood.curve import InformationCurve, measure_curve, optimal_sizes, oracle_curve
 from unmask.oracles import MarkovDenoiser, exact_law, random_hmm, random_table
 from unmask.rules import Groups
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from unmask import derive, sample
-from unmask.adapters import sglang as plugin
 from unmask.denoiser import Query
+from unmask.integrations import sglang as plugin
 from unmask.oracles import TableDenoiser, exact_law, random_table
 from unmask.rules.named import named_rule
 
@@ -200,7 +200,7 @@ def test_the_entry_point_registers_the_algorithm(monkeypatch: pytest.MonkeyPatch
         ({"rule": EB, "gama": 0.1}, "unknown setting gama"),
         ({"rule": "entropybound"}, "unknown rule"),
         ({"rule": EB, "seed": "x"}, "seed must be an integer"),
-        ({"rule": "klass:threshold=0.9"}, "compares evaluations"),
+        ({"rule": "independence-test:epsilon=0"}, "several evaluations"),
         ({"rule": "speculative"}, "several states"),
     ],
 )

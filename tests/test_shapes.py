@@ -15,9 +15,9 @@ with install_import_hook("unmask", "beartype.beartype"):
     from unmask.rules.named import FAMILIES, named_rule
     from unmask.dependence.audit import audited_sample
     from unmask.dependence.calibrate import measure_profile, oracle_profile
-    from unmask.dependence.curve import measure_curve, optimal_sizes, oracle_curve
+    from unmask.likelihood.curve import measure_curve, optimal_sizes, oracle_curve
     from unmask.evaluation.runner import answer
-    from unmask.kernels import numba_rows
+    from unmask.draws.kernels import numba_rows
 
 torch.set_num_threads(1)
 hmm = oracles.random_hmm(2, 3, 0)

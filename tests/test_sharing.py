@@ -16,12 +16,12 @@ from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausa
 import unmask
 from benchmarks.masked_lms import KINDS, MASK, PAGE, RESULTS, VOCAB, Tried, check_limit, table, tiny, try_kind
 from benchmarks.pages import between
-from unmask.adapters.limits import longest
-from unmask.adapters.masked_lm import HFMaskedDenoiser, MaskedLM
-from unmask.adapters.sharing import sharing_of
 from unmask.errors import AdapterError
 from unmask.language import LanguageModel
 from unmask.language.guidance import Guided
+from unmask.models.pretrained.limits import longest
+from unmask.models.pretrained.masked_lm import HFMaskedDenoiser, MaskedLM
+from unmask.models.pretrained.sharing import sharing_of
 
 ONE = unmask.Rule(unmask.Entropy(), unmask.One())
 OUTCOMES = {

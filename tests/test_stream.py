@@ -3,12 +3,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from unmask.draws.streams import derive
 from unmask.oracles import random_hmm
-from unmask.result import StepInfo
 from unmask.rules import Confidence, Entropy, EntropyBound, One, Rule, Speculative, Stable, Steps
-from unmask.sampler import Sampler, State, sample
-from unmask.stream import join, select, stream
-from unmask.streams import derive
+from unmask.sampling.loop import Sampler
+from unmask.sampling.queue import stream
+from unmask.sampling.result import StepInfo
+from unmask.sampling.sample import sample
+from unmask.sampling.state import State
 
 RULES = [
     Rule(Entropy(), EntropyBound(0.6)),
@@ -81,18 +83,28 @@ def test_the_queue_is_read_as_slots_become_free():
 def test_states_are_joined_and_parted():
     sampler = Sampler(random_hmm(3, 3, 0), Rule(Entropy(), EntropyBound(0.3)))
     a, b = sampler.start([[3, 3, 0]], seed=1), sampler.start([[3, 1], [3, 3]], seed=2)
-    both = join([a, b], 3)
+    both = State.join([a, b])
     assert both.x.tolist() == [[3, 3, 0], [3, 1, 3], [3, 3, 3]]
     assert both.valid.tolist() == [[True] * 3, [True, True, False], [True, True, False]]
     assert both.pending.sum().item() == 5
-    again = select(both, torch.tensor([2, 0]))
+    again = both.select(torch.tensor([2, 0]))
     assert again.streams.tolist() == [both.streams[2].item(), both.streams[0].item()]
-    stable = Sampler(random_hmm(3, 3, 0), Rule(Confidence(), Stable(0.5, 0.5, 1)))
-    state, _ = stable.step(stable.start([[3, 3, 3]], seed=0))
-    with pytest.raises(ValueError, match="without a past"):
-        join([state, state], 3)
     with pytest.raises(ValueError, match="at least one"):
-        join([], 3)
+        State.join([])
+
+
+def test_a_history_is_joined_and_parted():
+    sampler = Sampler(random_hmm(3, 3, 0), Rule(Confidence(), Stable(0.5, 0.5, 1)))
+    rows = [torch.tensor([3] * 6), torch.tensor([3, 1, 3, 3])]
+    alone = [sampler.run(sampler.start([row], streams=[5 + i])) for i, row in enumerate(rows)]
+    first, _ = sampler.step(sampler.start([rows[0]], streams=[5]))
+    both = State.join([first, sampler.start([rows[1]], streams=[6])])
+    both, _ = sampler.step(both)
+    long, short = both.split()
+    for state, expected in ((long, alone[0]), (short.narrow(4), alone[1])):
+        found = sampler.run(state)
+        assert found.tokens.tolist() == expected.tokens.tolist()
+        assert found.nfe.tolist() == expected.nfe.tolist()
 
 
 def test_bad_arguments_are_named():

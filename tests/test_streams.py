@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unmask.streams import Purpose, as_streams, derive, philox, uniforms
+from unmask.draws.streams import Purpose, as_streams, derive, philox, uniforms
 
 
 @pytest.mark.parametrize(

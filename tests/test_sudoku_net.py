@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from unmask.errors import AdapterError
-from unmask.networks.checkpoint import load_checkpoint, save_checkpoint
-from unmask.networks.sudoku import SudokuConfig, SudokuNet
+from unmask.models.networks.checkpoint import load_checkpoint, save_checkpoint
+from unmask.models.networks.sudoku import SudokuConfig, SudokuNet
 
 SHIPPED = Path(__file__).parents[1] / "unmask" / "data" / "sudoku"
 

@@ -17,8 +17,8 @@ import torch
 pytest.importorskip("numba")
 
 from unmask.errors import AdapterError, UnmaskError
-from unmask.networks.checkpoint import load_checkpoint
-from unmask.networks.sudoku import SudokuConfig
+from unmask.models.networks.checkpoint import load_checkpoint
+from unmask.models.networks.sudoku import SudokuConfig
 from unmask.tasks.sudoku_puzzles import StateMix
 from unmask.training.sudoku import SudokuRecipe, export_sudoku, train_sudoku
 
@@ -87,7 +87,7 @@ def test_a_killed_run_ends_with_the_same_bits(finished: Path, tmp_path: Path):
     script = f"""
 import os, signal
 from pathlib import Path
-from unmask.networks.sudoku import SudokuConfig
+from unmask.models.networks.sudoku import SudokuConfig
 from unmask.tasks.sudoku_puzzles import StateMix
 from unmask.training.sudoku import SudokuRecipe, train_sudoku
 out = Path({str(tmp_path)!r})

@@ -17,10 +17,10 @@ pytest.importorskip("pydantic")
 from safetensors.torch import load_file
 
 import unmask
-from unmask import models
+from unmask.draws.streams import derive
+from unmask.models import registry as models
 from unmask.oracles import TableDenoiser
 from unmask.schedule import Linear
-from unmask.streams import derive
 from unmask.tasks.task import Examples, Prompts
 from unmask.training.config import parse_config
 from unmask.training.data import Collator, Course, Item, shuffled

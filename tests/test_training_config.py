@@ -15,12 +15,12 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from unmask import models
 from unmask.cli import app
 from unmask.errors import AdapterError, DataError
 from unmask.evaluation.judge import load_judge
-from unmask.networks.checkpoint import load_checkpoint
-from unmask.networks.transformer import Transformer
+from unmask.models import registry as models
+from unmask.models.networks.checkpoint import load_checkpoint
+from unmask.models.networks.transformer import Transformer
 from unmask.tasks.named import named_task
 from unmask.tasks.text import TextTask
 from unmask.training.config import TrainConfig, read_config

@@ -13,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import unmask
-from unmask import models
 from unmask.denoiser import NetworkDenoiser, Query
 from unmask.errors import AdapterError
-from unmask.networks.checkpoint import load_checkpoint, save_checkpoint
-from unmask.networks.transformer import Transformer, TransformerConfig
+from unmask.models import registry as models
+from unmask.models.networks.checkpoint import load_checkpoint, save_checkpoint
+from unmask.models.networks.transformer import Transformer, TransformerConfig
 from unmask.schedule import SCHEDULES
 
 LINE = TransformerConfig(vocab_size=6, mask_id=5, length=12, width=16, depth=2, heads=2, mlp=24)

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from unmask import EntropyBound, FullDenoiser, Result, Rule, Sampler
 from unmask.cli import app
-from unmask.models import load
+from unmask.models.registry import load
 from unmask.rules import Entropy, LeftToRight, One
 from unmask.rules.named import named_rule
 from unmask.tasks.music import MusicTask, pitch_name

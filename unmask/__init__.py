@@ -1,10 +1,11 @@
 """Samplers for masked diffusion models, proven to draw from the distribution they claim."""
 
-from . import blocks, categorical, errors, rules, schedule, streams
+from . import errors, rules, schedule
 from .denoiser import Denoiser, FullDenoiser, NetworkDenoiser, Query
-from .likelihood import Likelihood, chain_log_likelihood, nelbo
-from .models import load
-from .result import Event, Result, StepInfo
+from .draws import categorical, streams
+from .draws.streams import derive
+from .likelihood.nelbo import Likelihood, chain_log_likelihood, nelbo
+from .models.registry import load
 from .rules import (
     All,
     CarriedBound,
@@ -34,8 +35,11 @@ from .rules import (
     first_hitting,
     parallel_first_hitting,
 )
-from .sampler import Plan, Sampler, State, sample
-from .streams import derive
+from .sampling import blocks
+from .sampling.loop import Sampler
+from .sampling.result import Event, Result, StepInfo
+from .sampling.sample import sample
+from .sampling.state import State
 
 __version__ = "0.1.0"
 
@@ -60,7 +64,6 @@ __all__ = [
     "NetworkDenoiser",
     "Noisy",
     "One",
-    "Plan",
     "Query",
     "Result",
     "Rule",

@@ -18,12 +18,13 @@ class Query:
 
     Attributes:
         x: Tokens, the mask token where masked, right-padded with the mask token.
-        where: Candidate positions: those whose logits are wanted. Always masked, never padding.
+        where: The positions whose logits are wanted: masked ones, unless a rule looks at tokens again. Never padding.
         valid: False at padding. A denoiser must not let padding influence the rest.
-        sequence: Index of each row's sequence in the sampler's state; rows of finished sequences are absent. Caches
-            key on it. A rule that evaluates ahead asks for several states of a sequence at once.
+        sequence: The slot of each row's sequence: its number, which it keeps when others leave. Caches key on it. Rows
+            of finished sequences are absent; a rule that evaluates ahead asks for several states of a sequence at once.
         time: Diffusion time of each row in `(0, 1]`, for denoisers that declare `wants_time`; `None` otherwise.
         index: The candidates as indices into the flattened batch, if they are known already; see `rows`.
+        block: The number of the block of each position, if the sequences are sampled in blocks.
     """
 
     x: Int[Tensor, "batch length"]
@@ -32,6 +33,7 @@ class Query:
     sequence: Int[Tensor, " batch"]
     time: Float[Tensor, " batch"] | None = None
     index: Int[Tensor, " rows"] | None = None
+    block: Int[Tensor, "batch length"] | None = None
 
     @property
     def rows(self) -> Int[Tensor, " rows"]:
@@ -156,6 +158,20 @@ class NetworkDenoiser:
 def device_of(denoiser: Denoiser) -> torch.device:
     """Where a denoiser wants its queries: its network's device, or the CPU if it does not say."""
     return getattr(denoiser, "device", torch.device("cpu"))
+
+
+def check_logits(logits: object, rows: int, vocab_size: int) -> None:
+    """Raises `ValueError` unless a denoiser returned a tensor of float logits of the right shape."""
+    expected = (rows, vocab_size)
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"the denoiser returned a {type(logits).__name__}, expected a tensor of float logits {expected}"
+        )
+    if tuple(logits.shape) != expected or not logits.dtype.is_floating_point:
+        raise ValueError(
+            f"the denoiser returned {logits.dtype} {tuple(logits.shape)}, expected float logits {expected}: one row"
+            " per position asked for, one column per token id"
+        )
 
 
 def check_denoiser(denoiser: Denoiser) -> None:

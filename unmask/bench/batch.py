@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, Query
 from ..evaluation.runner import answer
-from ..models import load
+from ..models.registry import load
 from ..rules import Confidence, Entropy, EntropyBound, One, Rule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from ..tasks.sudoku import as_tensor, demo_puzzles, solved
 
 

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ..denoiser import Query
+from ..draws.streams import Purpose, as_streams, derive, uniforms
 from ..rules import ancestral, first_hitting
-from ..rules.rule import Rule
-from ..sampler import sample
+from ..rules.ranked import Rule
+from ..sampling.sample import sample
 from ..schedule import Linear
-from ..streams import Purpose, as_streams, derive, uniforms
 
 
 class TableRows:

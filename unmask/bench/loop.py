@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..denoiser import Query
 from ..rules import Entropy, EntropyBound, Rule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 
 SIZES = {"10M": (384, 6), "100M": (768, 14), "1B": (2048, 20)}
 """Width and layers of each: 12 · width² · layers parameters, without embedding and head."""

@@ -92,7 +92,7 @@ def first_uses() -> dict[str, float]:
     """
     code = (
         "import time, torch\n"
-        "from unmask.categorical import draw, marginals\n"
+        "from unmask.draws.categorical import draw, marginals\n"
         "z, u = torch.randn(4, 5000), torch.rand(4, dtype=torch.float64)\n"
         "wall, cpu = time.perf_counter(), time.process_time()\n"
         "marginals(z, (1,)); draw(z, u)\n"

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..categorical import draw_rows, marginals
+from ..draws.categorical import draw_rows, marginals
 from ..rules import Entropy, EntropyBound, Rule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from .measuring import Given, competing, exponent, first_uses, medians, peak_memory, random_logits, turns
 from .textbook import llada_step, mdlm_step
 

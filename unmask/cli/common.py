@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..dependence.profile import Profile
 from ..rules.named import FAMILIES, PROXIES, NamedRule, named_rule
+from ..rules.profile import Profile
 from ..schedule import SCHEDULES
 
 if TYPE_CHECKING:

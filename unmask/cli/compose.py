@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ..denoiser import NetworkDenoiser
 from ..evaluation.runner import Answers, answer, mean_ci95
-from ..models import load
-from ..networks.coconet import LENGTH, MASK_ID, STEPS, VOCAB_SIZE, VOICES
+from ..models.networks.coconet import LENGTH, MASK_ID, STEPS, VOCAB_SIZE, VOICES
+from ..models.registry import load
 from ..rules.named import NamedRule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from ..tasks.music import (
     LOWEST,
     NAMES,

@@ -10,12 +10,13 @@ import typer
 from rich.live import Live
 from rich.text import Text
 
+from ..draws.streams import derive
 from ..evaluation.runner import Answers, answer, mean_ci95
-from ..models import load
-from ..result import StepInfo
+from ..models.registry import load
 from ..rules.named import NamedRule, named_rule
-from ..sampler import Sampler, State
-from ..streams import derive
+from ..sampling.loop import Sampler
+from ..sampling.result import StepInfo
+from ..sampling.state import State
 from ..tasks.sudoku import MASK, Puzzle, as_tensor, demo_puzzles, solved
 from . import common
 

@@ -61,7 +61,7 @@ def evaluate(
     """
     from ..evaluation.harness import evaluate as run
     from ..evaluation.study import code_fingerprint, fingerprint
-    from ..lm_eval import UnmaskLM
+    from ..integrations.lm_eval import UnmaskLM
 
     named = common.rule_from(
         rule,

@@ -15,11 +15,11 @@ from rich.markup import escape
 from rich.text import Text
 
 from ..language import Completion, LanguageModel
-from ..language.cache import CACHES
-from ..models import EMBEDDED, load
-from ..result import StepInfo
+from ..models.pretrained.cache import CACHES
+from ..models.registry import EMBEDDED, load
 from ..rules.named import NamedRule
-from ..sampler import State
+from ..sampling.result import StepInfo
+from ..sampling.state import State
 from . import common
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -47,9 +47,9 @@ def law(
     against the exact law; too few of them give none. dependence-bound reads a profile measured on 400 samples (seed 0).
     """
     from ..dependence.calibrate import oracle_profile
+    from ..draws.streams import derive
     from ..oracles import exact_law
-    from ..sampler import sample
-    from ..streams import derive
+    from ..sampling.sample import sample
 
     denoiser, width = options.oracle_from(oracle, joint, oracle_seed, length, symbols, states, stay)
     own = oracle_profile(denoiser, width) if rule.startswith("dependence-bound") else None

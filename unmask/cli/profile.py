@@ -15,12 +15,12 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..dependence.calibrate import measure_profile, oracle_samples
-from ..dependence.geometry import geometry_of, sudoku
 from ..dependence.picture import heat_map
-from ..dependence.profile import Line, Profile, Relations
+from ..draws.streams import derive
 from ..errors import AdapterError
-from ..models import load, model_folder, task_of
-from ..streams import derive
+from ..models.registry import load, model_folder, task_of
+from ..rules.geometry import geometry_of, sudoku
+from ..rules.profile import Line, Profile, Relations
 from . import common
 from . import oracle as options
 

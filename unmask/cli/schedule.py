@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..dependence.curve import InformationCurve, measure_curve, optimal_sizes, oracle_curve
-from ..streams import derive
+from ..draws.streams import derive
+from ..likelihood.curve import InformationCurve, measure_curve, optimal_sizes, oracle_curve
 from . import common
 from . import oracle as options
 from .profile import Data, Exact, Of, Split, Together, Whose, sequences_of

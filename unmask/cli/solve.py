@@ -13,9 +13,9 @@ from rich.markup import escape
 
 from ..evaluation.batching import best_batch
 from ..evaluation.runner import Answers, answer, mean_ci95
-from ..models import load
+from ..models.registry import load
 from ..rules.named import NamedRule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from ..tasks.sudoku import Puzzle, PuzzleFile, as_tensor, cells_correct, demo_puzzles, read_csv, solved
 from . import common
 

@@ -16,7 +16,7 @@ from ..evaluation.study import Measure, Study, at_equal_entropy, check_fit, code
 from ..evaluation.tuning import Trial, fewest, tune
 from ..rules import Entropy, MaskedFraction, One, Rule
 from ..rules.named import brief, named_rule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from ..schedule import Linear
 from ..tasks.task import Task
 from . import common
@@ -73,7 +73,7 @@ class Chosen:
 def study_of(chosen: Chosen) -> Study:
     """Loads model, task and prompts."""
     from ..evaluation.measures import measure_for
-    from ..models import load
+    from ..models.registry import load
     from ..tasks.named import named_task
 
     if (chosen.task is None) == (chosen.prompts is None):
@@ -126,7 +126,7 @@ def _study(
 
 def _prompts_study(chosen: Chosen, folder: Path) -> Study:
     """The study of a folder of prompts."""
-    from ..models import load, task_of
+    from ..models.registry import load, task_of
     from ..tasks.prompt_folder import PromptFolder
     from ..tasks.text import TextTask
 

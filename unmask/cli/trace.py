@@ -10,8 +10,8 @@ import typer
 
 from ..evaluation.runner import prompt_streams
 from ..evaluation.study import check_fit
-from ..models import load
-from ..sampler import Sampler
+from ..models.registry import load
+from ..sampling.loop import Sampler
 from ..tasks.named import named_task
 from ..tasks.sudoku import parse_cells
 from ..tasks.task import Prompts, Task

@@ -21,14 +21,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..categorical import divergence, marginals
 from ..denoiser import Denoiser, Query
-from ..result import Result, StepInfo
+from ..draws.categorical import divergence, marginals
+from ..draws.streams import Purpose, uniforms
 from ..rules.dependence import DependenceBound, Pairs
-from ..rules.rule import Rule
-from ..rules.view import View, spread
-from ..sampler import Sampler, State, Tokens
-from ..streams import Purpose, uniforms
+from ..rules.ranked import Rule
+from ..sampling.batch import Tokens
+from ..sampling.loop import Sampler
+from ..sampling.result import Result, StepInfo
+from ..sampling.state import State
+from ..sampling.view import View, spread
 
 
 @dataclass(frozen=True)

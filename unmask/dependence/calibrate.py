@@ -9,18 +9,19 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..categorical import divergence, draw, forbid, marginals
 from ..denoiser import Denoiser, Query, check_denoiser
+from ..draws.categorical import divergence, draw, forbid, marginals
+from ..draws.streams import Purpose, derive, uniforms
 from ..oracles.oracle import Oracle
 from ..oracles.table import Sudoku4Denoiser
 from ..rules.budget import One
+from ..rules.geometry import sudoku
 from ..rules.order import LeftToRight
-from ..rules.rule import Rule
-from ..rules.view import spread
-from ..sampler import Tokens, as_batch, sample, stream_ids
-from ..streams import Purpose, derive, uniforms
-from .geometry import sudoku
-from .profile import SUMS, Line, Profile, share_bin
+from ..rules.profile import SUMS, Line, Profile, share_bin
+from ..rules.ranked import Rule
+from ..sampling.batch import Tokens, as_batch, stream_ids
+from ..sampling.sample import sample
+from ..sampling.view import spread
 
 
 @torch.no_grad()

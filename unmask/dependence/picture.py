@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .profile import Profile
+from ..rules.profile import Profile
 
 
 def heat_map(profile: Profile, path: Path, title: str) -> None:

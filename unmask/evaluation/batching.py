@@ -10,7 +10,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..denoiser import Denoiser
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 
 SIZES = (1, 4, 16, 64)
 _ENOUGH = 2.0

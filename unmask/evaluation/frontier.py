@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from ..dependence.profile import Profile
 from ..oracles import Oracle, exact_law
 from ..rules.named import FAMILIES, NamedRule, named_rule
+from ..rules.profile import Profile
 
 GAMMAS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, math.inf)
 EPSILONS = (0.0, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, math.inf)

@@ -11,10 +11,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import AdapterError
-from ..likelihood import causal_likelihood
-from ..models import model_folder
-from ..networks.checkpoint import FORMAT, load_checkpoint, read_checkpoint, read_config
-from ..networks.transformer import Transformer
+from ..likelihood.nelbo import causal_likelihood
+from ..models.networks.checkpoint import FORMAT, load_checkpoint, read_checkpoint, read_config
+from ..models.networks.transformer import Transformer
+from ..models.registry import model_folder
 from ..tasks.task import Task
 
 Judge = Callable[[Int[Tensor, "samples length"]], Float[Tensor, " samples"]]
@@ -101,8 +101,8 @@ def _own(folder: Path, task: Task, device: torch.device) -> Judge:
 def _foreign(folder: Path, config: dict[str, object], task: Task, device: torch.device) -> Judge:
     from transformers import AutoModelForCausalLM
 
-    from ..adapters.hf import check_kind, pretrained, tokenizer_of
-    from ..adapters.limits import longest
+    from ..models.pretrained.hf import check_kind, pretrained, tokenizer_of
+    from ..models.pretrained.limits import longest
 
     check_kind(folder, config, "causal")
     model = pretrained(AutoModelForCausalLM, folder).to(device)  # pyright: ignore[reportArgumentType]

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..denoiser import Denoiser, device_of
-from ..likelihood import nelbo
+from ..likelihood.nelbo import nelbo
 from ..schedule import Linear
 from ..tasks.task import Task
 from .study import Measure

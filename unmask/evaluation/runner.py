@@ -10,10 +10,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..result import Result, StepInfo
-from ..sampler import Sampler, State
-from ..stream import stream
-from ..streams import derive
+from ..draws.streams import derive
+from ..sampling.loop import Sampler
+from ..sampling.queue import stream
+from ..sampling.result import Result, StepInfo
+from ..sampling.state import State
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def answer(
         seed: Of the whole run.
         streams: The stream of each prompt, instead of a seed.
         temperature: Of the draw.
-        batch_size: Prompts worked on at once; who is finished makes room for the next (see `unmask.stream`).
+        batch_size: Prompts worked on at once; who is finished makes room for the next (see `unmask.sampling.queue`).
         on_batch: Called with the number of prompts just completed.
 
     Raises:

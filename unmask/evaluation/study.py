@@ -1,6 +1,6 @@
 """Samplers compared on a task: every rule completes the same prompts from the same streams, and is judged on them.
 
-Answers to one prompt from one seed are coupled (see `unmask.streams`), so differences between rules are paired: their
+Answers to one prompt from one seed are coupled (see `draws.streams`), so differences between rules are paired: their
 intervals are those of the mean of differences, over prompts, after averaging over seeds.
 """
 
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, device_of
 from ..errors import DataError
-from ..models import model_folder
+from ..models.registry import model_folder
 from ..rules.named import NamedRule
-from ..sampler import Sampler
+from ..sampling.loop import Sampler
 from ..tasks.task import Prompts, Task
 from .runner import answer, mean_ci95, prompt_streams
 from .store import Store

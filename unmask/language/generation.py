@@ -11,12 +11,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..blocks import windows
 from ..denoiser import Denoiser
-from ..result import StepInfo
-from ..rules.rule import Rule
-from ..sampler import Sampler, State
-from .cache import Cached
+from ..models.pretrained.cache import Cached
+from ..rules.ranked import Rule
+from ..sampling.blocks import windows
+from ..sampling.loop import Sampler
+from ..sampling.result import StepInfo
+from ..sampling.state import State
 from .completion import Completion
 from .guidance import Guided
 from .prompts import Prompt
@@ -119,7 +120,7 @@ class _Batch:
         blocks = self._blocks()
         denoiser: Denoiser = model
         if settings.cache != "none":
-            denoiser = Cached(model, settings.cache, blocks, settings.cache_refresh)
+            denoiser = Cached(model, settings.cache, len(rows), settings.cache_refresh)
         if settings.guidance is not None:
             denoiser = Guided(model, settings.guidance, self._prompt(x))
         self.sampler = Sampler(

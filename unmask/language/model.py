@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..categorical import check_draw
 from ..denoiser import NetworkDenoiser, Query
+from ..draws.categorical import check_draw
 from ..errors import AdapterError
 from ..evaluation.runner import prompt_streams
-from ..result import StepInfo
+from ..models.pretrained.cache import check_cache
 from ..rules.named import named_rule
-from ..rules.rule import Rule
-from ..sampler import State
-from .cache import check_cache
+from ..rules.ranked import Rule
+from ..sampling.result import StepInfo
+from ..sampling.state import State
 from .completion import Completion
 from .generation import Settings, answer_all
 from .prompts import Prompt, Prompts, as_prompts, with_gaps
@@ -84,8 +84,8 @@ class LanguageModel(NetworkDenoiser):
             AdapterError: If nothing says which token is the mask.
             ValueError: If `block_causal` is out of range, or the model is no Llama or Qwen.
         """
-        from ..adapters.hf import end_ids_of, run_both_ways
-        from ..adapters.masked_lm import MaskedLM
+        from ..models.pretrained.hf import end_ids_of, run_both_ways
+        from ..models.pretrained.masked_lm import MaskedLM
 
         run_both_ways(model)
         mask_id = getattr(model.config, "mask_token_id", None) if mask_id is None else mask_id
@@ -184,8 +184,7 @@ class LanguageModel(NetworkDenoiser):
             if max_new_tokens % block_length:
                 raise ValueError(f"block_length {block_length} does not divide max_new_tokens {max_new_tokens}")
         chosen = _rule(rule)
-        sees = not (chosen.blind or chosen.speculates)
-        if end_last and not sees:
+        if end_last and not chosen.waits:
             raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
         check_cache(cache, cache_refresh, self.block_causal, block_length=block_length, rule=chosen, guidance=guidance)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
@@ -202,7 +201,7 @@ class LanguageModel(NetworkDenoiser):
             top_k=top_k,
             top_p=top_p,
             forbidden=tuple(forbidden),
-            last=self.end_ids if (sees if end_last is None else end_last) else (),
+            last=self.end_ids if (chosen.waits if end_last is None else end_last) else (),
             ends=self.end_ids,
             stops=stops,
             block_length=block_length,

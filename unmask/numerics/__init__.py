@@ -2,7 +2,7 @@
 
 `argmax(log π + g)` is a draw from π only if the noise `g` reaches as high as it likes. Noise made of a finite uniform
 stops at a ceiling, and a class far below `e^-ceiling` is drawn too rarely. Nothing here is used to sample: this module
-measures the draws in circulation, and ours (`unmask.categorical.draw`), on the machine it runs on.
+measures the draws in circulation, and ours (`unmask.draws.categorical.draw`), on the machine it runs on.
 
 References:
     Zheng, Chen, Mao, Liu, Zhu, Zhang (2024), arXiv:2409.02908, section 4 and appendix: truncated Gumbel noise.

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..categorical import draw as inverse_cdf
 from ..denoiser import Query
+from ..draws.categorical import draw as inverse_cdf
+from ..draws.streams import Purpose, as_streams, derive, uniforms
 from ..oracles.chain import HMMDenoiser
-from ..streams import Purpose, as_streams, derive, uniforms
 from .draws import FORMS
 
 

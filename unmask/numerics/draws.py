@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..categorical import draw as inverse_cdf
-from ..streams import Purpose, as_streams, derive, uniforms
+from ..draws.categorical import draw as inverse_cdf
+from ..draws.streams import Purpose, as_streams, derive, uniforms
 from .laws import HORIZON, binomial_pvalue
 
 _BUFFER = 1 << 16
@@ -210,7 +210,7 @@ def race_multinomial(
 
 
 def race_unmask(rare: float, classes: int, trials: int, device: torch.device | str = "cpu", seed: int = 0) -> RareRace:
-    """Runs ours: `unmask.categorical.draw` on float32 logits, with the library's own uniforms."""
+    """Runs ours: `unmask.draws.categorical.draw` on float32 logits, with the library's own uniforms."""
     logits = torch.full((classes + 1,), math.log(rare), dtype=torch.float32, device=device)
     logits[0] = math.log1p(-rare * classes)
     stream = as_streams([derive(seed, "doctor")], device)

@@ -17,15 +17,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..blocks import open_block, windows
-from ..categorical import check_draw, draw_log_prob, forbid, log_prob, marginals
 from ..denoiser import Denoiser, FullDenoiser, Query
-from ..past import Past
+from ..draws.categorical import check_draw, draw_log_prob, forbid, log_prob, marginals
 from ..rules.budget import One
-from ..rules.rule import Rule
-from ..rules.scored import ScoredOrder
-from ..rules.speculative import Speculative
-from ..sampler import Sampler
+from ..rules.history import Remembered
+from ..rules.ranked import Rule
+from ..sampling.blocks import windows
+from ..sampling.conversation import LawKind
+from ..sampling.loop import Sampler
+from ..sampling.state import Memory, State
+from ..sampling.view import dependence_bound, spread
+from .hypothetical import hypothetical
 from .oracle import Oracle, enumerate_completions
 from .perturbed import PerturbedDenoiser
 from .scored_law import scored_law
@@ -165,12 +167,10 @@ def exact_law(
     if getattr(denoiser, "wants_time", False):
         raise ValueError("the law of a denoiser conditioned on time is not computed; give one that ignores time")
     sampler = Sampler(denoiser, rule, top_k=top_k, top_p=top_p, forbidden=forbidden)
-    if isinstance(rule.budget, Speculative):
-        if not rule.budget.check_order:
-            raise ValueError(
-                "without the order check positions depend on which drafts came true: judge that variant by samples"
-            )
-        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "forbidden": sampler.forbidden}
+    if rule.law is LawKind.NONE:
+        raise ValueError(rule.no_law)
+    if rule.law is LawKind.ONE:
+        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "forbidden": sampler.settings.forbidden}
         one = exact_law(denoiser, replace(rule, budget=One()), x, blocks=blocks, **settings)
         masked, found = torch.as_tensor(x) == denoiser.mask_id, Rounds(math.nan, math.nan, math.nan)
         if one.off_support <= 1e-12 and not (rule.order.random and int(masked.sum()) > _ORDERS):
@@ -189,11 +189,10 @@ def exact_law(
             raise ValueError("the exact law of a denoiser that is no oracle needs the mask token to be the last id")
         oracle, log_p = None, None
         points = enumerate_completions(x, mask, denoiser.vocab_size - 1)
-    own = top_k is None and top_p is None and temperature == 1 and sampler.forbidden == (mask,)
-    if isinstance(rule.order, ScoredOrder) or rule.tests:
+    own = top_k is None and top_p is None and temperature == 1 and sampler.settings.forbidden == (mask,)
+    if rule.law in (LawKind.SCORES, LawKind.DRAFTS):
         found = scored_law(sampler, oracle, x, points, temperature, blocks)
-        everything = torch.ones(1, dtype=torch.float64)
-        bounded = own and isinstance(rule.order, ScoredOrder) and rule.order.power(everything) is None
+        bounded = own and found.own_marginals
         return Law(
             points=points,
             log_p=torch.full_like(found.log_q, torch.nan) if log_p is None else log_p,
@@ -282,6 +281,14 @@ def _subset_law(oracle: Oracle, rule: Rule, x: Tensor, points: Tensor, log_p: Te
     )
 
 
+def numbers_of(memory: Memory) -> Float[Tensor, "states memory"]:
+    """The numbers in a rule's memory: all that its future depends on, besides the evaluations it compares with."""
+    if isinstance(memory, Tensor):
+        return memory
+    assert isinstance(memory, Remembered)
+    return memory.numbers
+
+
 class _Walk:
     """Follows every completion along every given order at once."""
 
@@ -289,6 +296,7 @@ class _Walk:
         self, sampler: Sampler, oracle: Oracle | None, x: Tensor, points: Tensor, temperature: float, blocks: int | None
     ) -> None:
         self.sampler, self.oracle, self.x, self.points = sampler, oracle, x, points
+        self.history: int = getattr(sampler.rule, "history", 0)
         self.temperature, self.mask = temperature, sampler.denoiser.mask_id
         pending = (x == self.mask).unsqueeze(0)
         self.block = torch.zeros_like(pending, dtype=torch.int64) if blocks is None else windows(pending, blocks)
@@ -306,7 +314,7 @@ class _Walk:
         p = log_p.exp().repeat(orders)
         x = self.x.expand(len(target), -1)
         start = (self.x == self.mask).sum().reshape(1)
-        memory = self.sampler.rule.start(start).expand(len(target), -1)
+        memory = numbers_of(self.sampler.rule.start(start)).expand(len(target), -1)
         log_q = torch.zeros(len(target), dtype=torch.float64)
         totals = torch.zeros(5, dtype=torch.float64)
         dead: dict[tuple[float, ...], float] = {}
@@ -321,15 +329,17 @@ class _Walk:
             of_state, length = states[:, 0].long(), x.shape[1]
             sx, *trail = states[:, 1 : 1 + length * (1 + len(before))].long().split(length, -1)
             sm = states[:, 1 + length * (1 + len(before)) :]
-            candidate = open_block(sx == self.mask, self.block.expand(len(sx), -1))
-            query = Query(sx, candidate, torch.ones_like(candidate), torch.arange(len(sx)))
-            plan = self.sampler.plan(query, noise[of_state], sm, self._past(trail, noise[of_state], sm))
+            move = self.sampler.move(self._state(sx, self._memory(trail, noise[of_state], sm), noise[of_state]))
+            assert move.answer is not None
             table = torch.zeros(*sx.shape, self.sampler.denoiser.vocab_size, dtype=torch.float64)
-            if plan.predicted is None:
-                table[plan.where] = self._draw_log_prob(plan.logits)
+            where = move.answer.ask.where
+            if move.logits is None:
+                table[where] = self._draw_log_prob(move.answer.logits)
             else:
-                table[plan.chosen] = self._draw_log_prob(plan.predicted)
-            chosen, tokens = plan.chosen[inverse], target[live]
+                table[move.chosen] = self._draw_log_prob(move.logits)
+            bounds = dependence_bound(move.chosen, spread(move.answer.stats.entropy, where)[move.chosen])
+            left = numbers_of(move.memory)
+            chosen, tokens = move.chosen[inverse], target[live]
             gain = table[inverse].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
             gain = torch.where(chosen, gain, 0.0).sum(-1)
             mass = torch.zeros(len(sx), dtype=torch.float64)
@@ -337,7 +347,7 @@ class _Walk:
             after = torch.where(chosen, tokens, x[live])
             totals += torch.stack(
                 [
-                    (p[live] * plan.bound()[inverse]).sum(),
+                    (p[live] * bounds[inverse]).sum(),
                     self._dependence(x[live], after, chosen, tokens, p[live]),
                     mass.sum(),
                     p[live].sum(),
@@ -346,29 +356,34 @@ class _Walk:
             )
             log_q = log_q.index_put((live.nonzero().squeeze(-1),), log_q[live] + gain)
             if self.oracle is not None:
-                self._leave(sx, plan.chosen, plan.memory, of_state, inverse, after, gain, mass, dead)
-            if self.sampler.rule.history:
-                before = [*before, x.double()][-self.sampler.rule.history :]
+                self._leave(sx, move.chosen, left, of_state, inverse, after, gain, mass, dead)
+            if self.history:
+                before = [*before, x.double()][-self.history :]
             x = x.masked_scatter(live.unsqueeze(-1), after)
-            memory = memory.masked_scatter(live.unsqueeze(-1), plan.memory[inverse])
+            memory = memory.masked_scatter(live.unsqueeze(-1), left[inverse])
         self.divergence += float((p * (log_p.repeat(orders) - log_q)).sum())
         totals[4] = sum(dead.values())
         totals[2] += self._dead_evaluations(dead, noise)
         return log_q.reshape(orders, points), totals
 
-    def _past(self, trail: list[Tensor], noise: Tensor, memory: Tensor) -> Past | None:
-        """Repeats the evaluations that a rule with history remembers."""
-        past = None
+    def _state(self, x: Tensor, memory: Memory, noise: Tensor) -> State:
+        return hypothetical(self.sampler, x, memory, self.block.expand(len(x), -1), noise, self.temperature)
+
+    def _memory(self, trail: list[Tensor], noise: Tensor, numbers: Tensor) -> Memory:
+        """What the rule remembers: repeats the evaluations that one with history compares with."""
+        if not self.history:
+            return numbers
+        memory = Remembered(numbers)
         for x in trail:
-            where = open_block(x == self.mask, self.block.expand(len(x), -1))
-            query = Query(x, where, torch.ones_like(where), torch.arange(len(x)))
-            past = self.sampler.plan(query, noise, memory, past).past
-        return past
+            after = self.sampler.move(self._state(x, memory, noise)).memory
+            assert isinstance(after, Remembered)
+            memory = replace(after, numbers=numbers)
+        return memory
 
     def _draw_log_prob(self, logits: Tensor) -> Tensor:
         """Log-probabilities a draw at this temperature, top-k and top-p gives each token, in float64."""
-        allowed = forbid(logits, self.sampler.forbidden)
-        top_k, top_p = self.sampler.top_k, self.sampler.top_p
+        allowed = forbid(logits, self.sampler.settings.forbidden)
+        top_k, top_p = self.sampler.settings.top_k, self.sampler.settings.top_p
         return draw_log_prob(allowed, temperature=self.temperature, top_k=top_k, top_p=top_p)
 
     def _dependence(self, x: Tensor, after: Tensor, chosen: Tensor, tokens: Tensor, p: Tensor) -> Tensor:
@@ -420,8 +435,8 @@ class _Walk:
             mass, order, left, memory = mass[going], order[going], left[going], memory[going]
             total += float(mass.sum())
             x = torch.where(left, self.mask, 0)
-            candidate = open_block(left, self.block.expand(len(left), -1))
-            query = Query(x, candidate, torch.ones_like(left), torch.arange(len(x)))
-            plan = self._dead.plan(query, noise[order], memory)
-            left, memory = left & ~plan.chosen, plan.memory
+            remembered = self._memory([], noise[order], memory)
+            block = self.block.expand(len(left), -1)
+            move = self._dead.move(hypothetical(self._dead, x, remembered, block, noise[order]))
+            left, memory = left & ~move.chosen, numbers_of(move.memory)
         return total

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..denoiser import Query
-from ..streams import Purpose, derive, uniforms
+from ..draws.streams import Purpose, derive, uniforms
 from .oracle import Oracle
 
 

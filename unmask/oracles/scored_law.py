@@ -17,16 +17,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..blocks import open_block, windows
-from ..categorical import Marginals, draw_log_prob, forbid, marginals
 from ..denoiser import Query
-from ..independence import prune
-from ..rules.budget import All
-from ..rules.order import Entropy
-from ..rules.rule import Rule
+from ..draws.categorical import Marginals, draw_log_prob, forbid, marginals
+from ..rules.ranked import Rule
 from ..rules.scored import Scored, ScoredOrder
-from ..rules.view import View, spread
-from ..sampler import Plan, Sampler
+from ..rules.testing import IndependenceTest
+from ..sampling.blocks import open_block, windows
+from ..sampling.conversation import Ask, Conversation, LawKind, Situation
+from ..sampling.loop import Sampler
+from ..sampling.state import Memory
+from ..sampling.view import View, spread
+from .hypothetical import hypothetical
 from .oracle import Oracle
 
 LIMIT = 1 << 26
@@ -52,6 +53,7 @@ class Outcome:
         dependence: `E_data Σ_steps KL(p_U || Π p_i)` of the oracle's conditionals.
         divergence: `E_data Σ_steps [log p(x_U) - Σ log q_i(x_i)]`, with `q_i` what is drawn from. It bounds
             `KL(data || sampler)`, which averages over noise inside the logarithm.
+        own_marginals: Whether tokens are drawn from the marginals, neither drafts nor powers of them.
     """
 
     log_q: Float[Tensor, " points"]
@@ -61,6 +63,7 @@ class Outcome:
     bound: float = 0.0
     dependence: float = 0.0
     divergence: float = 0.0
+    own_marginals: bool = True
 
 
 def plackett_luce(
@@ -140,23 +143,45 @@ class _States:
         return Query(self.x, self.candidate, torch.ones_like(self.candidate), torch.arange(len(self.x)))
 
 
+@dataclass(frozen=True)
+class _Drafted:
+    """A rule that tests drafts, told what it drafts at every candidate."""
+
+    rule: Rule
+    tokens: Int[Tensor, " candidates"]
+    asks_once: bool = False
+    waits: bool = False
+    law: LawKind = LawKind.NONE
+    no_law: str = "it is a step on the way to one"
+
+    def start(self, masked: Int[Tensor, " batch"]) -> Memory:
+        return self.rule.start(masked)
+
+    def turn(self, seen: Situation) -> Conversation:
+        assert isinstance(self.rule.budget, IndependenceTest)
+        answer = yield Ask(seen.candidate)
+        return (yield from self.rule.budget.test(self.rule, seen, answer, self.tokens))
+
+
 class _Chain:
     """The Markov chain on (partial sequence, memory)."""
 
     def __init__(
         self, sampler: Sampler, oracle: Oracle | None, x: Tensor, temperature: float, blocks: int | None
     ) -> None:
-        order = sampler.rule.order
-        self.sampler, self.rule, self.order, self.x = sampler, sampler.rule, order, x
-        if self.rule.tests and order.random:
+        rule = sampler.rule
+        assert isinstance(rule, Rule)
+        self.sampler, self.rule, self.order, self.x = sampler, rule, rule.order, x
+        self.scored = rule.order if rule.law is LawKind.SCORES and isinstance(rule.order, ScoredOrder) else None
+        if self.scored is None and self.order.random:
             raise ValueError(f"the law of {self.rule.budget} is computed for orders that are not random")
-        self.draws = self.rule.tests or (isinstance(order, ScoredOrder) and order.sees_draws)
+        self.draws = self.scored is None or self.scored.sees_draws
         self.oracle = None if self.draws else oracle
         self.temperature, self.mask = temperature, sampler.denoiser.mask_id
         pending = (x == self.mask).unsqueeze(0)
         self.block = torch.zeros_like(pending, dtype=torch.int64) if blocks is None else windows(pending, blocks)
         self.tokens = torch.tensor([v for v in range(sampler.denoiser.vocab_size) if v != self.mask])
-        self.noisy = isinstance(order, ScoredOrder) and bool(order.scale(torch.ones(1, dtype=torch.float64)) > 0)
+        self.noisy = self.scored is not None and bool(self.scored.scale(torch.ones(1, dtype=torch.float64)) > 0)
         self.sized = self.rule.budget.marginal_free
         masks = int(pending.sum())
         if (3 * len(self.tokens)) ** masks > LIMIT:
@@ -174,14 +199,15 @@ class _Chain:
                 f"the law of {self.order} with {self.rule.budget} follows all orders, of at most {_RANKED} masks,"
                 f" got {masks}"
             )
-        # Evaluates all candidates and leaves the choice to us.
-        self.evaluate = Sampler(sampler.denoiser, Rule(Entropy(), All()), forbidden=sampler.forbidden).plan
 
     def run(self, points: Tensor) -> Outcome:
         """Follows all probability until no mask remains."""
         length, q = len(self.x), torch.zeros(len(points), dtype=torch.float64)
         found = Outcome(q)
         memory = self.rule.start((self.x == self.mask).sum().reshape(1))
+        assert isinstance(memory, Tensor)
+        everything = torch.ones(1, dtype=torch.float64)
+        found.own_marginals = self.scored is not None and self.scored.power(everything) is None
         rows = torch.cat([self.x.unsqueeze(0).double(), memory], -1)
         mass = torch.ones(1, 2, dtype=torch.float64)
         while True:
@@ -216,15 +242,15 @@ class _Chain:
     def _step(self, states: _States, found: Outcome) -> tuple[Tensor, Tensor]:
         """One evaluation: the rows after it, and their probabilities."""
         m = int(states.candidate[0].sum())
-        plan = self.evaluate(states.query(), torch.zeros(states.x.shape, dtype=torch.float64), states.memory)
-        if not isinstance(self.order, ScoredOrder):
-            return self._by_tests(states, plan, found)
+        logits = self.sampler.denoiser(states.query())
+        if self.scored is None:
+            return self._by_tests(states, logits, found)
         share = (states.x == self.mask).double().mean(-1)
-        power = self.order.power(share)
+        power = self.scored.power(share)
         each = None if power is None else power.repeat_interleave(m)
-        allowed = forbid(plan.logits, self.sampler.forbidden)
+        allowed = forbid(logits, self.sampler.settings.forbidden)
         tau = torch.full((len(allowed),), self.temperature, dtype=torch.float64)
-        top_k, top_p = self.sampler.top_k, self.sampler.top_p
+        top_k, top_p = self.sampler.settings.top_k, self.sampler.settings.top_p
         log_draw = draw_log_prob(allowed, temperature=tau if each is None else tau / each, top_k=top_k, top_p=top_p)
         log_draw = log_draw[:, self.tokens].reshape(len(share), m, -1)
         stats = marginals(allowed, power=each)
@@ -234,31 +260,29 @@ class _Chain:
         if stats.log_moment is not None:
             score = stats.log_moment.reshape(len(share), m)
         else:
-            score = self.order.score(view)[states.candidate].reshape(len(share), m)
-        weight = score.double() / self.order.scale(share).unsqueeze(-1)
+            score = self.scored.score(view)[states.candidate].reshape(len(share), m)
+        weight = score.double() / self.scored.scale(share).unsqueeze(-1)
         return self._by_marginals(states, view, weight, log_draw, found)
 
     def _view(self, states: _States, stats: Marginals) -> View:
         masked, nothing = states.x == self.mask, torch.zeros(states.x.shape, dtype=torch.float64)
         return View.blank(states.candidate, nothing, states.memory, masked, ~masked).measured(stats)
 
-    def _by_tests(self, states: _States, plan: Plan, found: Outcome) -> tuple[Tensor, Tensor]:
+    def _by_tests(self, states: _States, logits: Tensor, found: Outcome) -> tuple[Tensor, Tensor]:
         """A step that tests drafts: all of them. What stays keeps its draft."""
-        top_k, top_p = self.sampler.top_k, self.sampler.top_p
-        allowed = forbid(plan.logits, self.sampler.forbidden)
+        top_k, top_p = self.sampler.settings.top_k, self.sampler.settings.top_p
+        allowed = forbid(logits, self.sampler.settings.forbidden)
         log_draw = draw_log_prob(allowed, temperature=self.temperature, top_k=top_k, top_p=top_p)[:, self.tokens]
         log_draw = log_draw.reshape(len(states.x), -1, len(self.tokens))
         draws = _joint(len(self.tokens), log_draw.shape[1])
         state, draw = (_sum_of(log_draw, draws) > -torch.inf).nonzero().unbind(-1)
         mass = states.own[state] * _sum_of(log_draw, draws)[state, draw].exp()
-        key = self.order.key(self._view(states, plan.marginals)).masked_fill(~states.candidate, torch.inf)
-        rank = key.argsort(dim=-1, stable=True).argsort(-1)[state]
         some = states[state]
-        drafts = some.x.masked_scatter(some.candidate, self.tokens[draws[draw]].reshape(-1))
-        number = spread(torch.arange(len(plan.logits)), states.candidate, -1)[state]
-        left, evaluations = prune(self.sampler, some.query(), plan.logits[number[some.candidate]], rank, drafts)
-        found.evaluations += float((mass * (evaluations - 1)).sum())
-        return _successors(torch.where(left, drafts, some.x), some.memory, mass, torch.zeros_like(mass))
+        block = self.block.expand(len(some.x), -1)
+        drafted = Sampler(self.sampler.denoiser, _Drafted(self.rule, self.tokens[draws[draw]].reshape(-1)))
+        after, info = drafted.step(hypothetical(self.sampler, some.x, some.memory, block))
+        found.evaluations += float((mass * (info.evaluations - 1)).sum())
+        return _successors(after.x, some.memory, mass, torch.zeros_like(mass))
 
     def _drawn_scores(self, allowed: Tensor, stats: Marginals, m: int) -> Float[Tensor, "states joint candidates"]:
         """The log-probability of each token in each joint draw."""
@@ -276,18 +300,18 @@ class _Chain:
         score: Float[Tensor, "states joint candidates"],
     ) -> tuple[Tensor, Tensor]:
         """A step of an order that sees draws: all of them."""
-        assert isinstance(self.order, ScoredOrder)
+        assert self.scored is not None
         draws = _joint(len(self.tokens), score.shape[2])
         joint = states.own.unsqueeze(-1) * _sum_of(log_draw, draws).exp()
         if self.noisy:
-            weight = score.double() / self.order.scale(share).reshape(-1, 1, 1)
+            weight = score.double() / self.scored.scale(share).reshape(-1, 1, 1)
             return self._forgetting(states, view, joint, weight.masked_fill(weight.isneginf(), 0.0))
         state, draw = (joint > 0).nonzero().unbind(-1)
         where, x = states.candidate[state], states.x[state]
         scored = Scored(
             spread(score[state, draw].reshape(-1), where, -torch.inf), view.noise[state], masked=share[state]
         )
-        chosen, memory = self.rule.select(_rows(view, state), scored)
+        chosen, memory = self.rule.select(_rows(view, state), self.scored.scored_key(scored))
         after = torch.where(chosen, x.masked_scatter(where, self.tokens[draws[draw]].reshape(-1)), x)
         return _successors(after, memory, joint[state, draw], torch.zeros(len(x), dtype=torch.float64))
 

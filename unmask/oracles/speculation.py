@@ -16,11 +16,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..blocks import open_block, windows
-from ..categorical import draw_log_prob, forbid
 from ..denoiser import Query
-from ..rules.view import View
-from ..sampler import Sampler
+from ..draws.categorical import draw_log_prob, forbid, marginals
+from ..rules.ranked import Rule
+from ..sampling.blocks import open_block, windows
+from ..sampling.loop import Sampler
+from ..sampling.view import View
 
 _ROWS = 1 << 12
 """Walkers followed at once; each keeps two numbers per position and step."""
@@ -79,10 +80,12 @@ def _follow(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Each walker's probability and, given its tokens, expected evaluations and states evaluated."""
     mask, rule = sampler.denoiser.mask_id, sampler.rule
+    assert isinstance(rule, Rule)
     walkers = torch.arange(len(target))
     x = x.expand_as(target)
     steps = int((x[:1] == mask).sum())
     memory = rule.start(torch.full((len(target),), steps))
+    assert isinstance(memory, Tensor)
     most = memory.shape[1] // 2
     q, rounds, states = (torch.full((len(target),), value, dtype=torch.float64) for value in (1.0, 1.0, 1.0))
     low, high, drafts = [], [], []  # of every step: the interval of each position's token, and the positions drafted
@@ -94,11 +97,11 @@ def _follow(
         of_noise, of_x = distinct[:, : x.shape[1]].contiguous(), distinct[:, x.shape[1] :].long()
         candidate = open_block(of_x == mask, block.expand_as(of_x))
         query = Query(of_x, candidate, torch.ones_like(candidate), torch.arange(len(of_x)))
-        logits = sampler._logits(query)
-        stats = sampler._statistics(query, logits)
+        logits = sampler.denoiser(query)
+        stats = marginals(logits, sampler.settings.forbidden)
         chosen, memory = rule.select(View.blank(candidate, of_noise, memory[: len(of_x)]).measured(stats))
-        allowed = forbid(logits, sampler.forbidden)
-        settings = {"temperature": temperature, "top_k": sampler.top_k, "top_p": sampler.top_p}
+        allowed = forbid(logits, sampler.settings.forbidden)
+        settings = {"temperature": temperature, "top_k": sampler.settings.top_k, "top_p": sampler.settings.top_p}
         cdf = torch.zeros(*of_x.shape, logits.shape[1] + 1, dtype=torch.float64)
         cdf[..., 1:][candidate] = draw_log_prob(allowed, **settings).exp().cumsum(-1)
         low.append(cdf[inverse].gather(-1, target.unsqueeze(-1)).squeeze(-1))

@@ -19,10 +19,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..categorical import log_prob, marginals
 from ..denoiser import Denoiser, Query
-from ..rules.rule import Rule
-from ..rules.view import View, spread
+from ..draws.categorical import log_prob, marginals
+from ..rules.ranked import Rule
+from ..sampling.view import View, spread
 
 LIMIT = 16
 """The largest number of masks."""
@@ -60,6 +60,7 @@ def group_sizes(rule: Rule, masks: int) -> list[tuple[tuple[int, ...], float]]:
     if known is not None:
         return known(masks)
     memory = rule.start(torch.tensor([masks]))
+    assert isinstance(memory, Tensor)
     sizes, left = [], masks
     while left:
         candidate = torch.arange(masks).unsqueeze(0) < left

@@ -1,5 +1,6 @@
 """Unmasking rules: clocks, orders, budgets and their compositions."""
 
+from ..sampling.view import View
 from .blind import Dilated, Groups
 from .budget import All, Budget, CarriedBound, EntropyBound, Factor, One, Stable, Steps, Threshold, TopK, entropy_bound
 from .clock import (
@@ -15,13 +16,12 @@ from .clock import (
 )
 from .dependence import DependenceBound
 from .drawn import DrawnConfidence, Moment
-from .independence import IndependenceTest
 from .order import Confidence, Determined, Entropy, HighEntropy, LeftToRight, Margin, Order, Uniform
 from .predictor import Extrapolate, Predictor
-from .rule import Rule
+from .ranked import Rule
 from .scored import Noisy, Scored, ScoredOrder
 from .speculative import Speculative
-from .view import View
+from .testing import IndependenceTest
 
 __all__ = [
     "All",

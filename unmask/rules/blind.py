@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..sampling.view import View
 from .budget import leading, no_memory
-from .view import View
+from .speaker import Speaker
+
+if TYPE_CHECKING:
+    from .ranked import Rule
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,11 @@ class Dilated:
     def __post_init__(self) -> None:
         if self.spacing is not None and (not isinstance(self.spacing, int) or self.spacing < 1):
             raise ValueError(f"spacing must be an integer >= 1 or None, got {self.spacing!r}")
+
+    def fits(self, rule: Rule) -> None:
+        """Raises `ValueError` for an order that would have no say."""
+        if isinstance(rule.order, Speaker):
+            raise ValueError(f"{self} takes positions by their place; {rule.order} would have no say")
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
         return no_memory(masked)

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .view import View
+from ..sampling.view import View
+from .history import Remembered, compare, history_of
+from .speaker import Speaker
+
+if TYPE_CHECKING:
+    from ..sampling.conversation import Conversation, Situation
+    from .ranked import Rule
 
 
 @runtime_checkable
@@ -180,7 +186,7 @@ class Factor:
 
 
 @dataclass(frozen=True)
-class Stable:
+class Stable(Speaker):
     """Every candidate that is both confident and stable, and the first one if there is none (KLASS).
 
     Confident: `max p > threshold`. Stable: each of the last `history` evaluations moved its marginal by less than `kl`
@@ -204,10 +210,19 @@ class Stable:
             raise ValueError(f"kl must be a number of nats >= 0, got {self.kl}")
         _whole("history", self.history)
 
+    def turn(self, rule: Rule, seen: Situation) -> Conversation:
+        """Compares each evaluation with the ones before it."""
+        return compare(rule, seen, history_of(rule))
+
+    def remember(self, numbers: Float[Tensor, "batch memory"]) -> Remembered:
+        """The last evaluation, besides what budgets remember."""
+        return Remembered(numbers)
+
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
         return no_memory(masked)
 
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
+        assert ranked.drift is not None
         ready = ranked.candidate & (ranked.doubt.double() < 1 - self.threshold) & (ranked.drift < self.kl)
         ready[:, 0] |= ranked.candidate[:, 0] & ~ready.any(-1)
         return ready, ranked.memory

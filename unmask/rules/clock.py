@@ -26,12 +26,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..sampling.view import View
 from ..schedule import Linear, Schedule
 from .budget import One, Steps, no_memory
 from .order import Uniform
 from .predictor import Extrapolate
-from .rule import Rule
-from .view import View
+from .ranked import Rule
 
 
 @runtime_checkable

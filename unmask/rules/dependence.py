@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..dependence.profile import Line, Profile
+from ..sampling.view import View
 from .budget import check_gamma
-from .view import View
+from .profile import Line, Profile
 
 AGGREGATES = ("sum", "largest", "nearest")
 """How pairwise dependences add up to the dependence on a set."""

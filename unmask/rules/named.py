@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..dependence.profile import Profile
 from ..schedule import SCHEDULES
 from .blind import Dilated, Groups
 from .budget import All, CarriedBound, EntropyBound, Factor, One, Stable, Steps, Threshold, TopK
 from .clock import ancestral, extrapolated_first_hitting, first_hitting, parallel_first_hitting
 from .dependence import AGGREGATES, DependenceBound
 from .drawn import DrawnConfidence, Moment
-from .independence import IndependenceTest
 from .order import Confidence, Determined, Entropy, HighEntropy, LeftToRight, Margin, Order, Uniform
-from .rule import Rule
+from .profile import Profile
+from .ranked import Rule
 from .scored import Noisy
 from .speculative import Speculative
+from .testing import IndependenceTest
 
 FLOOR = 0.05
 """Nats below which the proxy `determined` tells positions apart by their place only."""
@@ -73,7 +73,7 @@ _SCHEDULE = _choice(SCHEDULES, "linear")
 
 def _profile(profile: str | Profile) -> Profile:
     """The profile itself, or the one that lies beside a model."""
-    from ..models import load_profile
+    from ..models.registry import load_profile
 
     return profile if isinstance(profile, Profile) else load_profile(profile)
 

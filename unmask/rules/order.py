@@ -11,7 +11,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from .view import View
+from ..sampling.view import View
 
 
 @runtime_checkable

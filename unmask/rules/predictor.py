@@ -7,21 +7,33 @@ marginals of masked diffusion change smoothly with the number of masks, on avera
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..schedule import Linear, Schedule
+from .history import Past, Remembered, compare, history_of
+from .speaker import Speaker
 
 if TYPE_CHECKING:
-    from ..past import Past
+    from ..sampling.conversation import Conversation, Situation
+    from .ranked import Rule
 
 
-@runtime_checkable
-class Predictor(Protocol):
-    """Replaces the marginals of the chosen positions; needs the evaluation before (`Rule.history >= 1`)."""
+class Predictor(Speaker):
+    """Replaces the marginals of the chosen positions, given the evaluation before. A subclass says by what."""
+
+    history: ClassVar[int] = 1
+
+    def turn(self, rule: Rule, seen: Situation) -> Conversation:
+        """Compares each evaluation with the one before it."""
+        return compare(rule, seen, history_of(rule))
+
+    def remember(self, numbers: Float[Tensor, "batch memory"]) -> Remembered:
+        """The last evaluation, besides what budgets remember."""
+        return Remembered(numbers)
 
     def predict(
         self,
@@ -42,11 +54,11 @@ class Predictor(Protocol):
             time: The diffusion time of each row, if the denoiser wants time.
             past: The evaluation before; `None` in the first step.
         """
-        ...
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Extrapolate:
+class Extrapolate(Predictor):
     """Linear extrapolation from the last two evaluations: the high-order first-hitting sampler's predictor.
 
     With `b` masks now and `a > b` at the evaluation before, a position hit when `c <= b` masks are left is drawn from

@@ -7,14 +7,21 @@ exact one position at a time like every order that does not look at draws.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..draws.categorical import log_prob
+from ..draws.streams import Purpose
+from ..sampling.conversation import Ask, Conversation, LawKind, Move, Situation
+from ..sampling.view import View, spread
 from .order import Entropy, Order
-from .view import View
+from .speaker import Speaker
+
+if TYPE_CHECKING:
+    from .ranked import Rule
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,7 @@ class Scored:
     masked: Float[Tensor, " batch"]
 
 
-class ScoredOrder:
+class ScoredOrder(Speaker):
     """Highest `score + scale · g` first, with a standard Gumbel `g` per position, fresh in every step.
 
     So the first `k` are a draw without replacement with weights `exp(score / scale)` (Plackett-Luce), and at scale 0
@@ -43,6 +50,11 @@ class ScoredOrder:
     random: ClassVar[bool] = True
     marginal_free: ClassVar[bool] = False
     sees_draws: ClassVar[bool] = False
+
+    @property
+    def law(self) -> LawKind:
+        """Found by following all sets that the scores may choose."""
+        return LawKind.SCORES
 
     def power(self, masked: Float[Tensor, " batch"]) -> Float[Tensor, " batch"] | None:
         """Returns the `β >= 1` of each sequence if tokens are drawn from `p_i^β`, normalised; `None` for 1."""
@@ -57,7 +69,25 @@ class ScoredOrder:
         raise NotImplementedError
 
     def key(self, view: View) -> Float[Tensor, "batch length"]:
-        raise ValueError(f"{self} ranks with noise that a view does not hold; the sampling loop gives it")
+        """Not a function of the view."""
+        raise ValueError(f"{self} ranks with noise that a view does not hold; its turn draws it")
+
+    def turn(self, rule: Rule, seen: Situation) -> Conversation:
+        """Ranks every candidate anew, perhaps by a token drawn anew: the visit is the evaluation."""
+        masked = seen.masked.sum(-1).double() / seen.valid.sum(-1)
+        power, tokens = self.power(masked), None
+        answer = yield Ask(seen.candidate, time=rule.time(seen), power=power)
+        stats, view = answer.stats, seen.view(answer)
+        if self.sees_draws:
+            again = seen.fresh(Purpose.TOKEN)[seen.candidate]
+            tokens = seen.draw.tokens(answer.logits, None, answer.row, again, stats)
+            score = spread(log_prob(answer.logits, stats.log_norm, tokens), seen.candidate, -torch.inf)
+        elif stats.log_moment is not None:
+            score = spread(stats.log_moment, seen.candidate, -torch.inf)
+        else:
+            score = self.score(view)
+        chosen, memory = rule.choose(view, self.scored_key(Scored(score, seen.fresh(Purpose.ORDER), masked)))
+        return Move(chosen, memory, answer, tokens=tokens, power=power)
 
     def scored_key(self, scored: Scored) -> Float[Tensor, "batch length"]:
         """Ranks candidates: the lowest key comes first."""

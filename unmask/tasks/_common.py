@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..streams import derive
+from ..draws.streams import derive
 from .task import Examples
 
 SPLITS = ("train", "validation", "test")

@@ -29,7 +29,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..streams import derive
+from ..draws.streams import derive
 from ._common import ENDLESS, MASK_SIGN, Draws, check_index, check_split, check_whole, stack
 from .task import Prompts
 

@@ -19,11 +19,11 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..denoiser import Denoiser, NetworkDenoiser
+from ..draws.streams import derive
 from ..errors import DataError
-from ..likelihood import chain_log_likelihood
-from ..models import load
-from ..networks.coconet import LENGTH, MASK_ID, PITCHES, STEPS, VOCAB_SIZE, VOICES
-from ..streams import derive
+from ..likelihood.nelbo import chain_log_likelihood
+from ..models.networks.coconet import LENGTH, MASK_ID, PITCHES, STEPS, VOCAB_SIZE, VOICES
+from ..models.registry import load
 from ..viewing.layout import Layout
 from .task import Prompts
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..networks.coconet import MASK_ID, STEPS, VOICES
+from ..models.networks.coconet import MASK_ID, STEPS, VOICES
 from .music import LOWEST, NAMES, pitch_name
 
 TICKS_PER_STEP = 120

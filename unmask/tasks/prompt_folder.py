@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, device_of
 from ..errors import DataError
-from ..likelihood import nelbo
+from ..likelihood.nelbo import nelbo
 from ._common import MASK_SIGN, check_split, check_whole
 from .task import Prompts
 from .text import TextTask, Windows, read_text

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..draws.streams import derive
 from ..errors import DataError
-from ..streams import derive
 from ..viewing.layout import Layout
 from ._common import ENDLESS, check_index, check_split, check_whole, stack
 from .task import Prompts

@@ -20,8 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..draws.streams import derive
 from ..errors import DataError
-from ..streams import derive
 from ._common import ENDLESS, MASK_SIGN, SPLITS, Draws, check_index, check_split, check_whole
 from .task import Prompts
 

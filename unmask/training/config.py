@@ -8,7 +8,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from ..networks.transformer import TransformerConfig
+from ..models.networks.transformer import TransformerConfig
 from ..rules.named import NamedRule, named_rule
 from ..schedule import SCHEDULES
 from ..tasks.task import Task
@@ -70,7 +70,7 @@ class NetworkConfig(_Strict):
 
 
 class MaskedLMConfig(_Strict):
-    """A masked language model of the Transformers library (see `unmask.adapters.masked_lm`), new or trained before.
+    """A masked language model of the Transformers library (see `models.pretrained.masked_lm`), new or trained before.
 
     Attributes:
         config: `model_type` and sizes of a new one, as in the library's configuration files.
@@ -91,10 +91,10 @@ class MaskedLMConfig(_Strict):
 
 
 class LLaDAConfig(_Strict):
-    """A new network of LLaDA's architecture, exported in its layout (see `unmask.adapters.bidirectional`).
+    """A new network of LLaDA's architecture, exported in its layout (see `unmask.models.pretrained.bidirectional`).
 
     Attributes:
-        neighbours: Its attention starts at neighbours (see `unmask.adapters.neighbours`).
+        neighbours: Its attention starts at neighbours (see `unmask.models.pretrained.neighbours`).
     """
 
     kind: Literal["llada"]

@@ -14,8 +14,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ..draws.streams import Purpose, as_streams, derive, uniforms
 from ..schedule import Schedule
-from ..streams import Purpose, as_streams, derive, uniforms
 from ..tasks.task import Examples
 
 Objective = Literal["masked", "causal"]

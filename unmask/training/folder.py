@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from unmask.networks.checkpoint import write_atomically
+from unmask.models.networks.checkpoint import write_atomically
 
 
 @contextlib.contextmanager

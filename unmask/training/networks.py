@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..adapters.bidirectional import new_llada, save_llada
-from ..adapters.masked_lm import HFMaskedDenoiser, MaskedLM, adopt_masked_lm, new_masked_lm, save_masked_lm
 from ..denoiser import NetworkDenoiser
-from ..models import model_folder
-from ..networks.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from ..networks.transformer import Transformer
+from ..models.networks.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from ..models.networks.transformer import Transformer
+from ..models.pretrained.bidirectional import new_llada, save_llada
+from ..models.pretrained.masked_lm import HFMaskedDenoiser, MaskedLM, adopt_masked_lm, new_masked_lm, save_masked_lm
+from ..models.registry import model_folder
 from ..tasks.instructions import InstructionTask
 from ..tasks.named import saved_settings
 from ..tasks.task import Task
@@ -119,7 +119,7 @@ def as_denoiser(network: Network, task: Task) -> NetworkDenoiser:
 
 
 def save_network(folder: Path, network: Network, config: TrainConfig, task: Task, training: dict[str, Any]) -> None:
-    """Writes a network so that `unmask.models.load` reads it; `training` says how it came about."""
+    """Writes a network so that `unmask.load` reads it; `training` says how it came about."""
     settings = saved_settings(task, config.task.settings)
     about: dict[str, Any] = {"task": {"name": config.task.name, "settings": settings}}
     about |= {"objective": config.objective, "schedule": config.schedule}
@@ -144,6 +144,6 @@ def describe(network: Network) -> str:
     sizes = network.config
     blocks = f"one block applied {sizes.depth} times" if sizes.recurrent else f"{sizes.depth} blocks"
     return (
-        f"`unmask.networks.transformer.Transformer`, {parameters:,} parameters: {blocks}, width {sizes.width},\n"
+        f"`unmask.models.networks.transformer.Transformer`, {parameters:,} parameters: {blocks}, width {sizes.width},\n"
         f"{sizes.heads} heads, perceptrons {sizes.mlp} wide{', conditioned on time' if sizes.time else ''}."
     )

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from ..networks.checkpoint import write_atomically
+from ..models.networks.checkpoint import write_atomically
 from ..tasks.task import Task
 from .config import TrainConfig
 from .networks import Network, describe
@@ -110,5 +110,5 @@ def _card(config: TrainConfig, task: Task, described: str, facts: dict[str, Any]
 {measure} of {facts["nelbo_sequences"]} validation sequences: {facts["nelbo"]:.4f} ± {facts["nelbo_se"]:.4f} nats per
 token (± one standard error), {facts["bits_per_token"]:.3f} bits.
 {f"{chr(10)}![Training curves](curves.png){chr(10)}" if drawn else ""}
-`config.json` holds the complete recipe under `training`; `unmask.models.load(folder)` loads the model.
+`config.json` holds the complete recipe under `training`; `unmask.load(folder)` loads the model.
 """

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from .. import sampler
 from ..errors import AdapterError, DataError, UnmaskError
-from ..likelihood import causal_likelihood, nelbo
-from ..networks.checkpoint import write_atomically
+from ..likelihood.nelbo import causal_likelihood, nelbo
+from ..models.networks.checkpoint import write_atomically
 from ..rules.clock import MaskedFraction
 from ..rules.named import named_rule
+from ..sampling.sample import sample
 from ..schedule import SCHEDULES
 from ..tasks._common import stack
 from ..tasks.named import named_task, saved_settings
@@ -46,7 +46,7 @@ def train(
 
     `config.out` gets `run.json` (the configuration), `state/checkpoint-N` (weights, average, optimiser: what a run is
     resumed from), `log.jsonl`, `samples.jsonl`, and `checkpoint/`, which is written anew at every evaluation and in
-    the end: `model.safetensors` and `config.json` (what `unmask.models.load` reads), `README.md` (a model card),
+    the end: `model.safetensors` and `config.json` (what `unmask.load` reads), `README.md` (a model card),
     `metrics.json` and `curves.png`. A run that was killed ends with the same bits as one that was not (on a CPU, with
     the same number of threads).
 
@@ -212,7 +212,7 @@ class _Run:
         if denoiser.wants_time and rule.clock is None:
             rule = replace(rule, clock=MaskedFraction(SCHEDULES[self.config.schedule]))
         x = prompts.tokens.to(next(denoiser.network.parameters()).device)
-        result = sampler.sample(denoiser, x, rule, seed=settings.seed, temperature=settings.temperature)
+        result = sample(denoiser, x, rule, seed=settings.seed, temperature=settings.temperature)
         tokens = result.tokens.cpu()
         for row, (prompt, filled) in enumerate(zip(prompts.tokens, tokens, strict=True)):
             shown = {"prompt": self.task.show(prompt), "sample": self.task.show(filled)}

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.errors import AdapterError, UnmaskError
-from unmask.networks.checkpoint import replacing, save_checkpoint, write_atomically
-from unmask.networks.sudoku import SudokuConfig, SudokuNet
+from unmask.models.networks.checkpoint import replacing, save_checkpoint, write_atomically
+from unmask.models.networks.sudoku import SudokuConfig, SudokuNet
 from unmask.tasks import sudoku_puzzles
 from unmask.tasks.sudoku_puzzles import PuzzlePool, StateMix
 from unmask.training import folder
@@ -404,7 +404,7 @@ generates, from a puzzle it solves. Tokens: 0 is the mask, 1..9 are digits.
 
 ## Network
 
-`unmask.networks.sudoku.SudokuNet`, {parameters:,} parameters: one block (channels {sizes.channels}, messages
+`unmask.models.networks.sudoku.SudokuNet`, {parameters:,} parameters: one block (channels {sizes.channels}, messages
 {sizes.messages}, hidden {sizes.hidden}) applied {sizes.passes} times with shared weights; `passes` may be changed.
 
 What is built in: the *symmetries* of Sudoku. The state holds a vector for every cell and digit; the block sums messages

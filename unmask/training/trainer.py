@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ..draws.streams import derive
 from ..errors import UnmaskError
-from ..networks.checkpoint import flush, write_atomically
-from ..streams import derive
+from ..models.networks.checkpoint import flush, write_atomically
 from .config import TrainConfig
 from .data import Course, Item
 

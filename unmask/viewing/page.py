@@ -8,7 +8,7 @@ from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
-from ..result import Result
+from ..sampling.result import Result
 from .layout import Layout
 from .scene import COLORS, RGB, Cell, Scene
 

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..result import Result
+from ..sampling.result import Result
 from .layout import Layout
 from .scene import INK, RGB, WHITE, Scene, shade
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import accumulate
 
-from ..result import Event, Result
+from ..sampling.result import Event, Result
 from .layout import Layout
 
 COLORS: dict[str, tuple[str, ...]] = {

@@ -1,0 +1,1 @@
+"""Draws from categorical distributions: statistics without cancellation, counter-based uniforms, fused kernels."""

@@ -1,0 +1,1 @@
+"""Other libraries whose loops call us: Transformers, lm-eval, diffusers, SGLang."""

@@ -1,0 +1,420 @@
+"""Masked diffusion language models in lm-evaluation-harness (extra `eval`).
+
+    import lm_eval
+    from unmask.integrations.lm_eval import UnmaskLM
+
+    model = UnmaskLM("path/to/checkpoint", "entropy-bound:gamma=0.1")
+    lm_eval.simple_evaluate(model=model, tasks=["gsm8k"], limit=20)
+    print(model.costs())
+
+After this import `simple_evaluate(model="unmask", model_args={"pretrained": ..., "rule": ...})` works as well; the
+command `unmask eval` does all of it. Answers are generated on the one sampling loop, in batches across requests;
+log-likelihoods are the estimates of `unmask.nelbo`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+try:
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import normalize_gen_kwargs
+except ImportError as error:
+    raise ImportError(
+        "unmask.integrations.lm_eval needs lm-evaluation-harness >= 0.4.13: pip install 'unmask[eval]'"
+    ) from error
+
+from ..draws.streams import derive
+from ..evaluation.store import Store
+from ..likelihood.nelbo import nelbo
+from ..rules.named import NamedRule, named_rule
+from ..sampling.sample import sample
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+
+    from ..language import LanguageModel
+
+Tokens = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How one request wants its answer.
+
+    Attributes:
+        max_new_tokens: Masks after the prompt.
+        stop: Texts that end the answer.
+        temperature: Of the draw.
+        top_k: Draw among so many tokens.
+        top_p: Draw among the fewest tokens that hold this mass.
+    """
+
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+
+class UnmaskLM(TemplateLM):
+    """A language model with a sampling rule, as lm-evaluation-harness wants it.
+
+    An answer depends on its prompt, the settings and the seed, not on what else is evaluated or in what batches. (The
+    streams tell equal requests apart, in their order.) Prompts too long for the model lose their beginning, and are
+    counted.
+
+    Args:
+        pretrained: A language model, or what `unmask.load` loads one from.
+        rule: What to unmask when, by name.
+        temperature: Of the draw, instead of the one that each task asks for; 0 takes the argmax.
+        max_new_tokens: Length of the answers, instead of the one that each task asks for.
+        block_length: Fill answers in blocks of so many tokens; default: one canvas.
+        guidance: Classifier-free guidance, see `LanguageModel.generate`.
+        end_last: Whether end tokens wait for the others, see `LanguageModel.generate`.
+        seed: Of all random streams.
+        batch_size: Requests per batch; changes no answer, rounding apart.
+        strata: Evaluations per replicate of a log-likelihood; shorter continuations take one a token.
+        replicates: Independent repetitions of each of those estimates.
+        check_greedy: Whether log-likelihood requests are also answered at temperature 0, for the harness's
+            `is_greedy`; if not, it is reported as false.
+        store: A file that keeps every answer: an interrupted evaluation goes on from it.
+        identity: What the answers depend on besides the settings here, such as the model's weights. It tells the
+            entries of a store apart.
+        device: Where to put a model that is loaded here.
+        dtype: Of its weights and activations, such as `bfloat16`.
+        on_answer: Called with the number of requests just answered.
+        **settings: Of the rule, such as `gamma`.
+
+    Raises:
+        ValueError: If a setting is out of range, or the rule or one of its settings unknown.
+        AdapterError: If the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        pretrained: LanguageModel | str | Path,
+        rule: str | NamedRule,
+        *,
+        temperature: float | None = None,
+        max_new_tokens: int | None = None,
+        block_length: int | None = None,
+        guidance: float | None = None,
+        end_last: bool | None = None,
+        seed: int = 0,
+        batch_size: int | str = 8,
+        strata: int = 16,
+        replicates: int = 2,
+        check_greedy: bool = True,
+        store: str | Path | None = None,
+        identity: Any = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        on_answer: Callable[[int], None] | None = None,
+        **settings: Any,
+    ) -> None:
+        super().__init__()
+        kind = getattr(torch, dtype, None)
+        if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+            raise ValueError(f"unknown dtype {dtype!r}; float32 and bfloat16 are two")
+        self.model = _language_model(pretrained, device, kind)
+        self.rule = named_rule(rule, **settings) if isinstance(rule, str) else rule
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
+        self.batch_size, self.seed, self.on_answer = int(batch_size), seed, on_answer
+        self.temperature, self.max_new_tokens = temperature, max_new_tokens
+        self.how = {"block_length": block_length, "guidance": guidance, "end_last": end_last}
+        self.strata, self.replicates, self.check_greedy = strata, replicates, check_greedy
+        named = str(pretrained) if isinstance(pretrained, (str, Path)) else None
+        self._identity = [named, dtype, identity, str(self.rule), self.how, seed]
+        self._kept = Store(None if store is None else Path(store))
+        self._answered: list[tuple[str | None, dict[str, Any]]] = []
+        self._chat = False
+
+    # What the harness asks of any model.
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        return self.model.tokenizer
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The tokenizer's name, which the harness keeps prompts under."""
+        return str(getattr(self.tokenizer, "name_or_path", "")).replace("/", "__")
+
+    @property
+    def eot_token_id(self) -> int:
+        """The token that stands for an empty context."""
+        if not self.model.end_ids:
+            raise ValueError("this model has no end-of-text token, and the task has requests without a context")
+        return self.model.end_ids[0]
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Returns the token ids of a text; special tokens are added as for a prompt, or not at all."""
+        if add_special_tokens is False or (add_special_tokens is None and self._chat):
+            return self.tokenizer(string, add_special_tokens=False)["input_ids"]
+        return self.model.encode([string])[0]
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """Returns a chat as text, up to where the answer begins."""
+        self._chat = True  # the template has written the special tokens
+        return self.tokenizer.apply_chat_template(
+            chat_history,
+            tokenize=False,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=not add_generation_prompt,
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Returns what the harness writes into its results."""
+        return {"rule": str(self.rule), "seed": self.seed, "temperature": self.temperature, **self.how}
+
+    # Generation.
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Answers prompts; see `LM.generate_until`.
+
+        Raises:
+            ValueError: If a task has a generation setting that means nothing here.
+        """
+        copies: Counter[tuple[Tokens, Draw]] = Counter()
+        keys: list[str] = []
+        jobs: dict[Draw, dict[str, tuple[list[int], int, bool]]] = defaultdict(dict)
+        for request in requests:
+            context, asked = request.arguments
+            draw = self._draw(asked)
+            tokens, cut = self._fitting(self.tok_encode(context), draw.max_new_tokens)
+            stream = derive(self.seed, tokens, copies[tuple(tokens), draw])
+            copies[tuple(tokens), draw] += 1
+            key = self._key("generate", tokens, stream, asdict(draw))
+            keys.append(key)
+            if key not in self._kept:
+                jobs[draw][key] = (tokens, stream, cut)
+            elif self.on_answer is not None:
+                self.on_answer(1)
+        for draw, waiting in jobs.items():
+            # The longest first: what does not fit into memory fails at once.
+            for part in _chunks(sorted(waiting, key=lambda key: -len(waiting[key][0])), self.batch_size):
+                self._generate(draw, {key: waiting[key] for key in part})
+        for request, key in zip(requests, keys, strict=True):
+            self._answered.append((request.task_name, self._kept[key]))
+            self.cache_hook.add_partial("generate_until", request.args, self._kept[key]["text"])
+        return [self._kept[key]["text"] for key in keys]
+
+    def _generate(self, draw: Draw, batch: Mapping[str, tuple[list[int], int, bool]]) -> None:
+        begin = time.perf_counter()
+        completions = self.model.generate(
+            [tokens for tokens, _, _ in batch.values()],
+            rule=self.rule.rule,
+            max_new_tokens=draw.max_new_tokens,
+            temperature=draw.temperature,
+            stop=draw.stop,
+            top_k=draw.top_k,
+            top_p=draw.top_p,
+            streams=[stream for _, stream, _ in batch.values()],
+            batch_size=self.batch_size,
+            **self.how,
+        )
+        seconds = (time.perf_counter() - begin) / len(batch)
+        for (key, (_, _, cut)), completion in zip(batch.items(), completions, strict=True):
+            self._kept[key] = {
+                "text": completion.text,
+                "nfe": completion.nfe,
+                "new_tokens": completion.new_tokens,
+                "seconds": seconds,
+                "finish_reason": completion.finish_reason,
+                "cut": cut,
+            }
+        if self.on_answer is not None:
+            self.on_answer(len(batch))
+
+    def _draw(self, asked: Mapping[str, Any]) -> Draw:
+        settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(asked)))
+        until, longest = settings.pop("until"), int(settings.pop("max_gen_toks"))
+        sampled, temperature = settings.pop("do_sample"), float(settings.pop("temperature", 0.0))
+        top_k, top_p = settings.pop("top_k", None), settings.pop("top_p", None)
+        if settings:
+            raise ValueError(f"the generation setting {', '.join(sorted(settings))} has no meaning here")
+        if self.temperature is not None:
+            temperature = self.temperature
+        return Draw(
+            max_new_tokens=self.max_new_tokens or longest,
+            stop=tuple(text for text in until if text),
+            temperature=temperature,
+            top_k=int(top_k) if top_k and sampled else None,
+            top_p=float(top_p) if top_p and sampled else None,
+        )
+
+    def _fitting(self, tokens: list[int], new: int) -> tuple[list[int], bool]:
+        """Leaves the end of a prompt if all of it does not fit, and says so."""
+        room = math.inf if self.model.max_length is None else self.model.max_length - new
+        if room < 1:
+            raise ValueError(
+                f"answers of {new} tokens leave no room for a prompt in a model of {self.model.max_length} tokens; ask"
+                " for shorter ones with max_new_tokens"
+            )
+        return (tokens, False) if len(tokens) <= room else (tokens[-int(room) :], True)
+
+    # Likelihoods.
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Scores continuations by `-nelbo` in nats, an estimate of a lower bound; see `LM.loglikelihood`."""
+        scores = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        begin = len(self._answered) - len(requests)
+        for index, request in enumerate(requests):
+            self._answered[begin + index] = (request.task_name, self._answered[begin + index][1])
+        return scores
+
+    def _loglikelihood_tokens(
+        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **options: Any
+    ) -> list[tuple[float, bool]]:
+        pairs = [self._window(context, scored) for _, context, scored in requests]
+        found = self._scores([(context, scored) for context, scored, _ in pairs], self.check_greedy)
+        for score, (_, _, cut) in zip(found, pairs, strict=True):
+            self._answered.append((None, {**score, "cut": cut}))
+        return [(score["log_likelihood"], score["greedy"]) for score in found]
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Scores whole texts, in windows as long as the model takes; the first token has no context."""
+        texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
+        limit = self.model.max_length
+        parts = [list(_chunks(tokens, limit or max(1, len(tokens)))) for tokens in texts]
+        found = iter(self._scores([([], part) for windows in parts for part in windows], False))
+        totals = []
+        for request, windows in zip(requests, parts, strict=True):
+            scores = [next(found) for _ in windows]
+            totals.append(sum(score["log_likelihood"] for score in scores))
+            cost = {name: sum(score[name] for score in scores) for name in ("nfe", "seconds")}
+            self._answered.append((request.task_name, {**cost, "cut": False}))
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
+        return totals
+
+    def _window(self, context: list[int], scored: list[int]) -> tuple[list[int], list[int], bool]:
+        limit = self.model.max_length
+        if not scored:
+            raise ValueError("a request asks for the likelihood of a continuation without tokens")
+        if limit is None or len(context) + len(scored) <= limit:
+            return context, scored, False
+        if len(scored) > limit:
+            raise ValueError(f"a continuation of {len(scored)} tokens does not fit a model of {limit} tokens")
+        return context[len(context) + len(scored) - limit :], scored, True
+
+    def _scores(self, pairs: list[tuple[list[int], list[int]]], greedy: bool) -> list[dict[str, Any]]:
+        """Log-likelihood of each continuation, given its context, and whether it is the model's own at the argmax."""
+        keys: list[str] = []
+        waiting: dict[str, tuple[list[int], list[int]]] = {}
+        for context, scored in pairs:
+            key = self._key("score", context, scored, [self.strata, self.replicates, greedy])
+            keys.append(key)
+            if key not in self._kept:
+                waiting[key] = (context, scored)
+            elif self.on_answer is not None:
+                self.on_answer(1)
+        # With fewer tokens than strata, several evaluations would have the same number of masks.
+        jobs: dict[int, list[str]] = defaultdict(list)
+        for key in sorted(waiting, key=lambda key: -sum(map(len, waiting[key]))):
+            jobs[min(self.strata, len(waiting[key][1]))].append(key)
+        for strata, group in jobs.items():
+            for part in _chunks(group, self.batch_size):
+                self._score({key: waiting[key] for key in part}, strata, greedy)
+        return [self._kept[key] for key in keys]
+
+    def _score(self, batch: Mapping[str, tuple[list[int], list[int]]], strata: int, greedy: bool) -> None:
+        begin = time.perf_counter()
+        device = self.model.device
+        rows = [torch.tensor(context + scored, device=device) for context, scored in batch.values()]
+        width = max(map(len, rows))
+        maskable = torch.zeros(len(rows), width, dtype=torch.bool, device=device)
+        for row, (context, scored) in enumerate(batch.values()):
+            maskable[row, len(context) : len(context) + len(scored)] = True
+        streams = [derive(self.seed, context, scored) for context, scored in batch.values()]
+        estimate = nelbo(
+            self.model,
+            rows,
+            maskable=maskable,
+            strata=strata,
+            replicates=self.replicates if strata > 1 else 1,
+            streams=streams,
+            batch_size=self.batch_size,
+        )
+        nfe, same = [estimate.evaluations] * len(rows), [False] * len(rows)
+        if greedy:
+            masked = [torch.where(maskable[row, : len(x)], self.model.mask_id, x) for row, x in enumerate(rows)]
+            own = sample(self.model, masked, self.rule.rule, streams=streams, temperature=0.0)
+            same = [tokens == x.tolist() for tokens, x in zip(own.sequences, rows, strict=True)]
+            nfe = [count + more for count, more in zip(nfe, own.nfe.tolist(), strict=True)]
+        seconds = (time.perf_counter() - begin) / len(rows)
+        for row, key in enumerate(batch):
+            self._kept[key] = {
+                "log_likelihood": -float(estimate.nelbo[row]),
+                "standard_error": None if self.replicates < 2 or strata < 2 else float(estimate.standard_error[row]),
+                "greedy": same[row],
+                "nfe": nfe[row],
+                "seconds": seconds,
+            }
+        if self.on_answer is not None:
+            self.on_answer(len(rows))
+
+    # What it cost.
+
+    def costs(self) -> dict[str, dict[str, Any]]:
+        """Returns what the answers cost so far, by task.
+
+        Tokens are those up to the end token; what is drawn behind it counts neither as tokens nor in their rates.
+        Seconds are those of the calls to the model, each shared equally among its batch, also of answers read from a
+        store: the time that making them took.
+        """
+        found: dict[str, dict[str, Any]] = {}
+        for task in dict.fromkeys(name for name, _ in self._answered):
+            answers = [answer for name, answer in self._answered if name == task]
+            nfe, seconds = (sum(answer[name] for answer in answers) for name in ("nfe", "seconds"))
+            row: dict[str, Any] = {
+                "requests": len(answers),
+                "nfe_mean": nfe / len(answers),
+                "seconds": seconds,
+                "prompts_cut": sum(answer["cut"] for answer in answers),
+            }
+            if all("new_tokens" in answer for answer in answers):
+                new = sum(answer["new_tokens"] for answer in answers)
+                row["new_tokens_mean"] = new / len(answers)
+                row["tokens_per_evaluation"] = new / nfe if nfe else None
+                row["tokens_per_second"] = new / seconds if seconds else None
+                row["finished"] = sum(answer["finish_reason"] != "length" for answer in answers)
+            found[str(task)] = row
+        return found
+
+    def _key(self, kind: str, *parts: Any) -> str:
+        content = json.dumps([self._identity, kind, *parts], sort_keys=True, default=str)
+        return hashlib.sha256(content.encode()).hexdigest()[:32]
+
+
+register_model("unmask")(UnmaskLM)  # not as a decorator, which would hide the class's type
+
+
+def _language_model(pretrained: LanguageModel | str | Path, device: str, dtype: torch.dtype) -> LanguageModel:
+    from ..language import LanguageModel
+
+    if isinstance(pretrained, LanguageModel):
+        return pretrained
+    from ..models.registry import load
+
+    model = load(pretrained, device=device, dtype=dtype)
+    if not isinstance(model, LanguageModel):
+        raise ValueError(f"{pretrained} is no language model: it has no tokenizer to read tasks with")
+    return model
+
+
+def _chunks(items: Sequence[Any], size: int) -> list[Any]:
+    return [items[start : start + size] for start in range(0, len(items), size)]

@@ -1,0 +1,231 @@
+"""`model.generate(..., custom_generate=generate)` for models of the Transformers library.
+
+    model.config.is_causal = False  # a masked model on a causal class: LLaDA, Dream, adapted Llama and Qwen
+    from unmask.integrations.transformers import generate
+
+    model.generate(ids, custom_generate=generate, rule="entropy-bound:gamma=0.1", max_new_tokens=64)
+
+What a caller of `generate` expects is kept where it means something for a masked model, and refused where it does not:
+
+- kept: `max_new_tokens`, `max_length`, `do_sample`, `temperature`, `top_k`, `top_p` (with the library's defaults, such
+  as `top_k=50` where sampling is asked for and `top_k` is not), `num_return_sequences`, `eos_token_id`, `pad_token_id`,
+  `attention_mask` (padding on any side), `suppress_tokens`, `return_dict_in_generate`;
+- dropped, because the library adds them unasked: the empty cache, `use_cache`, `logits_to_keep=1`, `position_ids`;
+- refused: beams, penalties and other logits processors, stopping criteria besides length and end token, prompts as
+  embeddings, caches with content, output of scores, attentions or hidden states, causal models;
+- out of reach: the library calls a `streamer` with the prompt and hands it no further; `tokenizer` and `synced_gpus`
+  do not arrive either. Take `on_step` to watch, and `LanguageModel.generate` for stop strings and chats.
+
+Classes without `generate`, such as `ModernBertForMaskedLM`, go through `unmask.load` or `LanguageModel.of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers.generation import (
+    EosTokenCriteria,
+    MaxLengthCriteria,
+    SuppressTokensLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.utils import ModelOutput
+
+from ..draws.streams import derive
+from ..language import LanguageModel
+from ..rules.ranked import Rule
+from ..sampling.result import StepInfo
+from ..sampling.state import State
+
+
+@dataclass
+class UnmaskOutput(ModelOutput):
+    """What `return_dict_in_generate=True` returns.
+
+    Attributes:
+        sequences: Prompts and answers, filled up with the padding token behind the end.
+        nfe: Evaluations each sequence took part in.
+        new_tokens: Tokens of each answer, up to the end token.
+        seconds: From the start of a sequence's batch until it was finished.
+        log_probs: Log-probability of each new token under the marginal it was planned with, in nats; 0 behind the end.
+    """
+
+    sequences: Int[Tensor, "batch length"] | None = None
+    nfe: Int[Tensor, " batch"] | None = None
+    new_tokens: Int[Tensor, " batch"] | None = None
+    seconds: Float[Tensor, " batch"] | None = None
+    log_probs: Float[Tensor, "batch new"] | None = None
+
+
+def generate(
+    model: PreTrainedModel,
+    input_ids: Int[Tensor, "batch length"],
+    *,
+    logits_processor: LogitsProcessorList,
+    stopping_criteria: StoppingCriteriaList,
+    generation_config: GenerationConfig,
+    rule: Rule | str | None = None,
+    block_length: int | None = None,
+    seed: int | None = None,
+    mask_id: int | None = None,
+    shift: bool = False,
+    guidance: float | None = None,
+    end_last: bool | None = None,
+    forbidden: Iterable[int] = (),
+    on_step: Callable[[State, StepInfo], None] | None = None,
+    **model_kwargs: Any,
+) -> Int[Tensor, "batch length"] | UnmaskOutput:
+    """Answers prompts, called by `model.generate(input_ids, custom_generate=generate, rule=...)`.
+
+    Args:
+        model: The model: `generate` passes it, and everything up to `generation_config`.
+        input_ids: The prompts.
+        logits_processor: What the settings of `generate` and its caller made of the logits.
+        stopping_criteria: When its caller wants to stop.
+        generation_config: The settings of `generate`.
+        rule: What to unmask when: a rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`. Required.
+        block_length: Fill answers in blocks of so many tokens, from left to right; default: one canvas.
+        seed: Of the random streams; row `r` takes `derive(seed, r)`. Default: a number from PyTorch's global generator.
+        mask_id: The mask token; default: the configuration's.
+        shift: Whether position `i` is predicted by output `i - 1`, as in Dream.
+        guidance: Scale of classifier-free guidance, see `LanguageModel.generate`.
+        end_last: Whether end tokens wait for the others, see `LanguageModel.generate`.
+        forbidden: Token ids that must not appear.
+        on_step: Called with the state of the batch and the step's information.
+        **model_kwargs: What `generate` would pass to the model.
+
+    Returns:
+        Prompts and answers, as `generate` returns them: each row as it was given, then the answer up to its end token,
+        then padding up to the longest answer.
+
+    Raises:
+        ValueError: If something is asked for that has no meaning here; it is named.
+    """
+    if rule is None:
+        raise ValueError('name a rule: model.generate(..., rule="entropy-bound:gamma=0.1")')
+    config = generation_config
+    valid = _prompts(model, input_ids, model_kwargs)
+    _refuse(config, stopping_criteria)
+    suppressed = _suppressed(logits_processor, config)
+    new = int(config.max_length or 0) - input_ids.shape[1]
+    ends = _ids(config.eos_token_id)
+    denoiser = LanguageModel.of(model, None, mask_id=mask_id, end_ids=ends, shift=shift)
+    base = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+    completions = denoiser.generate(
+        [row[keep].tolist() for row, keep in zip(input_ids, valid, strict=True)],
+        rule=rule,
+        max_new_tokens=new,
+        block_length=block_length,
+        temperature=float(1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0,
+        top_k=config.top_k or None if config.do_sample else None,
+        top_p=config.top_p if config.do_sample else None,
+        streams=[derive(base, row) for row in range(len(input_ids))],
+        forbidden=[*forbidden, *suppressed],
+        guidance=guidance,
+        end_last=end_last,
+        batch_size=len(input_ids),
+        on_step=on_step,
+    )
+    longest = max(one.new_tokens for one in completions)
+    pad = config.pad_token_id if config.pad_token_id is not None else (ends[0] if ends else denoiser.mask_id)
+    answers = input_ids.new_full((len(completions), longest), pad)
+    log_probs = torch.zeros(len(completions), longest, dtype=torch.float64)
+    for row, one in enumerate(completions):
+        answers[row, : one.new_tokens] = torch.tensor(one.tokens, dtype=answers.dtype)
+        log_probs[row, : one.new_tokens] = torch.tensor(one.log_probs, dtype=torch.float64)
+    sequences = torch.cat([input_ids, answers], -1)
+    if not config.return_dict_in_generate:
+        return sequences
+    return UnmaskOutput(
+        sequences=sequences,
+        nfe=torch.tensor([one.nfe for one in completions]),
+        new_tokens=torch.tensor([one.new_tokens for one in completions]),
+        seconds=torch.tensor([one.seconds for one in completions], dtype=torch.float64),
+        log_probs=log_probs,
+    )
+
+
+def _prompts(model: PreTrainedModel, input_ids: Tensor, given: dict[str, Any]) -> Bool[Tensor, "batch length"]:
+    """Where the prompts are no padding; and a check of all that came for the model's own call."""
+    rest = dict(given)
+    mask = rest.pop("attention_mask", None)  # None stands for all ones
+    valid = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
+    if valid.shape != input_ids.shape:
+        raise ValueError(f"attention_mask {tuple(valid.shape)} does not go with prompts {tuple(input_ids.shape)}")
+    cache = rest.pop("past_key_values", None)
+    if cache is not None and cache.get_seq_length() > 0:
+        raise ValueError("past_key_values holds a prefix; a masked model sees both sides, so it is computed anew")
+    positions = rest.pop("position_ids", None)
+    if positions is not None and not torch.equal(positions.expand_as(valid)[valid], (valid.cumsum(-1) - 1)[valid]):
+        raise ValueError("position_ids other than 0, 1, 2, ... from each prompt's first token are not supported")
+    if rest.pop("logits_to_keep", 1) != 1:
+        raise ValueError("logits_to_keep is up to the sampler: logits are computed where masks are")
+    rest.pop("use_cache", None)
+    if unused := sorted(name for name, value in rest.items() if value is not None):
+        raise ValueError(f"{', '.join(unused)}: not supported by unmask.integrations.transformers.generate")
+    if model.config.is_encoder_decoder:
+        raise ValueError(f"{type(model).__name__} is a sequence-to-sequence model; masked models have no decoder")
+    if getattr(model.config, "is_causal", True) is not False:
+        raise ValueError(
+            f"{type(model).__name__} looks to the left only; set model.config.is_causal = False if it was trained as a"
+            " masked model, which sees both sides"
+        )
+    return valid
+
+
+def _refuse(config: GenerationConfig, stopping: StoppingCriteriaList) -> None:
+    """Refuses what the settings ask for besides one draw per sequence."""
+    asked = {
+        "num_beams": config.num_beams not in (None, 1),
+        "output_scores": config.output_scores,
+        "output_logits": config.output_logits,
+        "output_attentions": config.output_attentions,
+        "output_hidden_states": config.output_hidden_states,
+        "prompt_lookup_num_tokens": config.prompt_lookup_num_tokens,
+        "penalty_alpha": config.penalty_alpha,
+        "dola_layers": config.dola_layers,
+    }
+    if unsupported := [name for name, wanted in asked.items() if wanted]:
+        raise ValueError(f"{', '.join(unsupported)}: not supported by unmask.integrations.transformers.generate")
+    for criterion in stopping:
+        if not isinstance(criterion, (MaxLengthCriteria, EosTokenCriteria)):
+            raise ValueError(
+                f"{type(criterion).__name__} asks after each token from the left whether to stop; masked models do not"
+                " write from the left. Use max_new_tokens, eos_token_id, or stop strings with LanguageModel.generate"
+            )
+
+
+def _suppressed(processors: LogitsProcessorList, config: GenerationConfig) -> list[int]:
+    """The tokens that must not appear; any other processor but those the settings of the draw made is refused."""
+    tokens: list[int] = []
+    for processor in processors:
+        match processor:
+            case SuppressTokensLogitsProcessor():
+                tokens += processor.suppress_tokens.tolist()
+            case TemperatureLogitsWarper(temperature=config.temperature):
+                pass
+            case TopKLogitsWarper(top_k=config.top_k):
+                pass
+            case TopPLogitsWarper(top_p=config.top_p):
+                pass
+            case _:
+                raise ValueError(
+                    f"{type(processor).__name__} works on the next token and what was written before it; masked models"
+                    " do not write from the left. Take temperature, top_k, top_p, suppress_tokens or forbidden"
+                )
+    return tokens
+
+
+def _ids(token: int | list[int] | Tensor | None) -> list[int]:
+    """One token id, several, or none, as a list."""
+    if token is None:
+        return []
+    return [token] if isinstance(token, int) else torch.as_tensor(token).flatten().tolist()

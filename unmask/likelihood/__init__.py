@@ -1,0 +1,1 @@
+"""Likelihoods of a masked model, its information curve, and the schedules that follow from it."""

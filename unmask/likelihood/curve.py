@@ -1,0 +1,189 @@
+"""The information curve of a model, and the group sizes for the uniform order that lose the least.
+
+In a uniformly random order, drawing `a` of `n` masked tokens at once costs, in expectation over orders and data,
+
+    a h(n) - (h(n) + h(n - 1) + ... + h(n - a + 1)),        h(n) = E[ -log p_i(x_i | all but n tokens) ],
+
+more nats than drawing them one at a time: with exact conditionals the expected dependence error of the step. So what a
+sequence of group sizes loses is the left Riemann error of the curve `h`, and the sizes that lose the least in a given
+number of evaluations are a shortest path. The curve is what the NELBO averages, told apart by the number of masks.
+
+References:
+    Chen, Cong and Li (2025), arXiv:2511.04647; Lavenant and Zanella (2025), arXiv:2510.25544.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..denoiser import Denoiser, Query
+from ..draws.categorical import marginals
+from ..oracles.oracle import Oracle
+from ..sampling.loop import Tokens
+from .nelbo import surprise_by_count
+
+LIMIT = 1 << 22
+"""The largest number of (completion, set of masks) pairs that `oracle_curve` follows."""
+
+
+@dataclass(frozen=True)
+class InformationCurve:
+    """How uncertain a token is when it and `n - 1` random others are masked.
+
+    Attributes:
+        nats: `h(1), h(2), ...`: the expected surprise of a masked token, in nats. Never decreases: what is known can
+            only tell more.
+        evaluations: How many evaluations each value was measured with; 0 where it lies between its neighbours', or is
+            exact.
+    """
+
+    nats: Float[Tensor, " masks"]
+    evaluations: Int[Tensor, " masks"]
+
+    def loss(self, sizes: Sequence[int]) -> float:
+        """Returns the expected nats that groups of these sizes lose against one at a time, in the uniform order.
+
+        With exact conditionals that is the dependence error, which the divergence from the data does not exceed.
+
+        Raises:
+            ValueError: If sizes are no integers >= 1 that add up to the length of the curve.
+        """
+        if sum(sizes) != len(self.nats) or any(not isinstance(size, int) or size < 1 for size in sizes):
+            raise ValueError(f"the sizes of groups are integers >= 1 that add up to {len(self.nats)}, got {sizes}")
+        left = len(self.nats) - torch.tensor([0, *sizes]).cumsum(0)
+        return float(self._losses()[left[:-1], left[1:]].sum())
+
+    def _losses(self) -> Float[Tensor, "before after"]:
+        """What a group loses that goes from so many masks to so many; infinite where that is no fewer."""
+        count = torch.arange(len(self.nats) + 1)
+        h = torch.cat([torch.zeros(1, dtype=torch.float64), self.nats.double()])
+        total = h.cumsum(0)
+        loss = (count.unsqueeze(-1) - count) * h.unsqueeze(-1) - (total.unsqueeze(-1) - total)
+        return loss.masked_fill(count.unsqueeze(-1) <= count, torch.inf)
+
+
+def optimal_sizes(curve: InformationCurve, evaluations: int) -> tuple[int, ...]:
+    """Finds the group sizes that lose the least in so many evaluations, by dynamic programming.
+
+    Args:
+        curve: Of the model.
+        evaluations: How many groups.
+
+    Returns:
+        What `Groups` takes: the sizes, first to last.
+
+    Raises:
+        ValueError: If the number is not an integer from 1 to the length of the curve.
+    """
+    masks = len(curve.nats)
+    if isinstance(evaluations, bool) or not isinstance(evaluations, int) or not 1 <= evaluations <= masks:
+        raise ValueError(f"evaluations must be an integer from 1 to the {masks} tokens, got {evaluations!r}")
+    loss = curve._losses()
+    best = torch.full((masks + 1,), torch.inf, dtype=torch.float64)  # to finish from so many masks, in the groups left
+    best[0] = 0.0
+    after: list[Tensor] = []
+    for _ in range(evaluations):
+        best, to = (loss + best).min(-1)
+        after.append(to)
+    sizes, left = [], masks
+    for to in reversed(after):
+        sizes.append(left - int(to[left]))
+        left = int(to[left])
+    return tuple(sizes)
+
+
+def measure_curve(
+    denoiser: Denoiser,
+    x: Tokens,
+    *,
+    maskable: Bool[Tensor, "batch length"] | None = None,
+    strata: int = 16,
+    replicates: int = 1,
+    seed: int | None = None,
+    streams: Iterable[int] | Int[Tensor, " batch"] | None = None,
+    batch_size: int = 64,
+    on_batch: Callable[[int], None] | None = None,
+) -> InformationCurve:
+    """Measures the curve of a model on data, by the evaluations that its NELBO takes.
+
+    The values are fitted without decreasing (weighted least squares), as noise would otherwise make some groups look
+    like a gain; counts that no evaluation had lie on the line between their neighbours.
+
+    Args:
+        denoiser: The model; it must not want the time.
+        x: Complete sequences; the curve is as long as the most maskable tokens of one.
+        maskable: False at tokens that are always given; default: all may be masked.
+        strata: Evaluations per sequence and replicate, with as many different shares of masks.
+        replicates: Repetitions.
+        seed: Gives row `r` the stream `derive(seed, r)`. Pass either this or `streams`.
+        streams: One 64-bit integer per sequence.
+        batch_size: Masked sequences per evaluation of the model.
+        on_batch: Called with the number of masked sequences just evaluated.
+
+    Raises:
+        ValueError: If a sequence contains a mask or has nothing to mask, or an argument is out of range.
+        LogitsError: If the denoiser returns NaN, `+inf` or a row without mass.
+    """
+    _, length, counts, value = surprise_by_count(
+        denoiser,
+        x,
+        maskable=maskable,
+        strata=strata,
+        replicates=replicates,
+        seed=seed,
+        streams=streams,
+        batch_size=batch_size,
+        schedule=None,
+        on_batch=on_batch,
+    )
+    number = torch.bincount(counts - 1, minlength=int(length.max())).cpu()
+    total = torch.bincount(counts - 1, value / counts, minlength=int(length.max())).cpu()
+    return InformationCurve(_increasing(total / number, number), number)
+
+
+def oracle_curve(oracle: Oracle, length: int) -> InformationCurve:
+    """Computes the curve of an oracle exactly, by going through all completions and all sets of masks.
+
+    Raises:
+        ValueError: If there are too many of them.
+    """
+    points, log_p = oracle.completions(torch.full((length,), oracle.mask_id))
+    if len(points) << length > LIMIT:
+        raise ValueError(
+            f"{len(points)} completions of {length} masks have too many sets of masks for an exact curve (limit"
+            f" {LIMIT}); measure it on samples"
+        )
+    nats = torch.zeros(length, dtype=torch.float64)
+    for n in range(1, length + 1):
+        sets = list(itertools.combinations(range(length), n))
+        for where in sets:
+            x = points.clone()
+            x[:, list(where)] = oracle.mask_id
+            entropy = marginals(oracle(Query.of(x, oracle.mask_id))).entropy.reshape(len(points), n)
+            nats[n - 1] += (log_p.exp() * entropy.mean(-1)).sum() / len(sets)
+    return InformationCurve(nats, torch.zeros(length, dtype=torch.int64))
+
+
+def _increasing(value: Float[Tensor, " n"], weight: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The nearest values that never decrease, by pooling neighbours that do; values without weight are filled in."""
+    blocks: list[tuple[float, float, list[int]]] = []  # value, weight, where
+    for where, (v, w) in enumerate(zip(value.tolist(), weight.tolist(), strict=True)):
+        if not w:
+            continue
+        blocks.append((v, float(w), [where]))
+        while len(blocks) > 1 and blocks[-2][0] > blocks[-1][0]:
+            (v0, w0, at0), (v1, w1, at1) = blocks[-2:]
+            blocks[-2:] = [((v0 * w0 + v1 * w1) / (w0 + w1), w0 + w1, at0 + at1)]
+    known = torch.tensor([where for *_, at in blocks for where in at])
+    fitted = torch.tensor([v for v, _, at in blocks for _ in at], dtype=torch.float64)
+    position = torch.arange(len(value))
+    right = torch.searchsorted(known, position).clamp(max=len(known) - 1)
+    left = (right - (known[right] > position).long()).clamp(min=0)
+    share = (position - known[left]).double() / (known[right] - known[left]).clamp(min=1)
+    return torch.lerp(fitted[left], fitted[right], share.clamp(0, 1))

@@ -1,0 +1,298 @@
+"""How probable a model finds a sequence: token by token, and the time-agnostic bound on it, estimated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..denoiser import Denoiser, Query, check_denoiser
+from ..draws.categorical import log_prob, marginals
+from ..draws.streams import Purpose, uniforms
+from ..errors import LogitsError
+from ..sampling.loop import Tokens, as_batch, stream_ids
+from ..schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Likelihood:
+    """NELBO estimates of a batch, in nats.
+
+    Attributes:
+        nelbo: Of each sequence's maskable tokens, given the pinned ones.
+        standard_error: Of each estimate, from its independent replicates (NaN for a single one).
+        tokens: How many tokens of each sequence were maskable.
+        evaluations: Model evaluations spent on each sequence.
+    """
+
+    nelbo: Float[Tensor, " batch"]
+    standard_error: Float[Tensor, " batch"]
+    tokens: Int[Tensor, " batch"]
+    evaluations: int
+
+    @property
+    def per_token(self) -> Float[Tensor, " batch"]:
+        """Nats per maskable token."""
+        return self.nelbo / self.tokens
+
+    def mean(self) -> tuple[float, float]:
+        """Nats per token over all sequences, with the standard error over sequences (data and estimator together)."""
+        total = int(self.tokens.sum())
+        mean = float(self.nelbo.sum()) / total
+        if len(self.nelbo) < 2:
+            return mean, float(self.standard_error.sum()) / total
+        residual = self.nelbo - mean * self.tokens
+        return mean, float(residual.std()) * len(self.nelbo) ** 0.5 / total
+
+
+def nelbo(
+    denoiser: Denoiser,
+    x: Tokens,
+    *,
+    maskable: Bool[Tensor, "batch length"] | None = None,
+    strata: int = 16,
+    replicates: int = 2,
+    seed: int | None = None,
+    streams: Iterable[int] | Int[Tensor, " batch"] | None = None,
+    batch_size: int = 64,
+    schedule: Schedule | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Likelihood:
+    """Estimates `L · E_{n ~ U{1..L}} E_{|M| = n} [ (1/n) Σ_{i∈M} -log p_i(x_i | x_{∖M}) ]` without bias.
+
+    With exact conditionals this is `-log p(x)`, for a model it bounds its own negative log-likelihood from above. `L`
+    counts the maskable tokens. Two things lower the variance at equal evaluations:
+
+    - *stratified counts*: of each replicate's `strata` evaluations, number `s` has `n = ⌊L (s + u_s) / strata⌋ + 1`
+      masks;
+    - *disjoint masks*: consecutive counts take consecutive stretches of one random permutation for as long as they fit,
+      so that small masks, which vary most with where they fall, do not fall on the same tokens twice.
+
+    Every mask is marginally uniform given its size, so neither adds bias. All random numbers belong to the sequence's
+    own stream: the estimate does not depend on batch mates.
+
+    Args:
+        denoiser: The model.
+        x: Complete sequences.
+        maskable: False at pinned tokens, which are given and not scored; default: all tokens.
+        strata: Evaluations per replicate.
+        replicates: Independent repetitions; two or more give a standard error.
+        seed: Gives row `r` the stream `derive(seed, r)`. Pass either this or `streams`.
+        streams: One 64-bit integer per sequence.
+        batch_size: Masked sequences per evaluation of the model.
+        schedule: For denoisers that want the time: at which `n/L` of the tokens are masked.
+        on_batch: Called with the number of masked sequences just evaluated.
+
+    Raises:
+        ValueError: If a sequence contains a mask or has nothing to score, or an argument is out of range.
+        LogitsError: If the denoiser returns NaN, `+inf` or a row without mass.
+
+    References:
+        Zheng et al. (2025), arXiv:2409.02908, Proposition 3.1; Ou et al. (2025), arXiv:2406.03736.
+    """
+    x, length, counts, value = surprise_by_count(
+        denoiser,
+        x,
+        maskable=maskable,
+        strata=strata,
+        replicates=replicates,
+        seed=seed,
+        streams=streams,
+        batch_size=batch_size,
+        schedule=schedule,
+        on_batch=on_batch,
+    )
+    value = value * length.repeat_interleave(strata * replicates) / counts
+    runs = _total(value.reshape(len(x), replicates, strata)) / strata
+    mean = _total(runs) / replicates
+    spread = _total((runs - mean.unsqueeze(-1)).square()) / max(1, replicates - 1)
+    error = (spread / replicates).sqrt() if replicates > 1 else torch.full_like(mean, torch.nan)
+    return Likelihood(mean, error, length, strata * replicates)
+
+
+def surprise_by_count(
+    denoiser: Denoiser,
+    x: Tokens,
+    *,
+    maskable: Bool[Tensor, "batch length"] | None,
+    strata: int,
+    replicates: int,
+    seed: int | None,
+    streams: Iterable[int] | Int[Tensor, " batch"] | None,
+    batch_size: int,
+    schedule: Schedule | None,
+    on_batch: Callable[[int], None] | None,
+) -> tuple[Int[Tensor, "batch length"], Int[Tensor, " batch"], Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """What `nelbo` averages, with its arguments: sequences, their maskable tokens, and a row per evaluation.
+
+    A row is the number of masks, and the sum over them of `-log p_i(x_i | x_{∖M})` in nats. Rows are in order of
+    sequence, replicate and stratum.
+    """
+    _check_counts(strata=strata, replicates=replicates, batch_size=batch_size)
+    x, valid, scored = _to_score(denoiser, x, maskable, schedule)
+    length = scored.sum(-1)
+    ids = stream_ids(seed, streams, len(x), x.device)
+    sequence, counts, masks = _masks(scored, length, ids, strata, replicates)
+    value = torch.zeros(len(sequence), dtype=torch.float64, device=x.device)
+    for start in range(0, len(sequence), batch_size):
+        rows, where = sequence[start : start + batch_size], masks[start : start + batch_size]
+        n = counts[start : start + batch_size]
+        time = None if schedule is None else schedule.inverse(1 - n.double() / length[rows])
+        query = Query(torch.where(where, denoiser.mask_id, x[rows]), where, valid[rows], rows, time)
+        value[start : start + batch_size] = _surprise(denoiser, query, x[rows])
+        if on_batch is not None:
+            on_batch(len(rows))
+    return x, length, counts, value
+
+
+def chain_log_likelihood(
+    denoiser: Denoiser,
+    x: Tokens,
+    *,
+    maskable: Bool[Tensor, "batch length"] | None = None,
+    seed: int | None = None,
+    streams: Iterable[int] | Int[Tensor, " batch"] | None = None,
+    batch_size: int = 64,
+    schedule: Schedule | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> Float[Tensor, " batch"]:
+    """Returns the log-probability of each sequence as the model samples it, one token at a time in a random order.
+
+    This is `Σ_k log p_{σ(k)}(x_{σ(k)} | pinned tokens, x_{σ(1)}, …, x_{σ(k-1)})` in nats: nothing is estimated, no two
+    tokens are taken to be independent, and the model is asked as often as there are maskable tokens. It is the exact
+    log-probability under sampling in the order `σ`, hence with exact conditionals that of the sequence, whatever the
+    order; with a model's, its mean over orders is minus the NELBO (see `nelbo`, for far fewer evaluations).
+
+    The order belongs to the sequence's stream: with one stream, two ways to complete one prompt are judged in the
+    same order.
+
+    Args:
+        denoiser: The model.
+        x: Complete sequences.
+        maskable: False at pinned tokens, which are given and not scored; default: all tokens.
+        seed: Gives row `r` the stream `derive(seed, r)`. Pass either this or `streams`.
+        streams: One 64-bit integer per sequence.
+        batch_size: Masked sequences per evaluation of the model.
+        schedule: For denoisers that want the time: at which `n/L` of the tokens are masked.
+        on_batch: Called with the number of masked sequences just evaluated.
+
+    Raises:
+        ValueError: If a sequence contains a mask or has nothing to score, or an argument is out of range.
+        LogitsError: If the denoiser returns NaN, `+inf` or a row without mass.
+    """
+    _check_counts(batch_size=batch_size)
+    x, valid, scored = _to_score(denoiser, x, maskable, schedule)
+    ids = stream_ids(seed, streams, len(x), x.device)
+    position = torch.arange(x.shape[1], device=x.device)
+    noise = uniforms(ids.unsqueeze(-1), position, Purpose.MASK).masked_fill(~scored, torch.inf)
+    rank = noise.argsort(-1).argsort(-1)
+    length = scored.sum(-1)
+    nats = torch.zeros(x.shape, dtype=torch.float64, device=x.device)
+    sequence, turn = (torch.arange(x.shape[1], device=x.device) < length.unsqueeze(-1)).nonzero().unbind(-1)
+    for rows, k in zip(sequence.split(batch_size), turn.split(batch_size), strict=True):
+        masked = scored[rows] & (rank[rows] >= k.unsqueeze(-1))
+        time = None if schedule is None else schedule.inverse(1 - masked.sum(-1).double() / length[rows])
+        query = Query(
+            torch.where(masked, denoiser.mask_id, x[rows]), rank[rows] == k.unsqueeze(-1), valid[rows], rows, time
+        )
+        nats[rows, k] = -_surprise(denoiser, query, x[rows])
+        if on_batch is not None:
+            on_batch(len(rows))
+    return _total(nats)
+
+
+def _check_counts(**counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
+
+
+def _to_score(
+    denoiser: Denoiser, x: Tokens, maskable: Tensor | None, schedule: Schedule | None
+) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+    """Tokens, where they are no padding, and which are to be scored; checked."""
+    check_denoiser(denoiser)
+    x, valid = as_batch(x, denoiser)
+    scored = valid if maskable is None else maskable.to(torch.bool) & valid
+    if scored.shape != x.shape:
+        raise ValueError(f"maskable must have shape {tuple(x.shape)}, got {tuple(scored.shape)}")
+    if bool(((x == denoiser.mask_id) & valid).any()):
+        raise ValueError("a likelihood is of complete sequences; these contain the mask token")
+    nothing = ~scored.any(-1)
+    if bool(nothing.any()):
+        raise ValueError(f"sequence {int(nothing.nonzero()[0])} has no token to score")
+    if getattr(denoiser, "wants_time", False) and schedule is None:
+        raise ValueError("this denoiser wants to know the time; pass the schedule it was trained with")
+    return x, valid, scored
+
+
+@torch.no_grad()
+def causal_likelihood(
+    network: Callable[[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]], Float[Tensor, "rows vocab"]],
+    x: Int[Tensor, "batch length"],
+    maskable: Bool[Tensor, "batch length"],
+) -> Likelihood:
+    """The exact negative log-likelihood that a causal network gives the maskable tokens, in nats.
+
+    Args:
+        network: Called with complete sequences and the positions asked for, as a causal
+            `unmask.models.networks.transformer.Transformer` is: each row of logits sees the tokens before its own only.
+        x: Complete sequences.
+        maskable: The tokens that are scored.
+    """
+    nats = torch.zeros(x.shape, dtype=torch.float64)
+    nats[maskable.cpu()] = F.cross_entropy(network(x, maskable), x[maskable], reduction="none").double().cpu()
+    return Likelihood(nats.sum(1), torch.zeros(len(x), dtype=torch.float64), maskable.sum(1).cpu(), 1)
+
+
+def _total(values: Float[Tensor, "*batch terms"]) -> Float[Tensor, "*batch"]:
+    """Sums in order, so that neither batch size nor padding changes a bit."""
+    return values.cumsum(-1)[..., -1]
+
+
+def _masks(
+    scored: Tensor, length: Tensor, ids: Tensor, strata: int, replicates: int
+) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"], Bool[Tensor, "rows length"]]:
+    """Every mask of every sequence: whose, how many, where; in order of sequence, replicate and stratum."""
+    samples = strata * replicates
+    index = torch.arange(samples, device=scored.device)
+    u = uniforms(ids.unsqueeze(-1), index, Purpose.COUNT)
+    share = (index % strata + u) / strata
+    counts = (share * length.unsqueeze(-1)).floor().long().clamp(max=length.unsqueeze(-1) - 1) + 1
+    # Which permutation each mask takes its stretch from, and where the stretch begins.
+    permutation, first = torch.zeros_like(counts), torch.zeros_like(counts)
+    for row, (sizes, limit) in enumerate(zip(counts.tolist(), length.tolist(), strict=True)):
+        number, used = -1, limit
+        for sample, size in enumerate(sizes):
+            if sample % strata == 0 or used + size > limit:
+                number, used = number + 1, 0
+            permutation[row, sample], first[row, sample] = number, used
+            used += size
+    sequence = torch.arange(len(scored), device=scored.device).repeat_interleave(samples)
+    position = torch.arange(scored.shape[1], device=scored.device)
+    noise = uniforms(ids[sequence].unsqueeze(-1), position, Purpose.MASK, permutation.reshape(-1, 1))
+    rank = noise.masked_fill(~scored[sequence], torch.inf).argsort(-1).argsort(-1)
+    begin, n = first.reshape(-1, 1), counts.reshape(-1, 1)
+    return sequence, counts.reshape(-1), (rank >= begin) & (rank < begin + n)
+
+
+@torch.no_grad()
+def _surprise(denoiser: Denoiser, query: Query, x: Tensor) -> Float[Tensor, " batch"]:
+    """`Σ_{i∈M} -log p_i(x_i)` of each row, the mask token taken out of the model's distribution."""
+    logits = denoiser(query)
+    expected = (int(query.where.sum()), denoiser.vocab_size)
+    if tuple(logits.shape) != expected:
+        raise ValueError(f"the denoiser returned logits of shape {tuple(logits.shape)}, expected {expected}")
+    try:
+        stats = marginals(logits, [denoiser.mask_id])
+    except LogitsError as error:
+        row, position = query.where.nonzero()[error.row].tolist()
+        place = f" (sequence {int(query.sequence[row])}, position {position})"
+        raise LogitsError(error.row, error.reason, place) from None
+    nats = torch.zeros(query.where.shape, dtype=torch.float64, device=x.device)
+    nats[query.where] = -log_prob(logits, stats.log_norm, x[query.where]).double()
+    return _total(nats)

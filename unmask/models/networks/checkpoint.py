@@ -1,0 +1,232 @@
+"""Checkpoints of the package's own networks: a folder with `model.safetensors` and `config.json`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from unmask.errors import AdapterError
+from unmask.models.networks.sudoku import LENGTH, MASK_ID, VOCAB_SIZE, SudokuConfig, SudokuNet
+from unmask.models.networks.transformer import Transformer, TransformerConfig
+
+FORMAT = "unmask/1"
+
+Network = SudokuNet | Transformer
+NetworkConfig = SudokuConfig | TransformerConfig
+
+KINDS: dict[str, tuple[type[NetworkConfig], Callable[..., Network]]] = {
+    "sudoku": (SudokuConfig, SudokuNet),
+    "transformer": (TransformerConfig, Transformer),
+}
+"""What `config.json` may name under `network`: its configuration and its class."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What `config.json` says.
+
+    Attributes:
+        network: One of `KINDS`.
+        config: Sizes of the network.
+        task: Name and settings of the task it was trained on, as `unmask.tasks.named.named_task` takes them.
+        objective: `"masked"` or `"causal"`.
+        schedule: Of the time, for a network conditioned on it.
+    """
+
+    network: str
+    config: NetworkConfig
+    task: dict[str, Any] | None = None
+    objective: str = "masked"
+    schedule: str = "linear"
+
+    @property
+    def wants_time(self) -> bool:
+        """Whether the network is conditioned on time."""
+        return isinstance(self.config, TransformerConfig) and self.config.time
+
+    def ids(self) -> dict[str, int]:
+        """Number of token ids, the mask's, and tokens per sequence."""
+        if isinstance(self.config, TransformerConfig):
+            return {name: getattr(self.config, name) for name in ("vocab_size", "mask_id", "length")}
+        return {"vocab_size": VOCAB_SIZE, "mask_id": MASK_ID, "length": LENGTH}
+
+
+def save_checkpoint(
+    path_dir: Path,
+    net: Network,
+    extra_metadata: dict[str, Any] | None = None,
+    *,
+    task: dict[str, Any] | None = None,
+    objective: str = "masked",
+    schedule: str = "linear",
+) -> None:
+    """Writes a network as `model.safetensors` and `config.json`, each replaced atomically.
+
+    Args:
+        path_dir: The folder; made if missing.
+        net: The network. Its tensors keep their type.
+        extra_metadata: How it was trained; anything JSON can hold, kept under `training` in `config.json`.
+        task: See `Checkpoint`, as `objective` and `schedule`.
+
+    Raises:
+        OSError: If a file cannot be written; the files already there stay as they were.
+    """
+    from safetensors.torch import save
+
+    network = next(name for name, (kind, _) in KINDS.items() if isinstance(net.config, kind))
+    checkpoint = Checkpoint(network, net.config, task, objective, schedule)
+    config = {
+        "format": FORMAT,
+        "network": network,
+        "config": asdict(net.config),
+        **checkpoint.ids(),
+        "task": task,
+        "objective": objective,
+        "schedule": schedule,
+        "training": extra_metadata or {},
+    }
+    content = json.dumps(config, indent=2) + "\n"
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+    path_dir = Path(path_dir)
+    path_dir.mkdir(parents=True, exist_ok=True)
+    write_atomically(path_dir / "model.safetensors", save(tensors))
+    write_atomically(path_dir / "config.json", content.encode())
+
+
+def load_checkpoint(path_dir: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Network:
+    """The network saved in a folder, in evaluation mode.
+
+    Args:
+        path_dir: A folder written by `save_checkpoint`.
+        device: Where to put it.
+        dtype: Type of its weights and of its arithmetic; logits are float32 whatever it is.
+
+    Raises:
+        AdapterError: If a file is missing, damaged, of another format or network, or does not fit the configuration.
+            The message names the file, what was found and what was expected.
+    """
+    checkpoint = read_checkpoint(Path(path_dir))
+    net = KINDS[checkpoint.network][1](checkpoint.config)
+    load_weights(net, Path(path_dir))
+    return net.to(device=device, dtype=dtype).eval()
+
+
+def load_weights(net: torch.nn.Module, path_dir: Path) -> None:
+    """Fills a network with the tensors of a folder's `model.safetensors`.
+
+    Raises:
+        AdapterError: If the file is missing or damaged, or its tensors are not the network's, by name, shape and kind.
+    """
+    path = path_dir / "model.safetensors"
+    tensors = _read_tensors(path)
+    expected = net.state_dict()
+    problems = []
+    if missing := sorted(set(expected) - set(tensors)):
+        problems.append(f"missing tensors: {', '.join(missing)}")
+    if extra := sorted(set(tensors) - set(expected)):
+        problems.append(f"unexpected tensors: {', '.join(extra)}")
+    for name in sorted(set(expected) & set(tensors)):
+        found, wanted = tensors[name], expected[name]
+        if found.shape != wanted.shape:
+            problems.append(f"{name} has shape {tuple(found.shape)}, expected {tuple(wanted.shape)}")
+        elif not found.is_floating_point():
+            problems.append(f"{name} has type {found.dtype}, expected a floating-point type")
+        elif not torch.isfinite(found).all():
+            problems.append(f"{name} holds NaN or infinite values")
+    if problems:
+        raise AdapterError(f"{path} does not fit {path_dir / 'config.json'}: {'; '.join(problems)}")
+    net.load_state_dict(tensors)
+
+
+def read_config(path_dir: Path) -> dict[str, Any]:
+    """The content of a folder's `config.json`, whoever wrote it.
+
+    Raises:
+        AdapterError: If the file is missing, or no JSON object.
+    """
+    path = Path(path_dir) / "config.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise AdapterError(f'cannot read {path} ({error}); expected JSON with "format": {FORMAT!r}') from error
+    if not isinstance(found, dict):
+        raise AdapterError(f'{path} holds a JSON {type(found).__name__}, expected an object with "format": {FORMAT!r}')
+    return found
+
+
+def read_checkpoint(path_dir: Path) -> Checkpoint:
+    """What a checkpoint's `config.json` says, checked.
+
+    Raises:
+        AdapterError: If the file is missing, damaged, or of another format or network.
+    """
+    path, found = Path(path_dir) / "config.json", read_config(path_dir)
+    if found.get("format") != FORMAT:
+        raise AdapterError(f"{path} says format = {found.get('format')!r}, expected {FORMAT!r}")
+    if found.get("network") not in KINDS:
+        raise AdapterError(f"{path} says network = {found.get('network')!r}, expected one of {', '.join(KINDS)}")
+    kind = KINDS[found["network"]][0]
+    given = {name: found[name] for name in ("task", "objective", "schedule") if name in found}
+    try:
+        checkpoint = Checkpoint(found["network"], kind(**found["config"]), **given)
+    except (KeyError, TypeError, ValueError) as error:
+        names = ", ".join(field.name for field in fields(kind))
+        raise AdapterError(
+            f'{path}: "config" does not describe a {found["network"]} ({error}); expected {names}'
+        ) from error
+    for key, wanted in checkpoint.ids().items():
+        if found.get(key, wanted if key == "length" else None) != wanted:  # checkpoints of 0.1 do not say the length
+            raise AdapterError(f"{path} says {key} = {found.get(key)!r}, expected {wanted!r}")
+    return checkpoint
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise AdapterError(f"cannot read {path} ({error}); expected the network's weights in safetensors") from error
+    try:
+        return load(content)
+    except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
+        raise AdapterError(
+            f"{path} ({len(content)} bytes) is no complete safetensors file ({error}); "
+            "it may be truncated or of another kind: copy it again"
+        ) from error
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its place, flushed to disk, if the block succeeds."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Writes a file so that at any moment, even after a crash, it is the old one or the new one."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def flush(path: Path) -> None:
+    """Waits until a file or the names in a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,230 @@
+"""Keys and values kept between evaluations: exactly where attention is block-causal, approximately elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ...denoiser import NetworkDenoiser, Query
+
+if TYPE_CHECKING:
+    from ...rules.ranked import Rule
+
+CACHES = ("none", "prefix", "dual", "block-causal")
+"""What is kept: nothing; what comes before the open block; what comes before and after it; what cannot change."""
+
+
+def check_cache(
+    cache: str,
+    refresh: int | None,
+    block_causal: int | None,
+    *,
+    block_length: int | None = None,
+    rule: Rule | None = None,
+    guidance: float | None = None,
+) -> None:
+    """Refuses settings of a cache that do not go together.
+
+    Args:
+        cache: One of `CACHES`.
+        refresh: Evaluations of a block from one that computes everything to the next.
+        block_causal: Block length of the model's attention, if it is block-causal.
+        block_length: Tokens per block of an answer.
+        rule: What to unmask when; default: not looked at, nor is the block length.
+        guidance: Scale of classifier-free guidance.
+
+    Raises:
+        ValueError: If there is no such cache, or a setting does not go with it.
+    """
+    if cache not in CACHES:
+        raise ValueError(f"unknown cache {cache!r}; choose one of {', '.join(CACHES)}")
+    if refresh is not None:
+        if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
+            raise ValueError(f"cache_refresh is a whole number of evaluations >= 1, got {refresh!r}")
+        if cache not in ("prefix", "dual"):
+            raise ValueError(f"cache_refresh is for the caches prefix and dual, which drift; cache {cache!r} is exact")
+    if cache == "none":
+        return
+    if (cache == "block-causal") != (block_causal is not None):
+        raise ValueError(
+            f"cache {cache!r} does not go with this model: its attention is block-causal, for which"
+            " cache='block-causal' is exact"
+            if block_causal is not None
+            else "cache 'block-causal' is for models whose attention is block-causal (block_causal=... when they are"
+            " loaded); this one looks at all positions, for which there are 'prefix' and 'dual'"
+        )
+    if rule is None:
+        return
+    if cache != "block-causal" and block_length is None:
+        raise ValueError(f"cache {cache!r} keeps what is outside the open block: give block_length")
+    if guidance is not None:
+        raise ValueError(f"cache {cache!r} does not go with guidance, which evaluates two states of a sequence")
+    if not rule.asks_once:
+        raise ValueError(f"cache {cache!r} does not go with {rule}, which evaluates several states of a sequence")
+
+
+class Cached:
+    """A language model that keeps keys and values of one batch from evaluation to evaluation.
+
+    `prefix` and `dual` compute everything when a block opens, and again after every `refresh` evaluations of it. In
+    between, `prefix` computes from the block on, with the keys and values of what comes before as they were, and `dual`
+    computes the block only. That is an approximation: what is kept does not know of the tokens unmasked since.
+
+    `block-causal` computes anew what can have changed, by comparing tokens, and is exact for any blocks and any rule.
+
+    Sequences are told apart by `Query.sequence`, the slot that a sequence keeps when others leave, and decide on their
+    own when to compute everything: batch mates change nothing but rounding. So one object serves a queue: a new slot
+    takes the place of the one that was asked for the longest ago, which is computed anew if it comes back. Only one
+    state of a sequence is kept.
+
+    Args:
+        denoiser: The model: a LLaDA, a Dream, or an adapted Llama or Qwen.
+        cache: `"prefix"`, `"dual"` or `"block-causal"`.
+        rows: Of how many sequences keys and values are kept at once.
+        refresh: Evaluations from one that computes everything to the next, at least 1 (which is no cache); default:
+            only when a block opens.
+
+    Raises:
+        ValueError: If the model cannot keep keys and values, or the settings do not go together.
+
+    References:
+        Wu et al. (2025), arXiv:2505.22618, Fast-dLLM: prefix cache and dual cache. Where output `i - 1` predicts
+        position `i` (Dream), the position before the block is computed with it.
+    """
+
+    def __init__(self, denoiser: NetworkDenoiser, cache: str, rows: int, refresh: int | None = None) -> None:
+        from .kept import KeptNetwork
+        from .masked_lm import MaskedLM
+
+        network = denoiser.network
+        if not isinstance(network, MaskedLM):
+            raise ValueError(f"a cache is for models of the Transformers library; this is a {type(network).__name__}")
+        if cache == "none":
+            raise ValueError("without a cache, take the model itself")
+        check_cache(cache, refresh, network.block_causal)
+        self.vocab_size, self.mask_id, self.device = denoiser.vocab_size, denoiser.mask_id, denoiser.device
+        self.max_length: int | None = getattr(denoiser, "max_length", None)
+        self.network, self.cache, self.refresh, self.most = network, cache, refresh, rows
+        self.kept = KeptNetwork(network, 0, 0)
+        self.row_of: dict[int, int] = {}  # of each slot, those asked for the longest ago first
+        # Of prefix and dual: the block in which each row last computed everything, and evaluations since.
+        self.opened: list[int | None] = []
+        self.age: list[int] = []
+        # Of block-causal: what the keys and values were computed of, and how many of them, from the first, there are.
+        self.tokens = torch.zeros(0, 0, dtype=torch.int64, device=self.device)
+        self.known = torch.zeros(0, dtype=torch.int64, device=self.device)
+
+    def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
+        slots = query.sequence.tolist()
+        if len(set(slots)) < len(slots) or len(slots) > self.most:
+            raise ValueError(
+                f"this cache is of one state of each of at most {self.most} sequences; asked for those of {slots}"
+            )
+        kept = self._rows(slots, query.x.shape[1])
+        query = self._padded(query)
+        with torch.no_grad():
+            tokens, seen = self.network.shown(query.x, query.where, query.valid)
+            row, column = self.network.sources(query.where)
+            if self.cache == "block-causal":
+                compute = self._changed(query, kept, tokens, row, column)
+                return self.kept.logits(self.kept.vectors(tokens, seen, kept, row, column, compute))
+            compute, fresh = self._open(query, kept.tolist())
+            vectors = None
+            for whole in (True, False):
+                rows = (fresh == whole).nonzero().squeeze(-1)
+                if not len(rows):
+                    continue
+                mine = fresh[row] == whole
+                number = torch.empty_like(query.sequence).index_copy(
+                    0, rows, torch.arange(len(rows), device=rows.device)
+                )
+                found = self.kept.vectors(
+                    tokens[rows],
+                    seen[rows],
+                    kept[rows],
+                    number[row[mine]],
+                    column[mine],
+                    None if whole else compute[rows],
+                )
+                vectors = found.new_empty(len(row), found.shape[1]) if vectors is None else vectors
+                vectors[mine] = found
+            assert vectors is not None
+            return self.kept.logits(vectors)
+
+    def forget(self, slots: Iterable[int]) -> None:
+        """Frees the places of sequences that have left."""
+        for slot in slots:
+            row = self.row_of.pop(slot, None)
+            if row is not None:
+                self.opened[row] = None
+                self.known[row] = 0
+
+    def _rows(self, slots: Sequence[int], length: int) -> Int[Tensor, " rows"]:
+        """Where the keys and values of each slot are kept; makes room for slots and lengths not seen before."""
+        new = [slot for slot in slots if slot not in self.row_of]
+        if len(self.row_of) + len(new) > self.most:
+            old = [slot for slot in self.row_of if slot not in set(slots)]
+            self.forget(old[: len(self.row_of) + len(new) - self.most])
+        free = iter(sorted(set(range(self.most)) - set(self.row_of.values())))
+        for slot in new:
+            self.row_of[slot] = next(free)
+        for slot in slots:
+            self.row_of[slot] = self.row_of.pop(slot)  # last, as asked for now
+        size = max(len(self.opened), 1 + max(self.row_of.values()))
+        width = max(length, self.tokens.shape[1])
+        if size > len(self.opened) or width > self.tokens.shape[1]:
+            more = size - len(self.opened)
+            self.kept.resize(size, width)
+            self.opened += [None] * more
+            self.age += [0] * more
+            self.tokens = torch.nn.functional.pad(self.tokens, (0, width - self.tokens.shape[1], 0, more))
+            self.known = torch.nn.functional.pad(self.known, (0, more))
+        return torch.tensor([self.row_of[slot] for slot in slots], device=self.device)
+
+    def _padded(self, query: Query) -> Query:
+        """A query as long as what is kept."""
+        more = self.tokens.shape[1] - query.x.shape[1]
+        block = torch.zeros_like(query.x) if query.block is None else query.block
+        if not more:
+            return replace(query, block=block)
+        pad = torch.nn.functional.pad
+        x, where = pad(query.x, (0, more), value=self.mask_id), pad(query.where, (0, more))
+        return replace(
+            query, x=x, where=where, valid=pad(query.valid, (0, more)), index=None, block=pad(block, (0, more))
+        )
+
+    def _open(self, query: Query, kept: list[int]) -> tuple[Bool[Tensor, "rows length"], Bool[Tensor, " rows"]]:
+        """What each row computes if it does not compute everything, and which rows do."""
+        block = query.block
+        assert block is not None
+        number = block.gather(1, query.where.to(torch.int8).argmax(-1, keepdim=True))
+        fresh = []
+        for one, opened in zip(kept, number.squeeze(-1).tolist(), strict=True):
+            again = self.refresh is not None and self.age[one] >= self.refresh
+            fresh.append(self.opened[one] != opened or again)
+            self.opened[one], self.age[one] = opened, 1 if fresh[-1] else self.age[one] + 1
+        compute = query.valid & (block >= number if self.cache == "prefix" else block == number)
+        if self.network.shift:
+            compute = compute | torch.nn.functional.pad(compute[:, 1:], (0, 1))
+        return compute, torch.tensor(fresh, device=query.x.device)
+
+    def _changed(
+        self, query: Query, kept: Tensor, tokens: Tensor, row: Tensor, column: Tensor
+    ) -> Bool[Tensor, "rows length"]:
+        """From the block of the first token that is not as it was, or is asked for, to that of the last asked for."""
+        size, length = self.network.block_causal, tokens.shape[1]
+        assert size is not None
+        position = torch.arange(length, device=tokens.device)
+        same = (tokens == self.tokens[kept]) & (position < self.known[kept].unsqueeze(-1))
+        asked = torch.zeros_like(query.where).index_put_((row, column), torch.tensor(True, device=tokens.device))
+        first = torch.where(asked, position, length).amin(-1)
+        last = torch.where(asked, position, 0).amax(-1)
+        start = torch.minimum(same.cumprod(-1).sum(-1), first).div(size, rounding_mode="floor") * size
+        end = torch.minimum((last.div(size, rounding_mode="floor") + 1) * size, query.valid.sum(-1))
+        self.tokens[kept], self.known[kept] = tokens, end
+        return (position >= start.unsqueeze(-1)) & (position < end.unsqueeze(-1))

@@ -1,0 +1,393 @@
+"""Masked language models of the Transformers library (BERT, ModernBERT, ESM, ...) as denoisers, and training them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from ...denoiser import NetworkDenoiser, Query
+from ...errors import AdapterError
+from ..networks.checkpoint import FORMAT, flush, read_config
+from .hf import check_attention, check_kind, pretrained, quiet, tokenizer_of
+from .limits import longest, unusable
+from .sharing import evaluate, sharing_of
+
+KEY = "unmask"
+"""Where `config.json` of a model trained here says on what; other programs pass over it."""
+
+
+_ASKED: ContextVar[tuple[torch.Size, Tensor, Tensor] | None] = ContextVar("asked", default=None)
+"""Shape of the batch, and row and column of each vector that the head is to see."""
+
+
+def _gather(base: nn.Module, inputs: Any, output: Any) -> Any:
+    """Leaves only the positions asked for of what the body of a model hands to its head."""
+    asked = _ASKED.get()
+    if asked is not None and isinstance(output, ModelOutput) and "last_hidden_state" in output:
+        state, (shape, row, column) = output["last_hidden_state"], asked
+        if state.shape[:2] == shape:
+            output["last_hidden_state"] = state[row, column].unsqueeze(0)
+    return output
+
+
+class MaskedLM(nn.Module):
+    """A masked language model, asked for the tokens of chosen positions.
+
+    The head, a third of the work where the vocabulary is large, is applied to those positions only; where an
+    architecture's body does not give one vector per token (Perceiver), to all, of which they are then chosen.
+
+    Padding is hidden by the attention mask, and shown as the model's own padding token, if it has one.
+
+    Args:
+        model: The model.
+        vocab_size: Number of token ids, from 0, that count: the first so many of the model's.
+        mask_id: Id of the mask token.
+        shift: Position `i` is predicted by output `i - 1`, and position 0 by its own, as in models that were adapted
+            from autoregressive ones (Dream).
+        pad_id: A token that is padding wherever it stands: sequences of one length may then hold shorter ones.
+        block_causal: Positions look at their own block of so many, counted from the first position, and at the blocks
+            before it; default: at all. For a Llama or Qwen that is run in both directions.
+
+    Raises:
+        ValueError: If `block_causal` is no whole number >= 1, or the model cannot take such a mask.
+        AdapterError: If the model is a sequence-to-sequence model.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        vocab_size: int,
+        mask_id: int,
+        shift: bool = False,
+        pad_id: int | None = None,
+        block_causal: int | None = None,
+    ) -> None:
+        super().__init__()
+        if model.config.is_encoder_decoder:
+            raise AdapterError(
+                f"{type(model).__name__} is a sequence-to-sequence model, whose outputs are written from left to right;"
+                " expected a masked language model, such as BertForMaskedLM or ModernBertForMaskedLM"
+            )
+        if block_causal is not None:
+            if isinstance(block_causal, bool) or not isinstance(block_causal, int) or block_causal < 1:
+                raise ValueError(f"block_causal is a whole number of positions >= 1, got {block_causal!r}")
+            check_attention(model, "block-causal attention")
+        self.block_causal = block_causal
+        self.model, self.vocab_size, self.mask_id, self.shift = model, vocab_size, mask_id, shift
+        pad = getattr(model.config.get_text_config(), "pad_token_id", None) if pad_id is None else pad_id
+        self.pad_id, self.hides_pad = mask_id if pad is None else pad, pad_id is not None
+        base = model.base_model
+        if base is not model and _gather not in base._forward_hooks.values():
+            base.register_forward_hook(_gather)
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of a sequence, or `None` if nothing limits them."""
+        return longest(self.model)
+
+    @property
+    def padding_invisible(self) -> bool:
+        """Whether sequences of different lengths can be evaluated together without noticing each other.
+
+        As far as is known: it is tried on short sequences, and again before a batch that is longer than all before.
+        """
+        return sharing_of(self.model, self.pad_id).together == "any"
+
+    def answer(self, query: Query, through: Any) -> Float[Tensor, "rows vocab"]:
+        """Evaluates a query; sequences that would notice each other go apart (see `unmask.models.pretrained.sharing`).
+
+        Args:
+            query: What is asked for.
+            through: This network, or what compiling it made of it.
+
+        Raises:
+            ValueError: If the model cannot be evaluated; its class and the length are named.
+        """
+        return evaluate(through, query)
+
+    def forward(
+        self,
+        x: Int[Tensor, "batch length"],
+        where: Bool[Tensor, "batch length"],
+        time: Float[Tensor, " batch"] | None = None,
+        valid: Bool[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "rows vocab"]:
+        """Logits of the tokens at the positions asked for.
+
+        Args:
+            x: Tokens, the mask token where masked.
+            where: The positions asked for.
+            time: Not looked at: these models have no use for it.
+            valid: False at padding; default: there is none.
+
+        Returns:
+            Logits, one row per True in `where`, ordered by batch and position; the mask token's is `-inf`.
+
+        Raises:
+            ValueError: If the sequences are longer than the model's table of positions.
+        """
+        tokens, seen = self.shown(x, where, valid)
+        row, column = self.sources(where)
+        look = seen.long() if self.block_causal is None else self.looks(seen)
+        asked = _ASKED.set((where.shape, row, column))
+        try:
+            logits = self.model(input_ids=tokens, attention_mask=look).logits
+        finally:
+            _ASKED.reset(asked)
+        gathered = logits.shape[:2] == (1, len(row))
+        return self.counted(logits[0] if gathered else logits[row, column])
+
+    def shown(
+        self,
+        x: Int[Tensor, "batch length"],
+        where: Bool[Tensor, "batch length"],
+        valid: Bool[Tensor, "batch length"] | None,
+    ) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
+        """Returns the tokens as the model is shown them, and False where it is not to look.
+
+        Raises:
+            ValueError: If the sequences are longer than the model's table of positions.
+        """
+        seen: Tensor = torch.ones_like(where) if valid is None else valid
+        if self.hides_pad:
+            seen = seen & x.ne(self.pad_id)
+        limit = self.max_length
+        if limit is not None and x.shape[1] > limit:
+            raise ValueError(f"{type(self.model).__name__} cannot take {x.shape[1]} tokens: it has {limit} positions")
+        return torch.where(seen, x, self.pad_id), seen
+
+    def sources(self, where: Bool[Tensor, "batch length"]) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
+        """Returns row and column of the output that predicts each position asked for, in row-major order."""
+        row, column = where.nonzero(as_tuple=True)
+        return row, (column - 1).clamp(min=0) if self.shift else column
+
+    def looks(
+        self, seen: Bool[Tensor, "batch length"], position: Int[Tensor, "batch width"] | None = None
+    ) -> Float[Tensor, "batch 1 width length"]:
+        """Returns what is added to the scores of attention: 0 where positions look, the least number elsewhere.
+
+        Args:
+            seen: False where nothing is to look.
+            position: The positions that look, in each sequence; default: all.
+        """
+        look = seen.unsqueeze(1)
+        own = torch.arange(seen.shape[1], device=seen.device)
+        position = own.expand_as(seen) if position is None else position
+        if self.block_causal is None:
+            look = look.expand(-1, position.shape[1], -1)
+        else:
+            size = self.block_causal
+            look = look & (
+                own.div(size, rounding_mode="floor") <= position.unsqueeze(-1).div(size, rounding_mode="floor")
+            )
+        dtype = self.model.dtype
+        return (
+            torch.zeros(look.shape, dtype=dtype, device=look.device)
+            .masked_fill_(~look, torch.finfo(dtype).min)
+            .unsqueeze(1)
+        )
+
+    def counted(self, logits: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows vocab"]:
+        """Returns the logits of the tokens that count, the mask token's `-inf`."""
+        rows = logits[:, : self.vocab_size]
+        mask = torch.tensor([self.mask_id], device=rows.device)
+        # In place where nothing is differentiated: these rows are most of the memory of a step.
+        return rows.index_fill(-1, mask, -torch.inf) if rows.requires_grad else rows.index_fill_(-1, mask, -torch.inf)
+
+
+class HFMaskedDenoiser(NetworkDenoiser):
+    """A masked language model of the Transformers library as a denoiser, for sequences of any lengths together.
+
+    Rounding apart, a sequence does not notice what it is batched with: models that do not ignore padding are asked for
+    sequences of one length at a time. An ESM with `token_dropout` divides by the share of known tokens: it cannot take
+    a sequence that is masked all over, and gives NaN, which samplers refuse.
+
+    Args:
+        network: The model; it is put into evaluation mode.
+    """
+
+    def __init__(self, network: MaskedLM) -> None:
+        super().__init__(network, network.vocab_size, network.mask_id)
+        self.masked_lm = network
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of a sequence, or `None` if nothing limits them."""
+        return self.masked_lm.max_length
+
+    @property
+    def padding_invisible(self) -> bool:
+        """Whether sequences of different lengths are evaluated together (see `MaskedLM`)."""
+        return self.masked_lm.padding_invisible
+
+    def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
+        with torch.no_grad():
+            return self.masked_lm.answer(query, self.network)
+
+
+def load_masked_lm(
+    folder: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, **options: Any
+) -> MaskedLM:
+    """Loads a folder of the Transformers library, trained here or anywhere else.
+
+    The mask token is the one it was trained with here, or else the configuration's or the tokenizer's.
+
+    Args:
+        folder: With `config.json` and weights in safetensors. Nothing is downloaded, and no code in it is run.
+        device: Where to put it.
+        dtype: Of its weights and activations.
+        **options: Of `from_pretrained`, such as `device_map`.
+
+    Raises:
+        AdapterError: If it holds another kind of model (sequence-to-sequence, causal, ...), is damaged, lacks weights,
+            or does not say which token is the mask.
+    """
+    config = read_config(folder)
+    check_kind(folder, config, "masked")
+    about = about_of(folder)
+    model = pretrained(AutoModelForMaskedLM, folder, dtype, **options)
+    mask_id = about["mask_id"] if about else mask_id_of(folder, config)
+    tokens = model.config.get_text_config().vocab_size
+    vocab_size = about["vocab_size"] if about else tokens
+    if not 0 <= mask_id < vocab_size <= tokens:
+        raise AdapterError(
+            f"{folder}: mask_id {mask_id} and vocab_size {vocab_size} do not fit a model of {tokens} tokens"
+        )
+    network = MaskedLM(model, vocab_size, mask_id)
+    return network if options else network.to(device)
+
+
+def about_of(folder: Path) -> dict[str, Any] | None:
+    """What a model trained here says about its training: token ids and task as in `unmask.models.networks.checkpoint`.
+
+    Raises:
+        AdapterError: If it is of another format.
+    """
+    about = read_config(folder).get(KEY)
+    if about is None:
+        return None
+    ids = [about.get(name) for name in ("vocab_size", "mask_id", "length")] if isinstance(about, dict) else []
+    if not ids or about.get("format") != FORMAT or not all(isinstance(number, int) for number in ids):
+        raise AdapterError(f'{folder / "config.json"}: "{KEY}" does not have format {FORMAT!r} with its token ids')
+    return about
+
+
+def mask_id_of(folder: Path, config: dict[str, Any]) -> int:
+    """Returns the mask token that a folder's configuration names, or else its tokenizer.
+
+    Raises:
+        AdapterError: If neither does.
+    """
+    found = config.get("mask_token_id")
+    found = tokenizer_of(folder).mask_token_id if found is None else found
+    if not isinstance(found, int):
+        raise AdapterError(f"the tokenizer of {folder} has no mask token: it is no masked model's")
+    return found
+
+
+def new_masked_lm(settings: dict[str, Any], vocab_size: int, mask_id: int, length: int) -> MaskedLM:
+    """Makes an untrained model; its weights come from PyTorch's generator.
+
+    The model has one token more than the task, which pads.
+
+    Args:
+        settings: `model_type` and sizes, as in the library's configuration files; no token ids.
+        vocab_size: Number of token ids of the task, the mask token included.
+        mask_id: Id of the mask token.
+        length: Tokens per sequence.
+
+    Raises:
+        ValueError: If there is no such masked model, or a setting is unknown, does not fit or comes from the task.
+    """
+    kind = settings["model_type"]
+    given = {key: value for key, value in settings.items() if key != "model_type"}
+    try:
+        known = AutoConfig.for_model(kind)
+    except ValueError as error:
+        raise ValueError(f"unknown model_type {kind!r}; the Transformers library has {str(error)[-400:]}") from error
+    check_kind("network.config", {"model_type": kind, **known.to_dict(), **given}, "masked")
+    ours = [key for key in given if key == "vocab_size" or key.endswith("_token_id")]
+    if ours:
+        raise ValueError(f"{', '.join(ours)}: token ids come from the task, not from network.config")
+    fields = known.to_dict()
+    if extra := sorted(set(given) - set(fields) - set(known.attribute_map)):
+        raise ValueError(f"{', '.join(extra)}: no setting of {kind}; it has {', '.join(sorted(fields))}")
+    ids: dict[str, Any] = {key: None for key in fields if key.endswith("_token_id") and key != "decoder_start_token_id"}
+    if "mask_token_id" in ids:
+        ids["mask_token_id"] = mask_id
+    try:
+        config = AutoConfig.for_model(
+            kind, **given, **{**ids, "pad_token_id": vocab_size, "vocab_size": vocab_size + 1}
+        )
+        with quiet():
+            model = AutoModelForMaskedLM.from_config(config, dtype=torch.float32)
+    except Exception as error:  # the library checks its settings in many ways
+        raise ValueError(f"network.config does not describe a {kind}: {error}") from error
+    return _checked(MaskedLM(model, vocab_size, mask_id), length)
+
+
+def adopt_masked_lm(folder: Path, vocab_size: int, mask_id: int, length: int) -> MaskedLM:
+    """Loads a model to train it further on a task whose token ids are the model's.
+
+    Raises:
+        AdapterError: As `load_masked_lm`, or if the model has another mask token, or fewer tokens than the task.
+        ValueError: If the sequences are too long for it.
+    """
+    loaded = load_masked_lm(folder)
+    if loaded.mask_id != mask_id or loaded.vocab_size < vocab_size:
+        raise AdapterError(
+            f"the vocabulary of {folder} ({loaded.vocab_size} tokens, the mask {loaded.mask_id}) does not fit the"
+            f" task's ({vocab_size} tokens, the mask {mask_id})"
+        )
+    return _checked(MaskedLM(loaded.model, vocab_size, mask_id), length)
+
+
+def _checked(network: MaskedLM, length: int) -> MaskedLM:
+    """Tries the hardest sequence: the full length, masked all over."""
+    name, limit = type(network.model).__name__, network.max_length
+    if limit is not None and length > limit:
+        # RoBERTa and ESM number positions from the padding token's id, and so need more of them.
+        advice = f"max_position_embeddings has to be {length + unusable(network.model)} or more"
+        raise ValueError(f"{name} cannot take {length} tokens: it has {limit} positions; {advice}")
+    x = torch.full((1, length), network.mask_id)
+    try:
+        with torch.no_grad():
+            logits = network.eval()(x, torch.ones_like(x, dtype=torch.bool))
+    except (IndexError, RuntimeError) as error:
+        raise ValueError(f"{name} fails on {length} tokens ({error})") from error
+    if bool(logits.isnan().any()):
+        advice = "; set token_dropout to false" if getattr(network.model.config, "token_dropout", False) else ""
+        raise ValueError(f"{name} gives NaN for a sequence that is masked all over{advice}")
+    return network
+
+
+def save_masked_lm(folder: Path, network: MaskedLM, about: dict[str, Any]) -> None:
+    """Writes a model as the library does, each file replaced atomically; `from_pretrained` reads the folder.
+
+    Args:
+        folder: The folder; made if missing.
+        network: The model.
+        about: Kept under `unmask` in `config.json`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.tmp"):
+        shutil.rmtree(left)
+    setattr(network.model.config, KEY, {"format": FORMAT, **about})
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".", suffix=".tmp") as temporary:
+        with quiet():
+            network.model.save_pretrained(temporary)
+        # The weights first: a folder that has a new configuration has the weights that go with it.
+        for file in sorted(Path(temporary).iterdir(), key=lambda path: path.suffix != ".safetensors"):
+            flush(file)
+            os.replace(file, folder / file.name)
+    flush(folder)

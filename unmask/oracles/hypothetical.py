@@ -1,0 +1,53 @@
+"""States that nobody sampled: what a rule would do there, for exact laws."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..sampling.draw import Draw
+from ..sampling.loop import Sampler
+from ..sampling.state import Memory, State
+
+
+def hypothetical(
+    sampler: Sampler,
+    x: Int[Tensor, "states length"],
+    memory: Memory,
+    block: Int[Tensor, "states length"],
+    noise: Float[Tensor, "states length"] | None = None,
+    temperature: float = 1.0,
+) -> State:
+    """A state for each row of tokens, with all masks still to be written.
+
+    Args:
+        sampler: Whose settings the states have.
+        x: Tokens, without padding.
+        memory: What the rule remembers of each.
+        block: The number of the block of each position.
+        noise: The uniforms of random orders; default: zeros, for rules without.
+        temperature: The temperature of the draw.
+    """
+    masked = x == sampler.denoiser.mask_id
+    zeros = torch.zeros(x.shape, dtype=torch.float64)
+    none = torch.zeros(len(x), dtype=torch.int64)
+    tau = torch.full((len(x),), temperature, dtype=torch.float64)
+    return State(
+        slot=torch.arange(len(x)),
+        x=x,
+        valid=torch.ones_like(masked),
+        pending=masked,
+        editable=masked,
+        block=block,
+        visits=torch.zeros_like(x),
+        streams=none,
+        token_noise=zeros,
+        order_noise=zeros if noise is None else noise,
+        memory=memory,
+        draw=Draw.of(tau, [sampler.settings]),
+        nfe=none,
+        evaluations=none,
+        more=none.bool(),
+        mask_id=sampler.denoiser.mask_id,
+    )

@@ -1,0 +1,1 @@
+"""The sampling loop: states, what a rule sees and does, and the queue."""

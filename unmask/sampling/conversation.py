@@ -1,0 +1,242 @@
+"""A rule is a conversation: it *asks* for evaluations, gets *answers*, and ends its turn with a *move*.
+
+    def turn(self, seen):
+        answer = yield Ask(seen.candidate)
+        chosen, memory = ...
+        return Move(chosen, memory, answer)
+
+The loop carries questions to the denoiser and moves to the state, and knows no rule by name. A rule that looks before
+it chooses asks once, for all candidates; one that needs not look asks for what it has chosen; one that verifies a draft
+asks for several states of a sequence at once; one that tests asks several times. A rule may mask positions again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..draws.categorical import Marginals
+from ..draws.streams import Purpose, uniforms
+from .draw import Draw
+from .state import Memory
+from .view import View
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A question to the denoiser: the states to evaluate, and the positions whose logits are wanted.
+
+    Attributes:
+        where: The positions, of each state.
+        x: The states; `None` is the sequences as they stand, one state each, in order.
+        row: Whose each state is, as a row of the situation; `None` is one of each row, in order.
+        time: The diffusion time of each state, for denoisers that want it.
+        index: The positions as indices into the flattened states, if they are known already.
+        power: A power `β >= 1` for each row of the situation, for `Marginals.log_moment`.
+        unsure: True for states that may turn out impossible: if their logits are no distribution, that is no error.
+        measure: Whether the statistics of the logits are wanted; without, the answer's are `None`.
+    """
+
+    where: Bool[Tensor, "states length"]
+    x: Int[Tensor, "states length"] | None = None
+    row: Int[Tensor, " states"] | None = None
+    time: Float[Tensor, " states"] | None = None
+    index: Int[Tensor, " positions"] | None = None
+    power: Float[Tensor, " rows"] | None = None
+    unsure: Bool[Tensor, " states"] | None = None
+    measure: bool = True
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the denoiser answered: a row of logits per position asked for, row-major.
+
+    Attributes:
+        ask: The question.
+        index: The positions as indices into the flattened states.
+        logits: As the denoiser gave them, after the processors of the sequences; forbidden tokens are still in.
+        marginals: Their statistics without the forbidden tokens; `None` if they were not wanted. That they are
+            distributions is checked at the end of the turn.
+    """
+
+    ask: Ask
+    index: Int[Tensor, " positions"]
+    logits: Float[Tensor, "positions vocab"]
+    marginals: Marginals | None = None
+
+    @cached_property
+    def state(self) -> Int[Tensor, " positions"]:
+        """The state that each row of the logits belongs to."""
+        return self.index.div(self.ask.where.shape[1], rounding_mode="floor")
+
+    @cached_property
+    def row(self) -> Int[Tensor, " positions"]:
+        """The row of the situation that each row of the logits belongs to."""
+        return self.state if self.ask.row is None else self.ask.row[self.state]
+
+    @property
+    def stats(self) -> Marginals:
+        """The statistics, which must have been asked for."""
+        assert self.marginals is not None
+        return self.marginals
+
+
+@dataclass(frozen=True)
+class Move:
+    """How a rule ends its turn: what is written and what is masked again.
+
+    Attributes:
+        chosen: Positions to write: masks of the open block, or with `tokens` also positions that have one.
+        memory: The rule's memory afterwards.
+        answer: The answer whose rows the chosen positions are drawn from; `None` if nothing is written.
+        rows: Which row of it each chosen position (row-major) is drawn from; `None` if that follows from `chosen`.
+        tokens: The token of each row of the answer, if the rule has drawn them itself.
+        logits: Log-probabilities to draw the chosen positions from instead, a row each.
+        power: Draws are made from the marginals to this power, one per row.
+        together: Whether positions written in one row were drawn independently, so that `ΣH - max H` bounds the loss.
+        erase: Positions to mask again; they must have been masked in the beginning.
+        more: True for rows in which the rule has more to do even if no mask remains; `None` leaves it as it was.
+    """
+
+    chosen: Bool[Tensor, "rows length"]
+    memory: Memory
+    answer: Answer | None
+    rows: Int[Tensor, " chosen"] | None = None
+    tokens: Int[Tensor, " positions"] | None = None
+    logits: Float[Tensor, "chosen vocab"] | None = None
+    power: Float[Tensor, " rows"] | None = None
+    together: bool = True
+    erase: Bool[Tensor, "rows length"] | None = None
+    more: Bool[Tensor, " rows"] | None = None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a rule is told when its turn begins: the unfinished sequences of a batch, a row each.
+
+    Attributes:
+        x: Their tokens.
+        candidate: Masks of the open block of each.
+        pending: All masks that are still to be written.
+        editable: Positions that were masked in the beginning.
+        valid: False at padding.
+        block: The number of the block of each position.
+        noise: The uniform of each position for random orders and clocks, fixed for the whole sequence.
+        token_noise: The uniform of the next token of each position.
+        memory: What the rule remembers of each.
+        streams: The random stream of each.
+        nfe: Evaluations each has taken part in.
+        draw: How tokens are drawn.
+        mask_id: Id of the mask token.
+        wants_time: Whether the denoiser wants to know the diffusion time.
+        index: The candidates as indices into the flattened rows.
+    """
+
+    x: Int[Tensor, "rows length"]
+    candidate: Bool[Tensor, "rows length"]
+    pending: Bool[Tensor, "rows length"]
+    editable: Bool[Tensor, "rows length"]
+    valid: Bool[Tensor, "rows length"]
+    block: Int[Tensor, "rows length"]
+    noise: Float[Tensor, "rows length"]
+    token_noise: Float[Tensor, "rows length"]
+    memory: Memory
+    streams: Int[Tensor, " rows"]
+    nfe: Int[Tensor, " rows"]
+    draw: Draw
+    mask_id: int
+    wants_time: bool
+    index: Int[Tensor, " candidates"] | None = None
+
+    @property
+    def masked(self) -> Bool[Tensor, "rows length"]:
+        """Positions without a token, whether they are still to be written or not."""
+        return (self.x == self.mask_id) & self.valid
+
+    @property
+    def share(self) -> Float[Tensor, " rows"]:
+        """The share of each sequence that is still to be written."""
+        return self.pending.sum(-1).double() / self.valid.sum(-1)
+
+    @property
+    def numbers(self) -> Float[Tensor, "rows memory"]:
+        """The memory, of a rule that remembers nothing but numbers."""
+        assert isinstance(self.memory, Tensor)
+        return self.memory
+
+    def view(self, answer: Answer | None = None, numbers: Float[Tensor, "rows memory"] | None = None) -> View:
+        """What orders and budgets may look at: without an answer no marginals.
+
+        Args:
+            answer: To a question about the candidates of the sequences as they stand.
+            numbers: What the budget remembers, if the rule remembers more than that.
+        """
+        masked = self.masked
+        numbers = self.numbers if numbers is None else numbers
+        view = View.blank(self.candidate, self.noise, numbers, masked, self.valid & ~masked)
+        if answer is None:
+            return view
+        late = self.draw.late(answer.stats.token, answer.row) if self.draw.waits else None
+        return view.measured(answer.stats, late)
+
+    def fresh(self, purpose: Purpose) -> Float[Tensor, "rows length"]:
+        """A uniform per position that no other evaluation of the sequence has."""
+        position = torch.arange(self.x.shape[1], device=self.x.device)
+        return uniforms(self.streams.unsqueeze(-1), position, purpose, self.nfe.unsqueeze(-1))
+
+
+Conversation = Generator[Ask, Answer, Move]
+"""A turn of a rule: it yields questions, is sent answers, and returns a move."""
+
+
+class LawKind(StrEnum):
+    """How the exact law of a rule is found (`unmask.oracles.exact_law`): by what decides on its positions."""
+
+    PATH = "path"
+    """The state and noise that is fixed for the sequence: a sequence tells in which steps it was drawn."""
+    SCORES = "scores"
+    """Scores with fresh noise in every step, of marginals or of drawn tokens (`ScoredOrder`)."""
+    DRAFTS = "drafts"
+    """Tests of drawn tokens."""
+    ONE = "one"
+    """It is that of one position at a time, in the same order."""
+    NONE = "none"
+    """It is not computed: `AnyRule.no_law` says why."""
+
+
+@runtime_checkable
+class AnyRule(Protocol):
+    """What the loop needs of a rule. A rule is stateless: what it remembers of a sequence is in the state.
+
+    Attributes:
+        asks_once: True if a turn asks one question, about the sequences as they stand: all that a foreign loop can
+            answer, and all that a cache of keys and values can keep.
+        waits: True if it looks at the marginals of all candidates before it chooses, and so can let some tokens wait
+            for the others (`Settings.last`).
+        law: How its exact law is found.
+        no_law: Why its law is not computed; empty if it is.
+    """
+
+    @property
+    def asks_once(self) -> bool: ...
+    @property
+    def waits(self) -> bool: ...
+    @property
+    def law(self) -> LawKind: ...
+    @property
+    def no_law(self) -> str: ...
+
+    def start(self, masked: Int[Tensor, " batch"]) -> Memory:
+        """Returns what it remembers of sequences that begin with so many masks."""
+        ...
+
+    def turn(self, seen: Situation) -> Conversation:
+        """Holds one turn: from a situation to a move."""
+        ...

@@ -1,0 +1,247 @@
+"""How each sequence of a batch is drawn: temperature, truncation, forbidden tokens, processors, a row each."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from ..draws.categorical import Marginals, check_draw, divergence, draw_rows, marginals, most_probable
+
+
+@runtime_checkable
+class Processor(Protocol):
+    """Changes the logits of a sequence before anything is planned or drawn, such as a logit bias.
+
+    It sees one position at a time and what is written anywhere in the sequence; it must not depend on other sequences.
+    """
+
+    def __call__(
+        self,
+        logits: Float[Tensor, "rows vocab"],
+        position: Int[Tensor, " rows"],
+        x: Int[Tensor, "rows length"],
+    ) -> Float[Tensor, "rows vocab"]:
+        """Returns new logits.
+
+        Args:
+            logits: Of masked positions of sequences that have this processor; to be left as they are.
+            position: Where in its sequence each row is.
+            x: The sequence of each row, with the mask token where it is masked.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all sequences drawn alike have in common.
+
+    Attributes:
+        top_k: Keep the `k` most probable tokens when drawing; `None` keeps all.
+        top_p: Keep the smallest set of tokens with this mass when drawing; `None` keeps all.
+        forbidden: Tokens that must not appear, the mask token among them; planning does not see them either.
+        last: Tokens that go after the others (see `View.measured`).
+        processor: Changes the logits before planning and drawing; `None` leaves them.
+    """
+
+    top_k: int | None = None
+    top_p: float | None = None
+    forbidden: tuple[int, ...] = ()
+    last: tuple[int, ...] = ()
+    processor: Processor | None = None
+
+    @staticmethod
+    def of(
+        vocab_size: int,
+        mask_id: int,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        forbidden: Iterable[int] = (),
+        last: Iterable[int] = (),
+        processor: Processor | None = None,
+    ) -> Settings:
+        """Checks settings against a vocabulary; the mask token becomes one of the forbidden tokens.
+
+        Raises:
+            ValueError: If a setting is out of range, a token id outside the vocabulary, or every token forbidden.
+        """
+        check_draw(1.0, top_k, top_p)
+        banned = sorted({operator.index(token) for token in forbidden} | {mask_id})
+        outside = [token for token in banned if not 0 <= token < vocab_size]
+        if outside:
+            raise ValueError(f"forbidden tokens {outside} are outside the vocabulary 0..{vocab_size - 1}")
+        if len(banned) == vocab_size:
+            raise ValueError("every token of the vocabulary is forbidden")
+        return Settings(top_k, top_p, tuple(banned), tuple(sorted(set(last))), processor)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """How the tokens of each sequence are drawn. Sequences with equal settings are worked on together.
+
+    Attributes:
+        temperature: Divides the logits of a draw; 0 takes the argmax. Planning does not see it.
+        kind: Which of the settings each sequence has; on the host.
+        settings: The distinct ones.
+    """
+
+    temperature: Float[Tensor, " batch"]
+    kind: Int[Tensor, " batch"]
+    settings: tuple[Settings, ...]
+
+    @staticmethod
+    def of(temperature: Float[Tensor, " batch"], settings: Sequence[Settings]) -> Draw:
+        """Gathers the settings of each sequence: one for all, or one a sequence."""
+        distinct: list[Settings] = []
+        for one in settings:
+            if one not in distinct:
+                distinct.append(one)
+        if len(settings) == 1:
+            kind = torch.zeros(len(temperature), dtype=torch.int64)
+        else:
+            kind = torch.tensor([distinct.index(one) for one in settings], dtype=torch.int64)
+        return Draw(temperature, kind, tuple(distinct))
+
+    def select(self, rows: Int[Tensor, " kept"]) -> Draw:
+        """Some of the sequences, in the given order."""
+        kind = torch.zeros(len(rows), dtype=torch.int64) if len(self.settings) == 1 else self.kind[rows.cpu()]
+        return Draw(self.temperature[rows], kind, self.settings)
+
+    @staticmethod
+    def join(parts: Sequence[Draw]) -> Draw:
+        """One after the other; equal settings become one."""
+        settings: list[Settings] = []
+        kinds = []
+        for part in parts:
+            for one in part.settings:
+                if one not in settings:
+                    settings.append(one)
+            number = torch.tensor([settings.index(one) for one in part.settings])
+            kinds.append(number[part.kind])
+        return Draw(torch.cat([part.temperature for part in parts]), torch.cat(kinds), tuple(settings))
+
+    def parts(self, row: Int[Tensor, " values"]) -> Iterator[tuple[Settings, Int[Tensor, " part"] | slice]]:
+        """Which of some values, each of a sequence, have which settings: indices, or everything if all are alike."""
+        if len(self.settings) == 1:
+            yield self.settings[0], slice(None)
+            return
+        kind = self.kind.to(row.device)[row]
+        for number, settings in enumerate(self.settings):
+            index = (kind == number).nonzero().squeeze(-1)
+            if len(index):
+                yield settings, index
+
+    def processed(
+        self, logits: Float[Tensor, "rows vocab"], row: Int[Tensor, " rows"], position: Int[Tensor, " rows"], x: Tensor
+    ) -> Float[Tensor, "rows vocab"]:
+        """The logits after the processors of their sequences.
+
+        Args:
+            logits: Some positions' logits.
+            row: The sequence of each, as a row of this object.
+            position: Where in its sequence each is.
+            x: The state of each sequence that was evaluated, a row for each row of the logits.
+        """
+        changed = logits.clone()
+        for settings, index in self.parts(row):
+            if settings.processor is not None:
+                changed[index] = settings.processor(logits[index], position[index], x[index]).to(logits.dtype)
+        return changed
+
+    def statistics(
+        self, logits: Float[Tensor, "rows vocab"], row: Int[Tensor, " rows"], power: Float[Tensor, " rows"] | None
+    ) -> Marginals:
+        """`marginals` of each row without the tokens that its sequence forbids; not checked."""
+        if len(self.settings) == 1:
+            return marginals(logits, self.settings[0].forbidden, power, check=False)
+        whole: dict[str, Tensor] = {}
+        for settings, index in self.parts(row):
+            some = None if power is None else power[index]
+            part = marginals(logits[index], settings.forbidden, some, check=False)
+            for field in fields(Marginals):
+                values = getattr(part, field.name)
+                if values is not None and field.name != "masses":
+                    empty = values.new_empty(len(row))
+                    whole.setdefault(field.name, empty)[index] = values
+        if not whole:
+            return marginals(logits, (), power, check=False)
+        return Marginals(**whole)
+
+    def tokens(
+        self,
+        logits: Float[Tensor, "all vocab"],
+        rows: Int[Tensor, " drawn"] | None,
+        row: Int[Tensor, " drawn"],
+        uniform: Float[Tensor, " drawn"],
+        stats: Marginals | None = None,
+        power: Float[Tensor, " drawn"] | None = None,
+    ) -> Int[Tensor, " drawn"]:
+        """Draws one token from some rows of logits, each with the settings of its sequence.
+
+        Args:
+            logits: Rows to draw from.
+            rows: Which of them; `None` takes each once.
+            row: The sequence of each token.
+            uniform: The uniform of each.
+            stats: What is known of the same logits: changes no draw, saves work.
+            power: Draws are made from the marginals to this power.
+        """
+        tau = self.temperature[row]
+        tau = tau if power is None else tau / power
+        if len(self.settings) == 1:
+            one = self.settings[0]
+            return draw_rows(logits, rows, uniform, tau, one.top_k, one.top_p, one.forbidden, stats)
+        rows = torch.arange(len(row), device=row.device) if rows is None else rows
+        drawn = torch.empty_like(row)
+        for one, index in self.parts(row):
+            drawn[index] = draw_rows(
+                logits, rows[index], uniform[index], tau[index], one.top_k, one.top_p, one.forbidden, stats
+            )
+        return drawn
+
+    def divergence(
+        self, new: Float[Tensor, "rows vocab"], old: Float[Tensor, "rows vocab"], row: Int[Tensor, " rows"]
+    ) -> Float[Tensor, " rows"]:
+        """`KL(new || old)` of each row of logits in nats, without the tokens that its sequence forbids."""
+        found = torch.zeros(len(new), dtype=torch.float64, device=new.device)
+        for one, index in self.parts(row):
+            found[index] = divergence(new[index], old[index], one.forbidden)
+        return found
+
+    def most_probable(
+        self, logits: Float[Tensor, "rows vocab"], log_norm: Float[Tensor, " rows"], row: Tensor, count: int
+    ) -> tuple[Int[Tensor, "rows top"], Float[Tensor, "rows top"]]:
+        """The most probable tokens of each row; fewer where a sequence allows fewer, then 0 at -inf."""
+        count = min(count, logits.shape[1] - min(len(one.forbidden) for one in self.settings))
+        token = torch.zeros(len(row), count, dtype=torch.int64, device=row.device)
+        log_p = torch.full((len(row), count), -torch.inf, dtype=log_norm.dtype, device=row.device)
+        for one, index in self.parts(row):
+            best = most_probable(logits[index], log_norm[index], count, one.forbidden)
+            token[index, : best[0].shape[1]], log_p[index, : best[0].shape[1]] = best
+        return token, log_p
+
+    @property
+    def processes(self) -> bool:
+        """Whether a sequence has a processor."""
+        return any(one.processor is not None for one in self.settings)
+
+    @property
+    def waits(self) -> bool:
+        """Whether a sequence keeps some tokens for last."""
+        return any(one.last for one in self.settings)
+
+    def late(self, token: Int[Tensor, " rows"], row: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
+        """Where a token is one that its sequence keeps for last."""
+        late = torch.zeros(len(token), dtype=torch.bool, device=token.device)
+        for one, index in self.parts(row):
+            late[index] = torch.isin(token[index], torch.tensor(one.last, dtype=token.dtype, device=token.device))
+        return late
+
+    def at(self, temperature: Float[Tensor, " batch"]) -> Draw:
+        """The same at other temperatures."""
+        return replace(self, temperature=temperature)

@@ -1,0 +1,229 @@
+"""What a run leaves: tokens, what they cost, and how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from .state import State
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """What one step did. Rows are those of the sequences that were evaluated, in state order.
+
+    Attributes:
+        sequence: Index of each row's sequence in the state.
+        candidate: Positions the rule could choose from.
+        chosen: Positions unmasked.
+        tokens: Their tokens, row-major over `chosen`, like the next two.
+        log_prob: Log-probability of each token under the marginal it was planned with (temperature 1).
+        entropy: Entropy of that marginal, in nats.
+        bound: `ΣH - max H` over each row's chosen positions, in nats.
+        forward_passes: Evaluations of the batch: 0 if nothing was pending, more than 1 if the rule asked several times.
+        evaluations: States of each row that were evaluated: 1, or more if the rule evaluates ahead.
+        erased: Positions masked again, if the rule does that.
+        top_tokens: The most probable tokens at each chosen position, if they were asked for; see `most_probable`.
+        top_log_prob: Their log-probabilities.
+    """
+
+    sequence: Int[Tensor, " rows"]
+    candidate: Bool[Tensor, "rows length"]
+    chosen: Bool[Tensor, "rows length"]
+    tokens: Int[Tensor, " chosen"]
+    log_prob: Float[Tensor, " chosen"]
+    entropy: Float[Tensor, " chosen"]
+    bound: Float[Tensor, " rows"]
+    forward_passes: int
+    evaluations: Int[Tensor, " rows"]
+    erased: Bool[Tensor, "rows length"] | None = None
+    top_tokens: Int[Tensor, "chosen top"] | None = None
+    top_log_prob: Float[Tensor, "chosen top"] | None = None
+
+    @staticmethod
+    def empty(x: Int[Tensor, "batch length"]) -> StepInfo:
+        """The information of a step that had nothing to do."""
+        nobody = torch.zeros(0, x.shape[1], dtype=torch.bool, device=x.device)
+        nothing = x.new_zeros(0)
+        none = torch.zeros(0, dtype=torch.float64, device=x.device)
+        return StepInfo(nothing, nobody, nobody, nothing, none, none, none, 0, nothing)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One position being unmasked.
+
+    Attributes:
+        step: Number of the evaluation, counted from 1 within the sequence.
+        position: Where.
+        token: What.
+        probability: Of that token, under its marginal at temperature 1.
+        entropy: Of that marginal, in nats.
+        candidates: The most probable tokens of that marginal with their probabilities, if they were asked for.
+    """
+
+    step: int
+    position: int
+    token: int
+    probability: float
+    entropy: float
+    candidates: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished (or stopped) batch.
+
+    Attributes:
+        tokens: The sequences, right-padded with the mask token.
+        lengths: Their lengths.
+        nfe: Evaluations each sequence took part in.
+        evaluations: States of each sequence that were evaluated: `nfe`, or more if the rule evaluates ahead
+            (`Speculative`).
+        forward_passes: Evaluations of the batch.
+        bounds: For each sequence, the `ΣH - max H` of each step of this run, in nats. A diagnostic: the bound on the
+            divergence is an expectation over the states that the *data* visit, these are the sampler's own.
+        masks_left: Masks remaining in each sequence: 0 unless `max_steps` ended the run.
+        streams: The random stream of each sequence, as an integer in `[0, 2**64)`.
+        initial: The tokens the run began with.
+        pending: Where masks remain.
+        steps: What happened in each step, if a trace was asked for.
+    """
+
+    tokens: Int[Tensor, "batch length"]
+    lengths: Int[Tensor, " batch"]
+    nfe: Int[Tensor, " batch"]
+    evaluations: Int[Tensor, " batch"]
+    forward_passes: int
+    bounds: tuple[tuple[float, ...], ...]
+    masks_left: Int[Tensor, " batch"]
+    streams: tuple[int, ...]
+    initial: Int[Tensor, "batch length"]
+    pending: Bool[Tensor, "batch length"]
+    steps: tuple[StepInfo, ...] | None
+
+    @staticmethod
+    def of(
+        state: State,
+        initial: Tensor,
+        forward_passes: int,
+        bounds: list[tuple[Tensor, Tensor]],
+        steps: list[StepInfo] | None,
+    ) -> Result:
+        """Collects the result of a run that ended in `state`."""
+        per_sequence: list[list[float]] = [[] for _ in range(len(state.x))]
+        for sequence, bound in bounds:
+            for row, nats in zip(sequence.tolist(), bound.tolist(), strict=True):
+                per_sequence[row].append(nats)
+        return Result(
+            tokens=state.x,
+            lengths=state.valid.sum(-1),
+            nfe=state.nfe,
+            evaluations=state.evaluations,
+            forward_passes=forward_passes,
+            bounds=tuple(tuple(nats) for nats in per_sequence),
+            masks_left=state.pending.sum(-1),
+            streams=tuple(stream % 2**64 for stream in state.streams.tolist()),
+            initial=initial,
+            pending=state.pending,
+            steps=None if steps is None else tuple(steps),
+        )
+
+    @property
+    def finished(self) -> Bool[Tensor, " batch"]:
+        """True where no mask remains."""
+        return self.masks_left == 0
+
+    @property
+    def bound(self) -> Float[Tensor, " batch"]:
+        """Realised `Σ_steps (ΣH - max H)` of each sequence, in nats."""
+        return torch.tensor([sum(nats) for nats in self.bounds], dtype=torch.float64)
+
+    @property
+    def sequences(self) -> list[list[int]]:
+        """The sequences as lists of their own lengths."""
+        return [row[:n] for row, n in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
+
+    def trace(self, sequence: int = 0) -> list[Event]:
+        """Returns what was unmasked when in one sequence, in order of steps and positions.
+
+        Raises:
+            ValueError: If the run kept no trace.
+            IndexError: If there is no such sequence.
+        """
+        if self.steps is None:
+            raise ValueError("this run kept no trace; pass trace=True")
+        if not -len(self.nfe) <= sequence < len(self.nfe):
+            raise IndexError(f"there is no sequence {sequence} in a batch of {len(self.nfe)}")
+        sequence %= len(self.nfe)
+        events: list[Event] = []
+        number = 0
+        for info in self.steps:
+            row = (info.sequence == sequence).nonzero()
+            if not len(row):
+                continue
+            number += 1
+            of_row = info.chosen.nonzero()[:, 0] == row[0, 0]
+            columns = (info.tokens, info.log_prob.exp(), info.entropy)
+            where = info.chosen[row[0, 0]].nonzero().squeeze(-1).tolist()
+            candidates = [()] * len(where)
+            if info.top_tokens is not None and info.top_log_prob is not None:
+                pairs = zip(info.top_tokens[of_row].tolist(), info.top_log_prob[of_row].exp().tolist(), strict=True)
+                candidates = [tuple(zip(tokens, masses, strict=True)) for tokens, masses in pairs]
+            values = zip(where, *(column[of_row].tolist() for column in columns), candidates, strict=True)
+            events.extend(Event(number, *value) for value in values)
+        return events
+
+    def render(
+        self, sequence: int = 0, decode: Callable[[int], str] = str, mask: str = "_", color: bool = False
+    ) -> str:
+        """Draws one sequence's trace for a terminal: a line per evaluation, what it unmasked in brackets.
+
+        Args:
+            sequence: Which one.
+            decode: Turns a token into text.
+            mask: What a mask looks like.
+            color: Use ANSI colours instead of brackets.
+
+        Raises:
+            ValueError: If the run kept no trace.
+        """
+        events = self.trace(sequence)
+        fixed = {event.position: event for event in events}
+        tokens = self.initial[sequence, : int(self.lengths[sequence])].tolist()
+        lines = []
+        for step in range(max((event.step for event in events), default=0) + 1):
+            cells, fresh = [], [event for event in events if event.step == step]
+            for position, token in enumerate(tokens):
+                event = fixed.get(position)
+                if event is None:
+                    text = mask if bool(self.pending[sequence, position]) else decode(token)
+                elif event.step > step:
+                    text = mask
+                else:
+                    text = decode(event.token)
+                    if event.step == step:
+                        text = f"\x1b[1;33m{text}\x1b[0m" if color else f"[{text}]"
+                cells.append(text)
+            note = f"   p >= {min(event.probability for event in fresh):.3f}" if fresh else ""
+            lines.append(f"{step:>4}  {' '.join(cells)}{note}")
+        return "\n".join(lines)
+
+    def trace_json(self, sequence: int = 0) -> dict[str, Any]:
+        """Returns one sequence's trace as plain data, ready for `json.dumps`."""
+        length = int(self.lengths[sequence])
+        return {
+            "stream": self.streams[sequence],
+            "initial": self.initial[sequence, :length].tolist(),
+            "tokens": self.tokens[sequence, :length].tolist(),
+            "nfe": int(self.nfe[sequence]),
+            "evaluations": int(self.evaluations[sequence]),
+            "bounds": list(self.bounds[sequence]),
+            "events": [vars(event) for event in self.trace(sequence)],
+        }
