@@ -48,6 +48,8 @@ class Guided:
             valid=both(query.valid, query.valid),
             sequence=both(query.sequence, query.sequence),
             time=None if query.time is None else both(query.time, query.time),
+            index=None,
+            block=None if query.block is None else both(query.block, query.block),
         )
         given, without = self.denoiser(doubled).chunk(2)
         guided = without + (1 + self.scale) * (given - without)
