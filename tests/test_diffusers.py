@@ -260,3 +260,78 @@ def test_the_scheduler_is_saved_and_loaded_with_its_rule(tmp_path):
     loaded: Any = UnmaskScheduler.from_pretrained(tmp_path)
     assert str(loaded.rule) == str(named_rule(EB).rule)
     assert loaded.config.block_length == 8
+
+
+@pytest.mark.parametrize(
+    ("prompt", "new"),
+    [
+        ([3, MASK, 4, 5], 4),  # in a block of its own
+        ([3, 4, 5, 6, 7, MASK], 2),  # in a block with the answer
+        ([MASK], 7),
+        ([3, 4, 5, 6], 5),  # three positions are cut off
+        ([3, 4, 5], 2),
+        ([3, 4, 5, 6], 1),
+    ],
+)
+@pytest.mark.parametrize("rule", ["top1-entropy", "left-to-right"])
+def test_prompts_are_kept_and_what_is_cut_off_costs_nothing(prompt: list[int], new: int, rule: str):
+    """The case from the field: a mask in the prompt was overwritten or not by its block, and the tail was drawn."""
+    pipe, seen = pipeline(llama(), rule), []
+
+    def look(_: Any, step: int, timestep: int, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen.append(state["block_x"][0].tolist())
+        return {}
+
+    out = pipe(input_ids=torch.tensor([prompt]), gen_length=new, callback_on_step_end=look, generator=seeded(0))
+    assert all(x[: len(prompt)] == prompt for x in seen)
+    assert pipe.scheduler.nfe.tolist() == [new]
+    assert out.sequences.shape == (1, new)
+    assert MASK not in out.sequences[0].tolist()
+
+
+def test_a_tail_that_is_cut_off_is_no_part_of_what_the_rule_plans():
+    """Half of the masks per evaluation: of the five that are wanted, not of the eight that there are."""
+    pipe = pipeline(llama(), "steps:steps=2", block_length=8)
+    pipe(input_ids=torch.tensor([[3] * 8]), gen_length=5, generator=seeded(0), temperature=1.0)
+    assert pipe.scheduler.nfe.tolist() == [2]
+    whole = pipeline(llama(), "steps:steps=2", block_length=5)
+    scheduler: Any = whole.scheduler
+    logits, x = torch.randn(1, 8, 9, generator=seeded(1)), torch.full((1, 8), MASK)
+    scheduler.set_timesteps(4, gen_length=5)
+    after = scheduler.step(logits, 0, x, mask_token_id=MASK, generator=seeded(0))
+    assert int(after.transfer_index.sum()) == 3
+    assert not bool(after.transfer_index[0, 5:].any())
+    scheduler.set_timesteps(4)
+    plain = scheduler.step(logits, 0, x, mask_token_id=MASK, generator=seeded(0))
+    assert int(plain.transfer_index.sum()) == 4
+
+
+def test_a_prompt_mask_is_heeded_and_checked():
+    scheduler: Any = UnmaskScheduler("all", 4)
+    logits, x = torch.zeros(2, 4, 5), torch.full((2, 4), 4)
+    prompt = torch.tensor([True, False, True, False])
+    after = scheduler.step(logits, 0, x, mask_token_id=4, prompt_mask=prompt, generator=seeded(0))
+    assert after.prev_sample[:, prompt].tolist() == [[4, 4], [4, 4]]
+    assert bool((after.prev_sample[:, ~prompt] != 4).all())
+    for wrong in (prompt[:3], prompt.long(), prompt.expand(2, 4)):
+        with pytest.raises(ValueError, match="prompt_mask is one truth value per position"):
+            scheduler.step(logits, 0, x, mask_token_id=4, prompt_mask=wrong)
+
+
+def test_ids_beyond_the_pipelines_tokenizer_are_not_drawn():
+    class Padded(Model):
+        def forward(self, x: Tensor, attention_mask: Tensor, position_ids: Tensor) -> SimpleNamespace:
+            logits = torch.zeros(*x.shape, len(WORDS) + 7)
+            logits[..., len(WORDS) :] = 9.0
+            return SimpleNamespace(logits=logits)
+
+    for temperature in (0.0, 1.0):
+        out = pipeline(Padded(), "all")(
+            input_ids=torch.tensor([[3, 4]]), gen_length=30, temperature=temperature, generator=seeded(0)
+        )
+        assert int(out.sequences.max()) < len(WORDS)
+    (end,) = {len(WORDS) + 6}
+    out = pipeline(Padded(), "left-to-right")(
+        input_ids=torch.tensor([[3, 4]]), gen_length=30, generator=seeded(0), eos_token_id=end
+    )
+    assert out.sequences[0, 0] == end  # but for one that ends a text

@@ -83,8 +83,8 @@ class Scripted(LanguageModel):
         assert self.tokenizer is not None
         self.settings.append(settings)
         completions = []
-        for tokens, stream in zip(prompts, settings["streams"], strict=True):
-            prompt = str(self.tokenizer.decode(tokens))
+        for one, stream in zip(prompts, settings["streams"], strict=True):
+            prompt = str(self.tokenizer.decode(one.tokens))
             self.asked.append(prompt)
             text = self.answer(prompt)
             for stop in settings["stop"]:

@@ -192,7 +192,7 @@ def test_chats_go_through_the_template(model):
     assert model.encode("1+1=") == [encode("1+1=")]
     ids = model.generate([encode("1+1=")], rule=ONE, max_new_tokens=4)[0]
     assert ids.tokens == model.generate("1+1=", rule=ONE, max_new_tokens=4)[0].tokens
-    with pytest.raises(Exception, match="roles of a chat"):
+    with pytest.raises(ValueError, match="roles of a chat"):
         model.generate([{"role": "system", "content": "x"}], rule=ONE, max_new_tokens=4)
 
 
@@ -290,7 +290,7 @@ def test_end_tokens_of_a_configuration_may_be_several(folder, tmp_path):
         ({"top_p": 0.0}, "top_p"),
         ({"guidance": -1.0}, "guidance must be"),
         ({"batch_size": 0}, "batch_size"),
-        ({"streams": [1, 2]}, "2 streams for 1 prompts"),
+        ({"streams": [1, 2]}, "2 streams for 1 answers"),
         ({"forbidden": [1000]}, "outside the vocabulary"),
     ],
 )

@@ -17,13 +17,17 @@ import torch
 pytest.importorskip("lm_eval")
 pytest.importorskip("transformers")
 
+from decoders import byte_level, word_piece
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model
+from test_continuation import Plan
 from test_harness import EB, GSM, HUMAN, MATH, MBPP, write
+from transformers import BertConfig, BertForMaskedLM
 from typer.testing import CliRunner
 
 from unmask import derive, nelbo
 from unmask.cli import app
+from unmask.denoiser import Query
 from unmask.evaluation.harness import evaluate
 from unmask.integrations.lm_eval import UnmaskLM
 from unmask.language import LanguageModel
@@ -269,3 +273,88 @@ def test_twenty_items_of_each_task_go_on_after_a_kill(folder: Path, tmp_path: Pa
         assert {name: value for name, value in again.items() if name not in timed} == {
             name: value for name, value in row.items() if name not in timed
         }
+
+
+@pytest.fixture(scope="module")
+def bert() -> LanguageModel:
+    """A tiny BERT: its tokenizer puts `[CLS]` before a text and `[SEP]` after it."""
+    torch.manual_seed(0)
+    tokenizer = word_piece()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=48,
+        max_position_embeddings=48,
+        initializer_range=0.5,
+    )
+    return LanguageModel.of(BertForMaskedLM(config).double().eval(), tokenizer)
+
+
+def test_the_model_is_shown_what_generate_shows_it(bert: LanguageModel):
+    """The case from the field: what comes behind the answer was dropped, and BERT answered another text."""
+    settings = {"until": ["s"], "max_gen_toks": 6}
+    texts = ["the sky is", "the", "blue " * 60]
+    own = bert.generate(texts[:2], rule=EB, max_new_tokens=6, stop="s")
+    lm = UnmaskLM(bert, EB)
+    found = lm.generate_until(asking("generate_until", *[(text, settings) for text in texts]))
+    assert found[:2] == [one.text for one in own]
+    assert lm.costs()["task"]["prompts_cut"] == 1  # with its answer and `[SEP]` it is as long as the model takes
+
+
+def test_likelihoods_are_of_the_text_with_what_is_put_around_it(bert: LanguageModel):
+    lm = UnmaskLM(bert, EB, strata=1)
+    (value, _), (empty, _) = lm.loglikelihood(asking("loglikelihood", ("the sky is", " blue"), ("", "blue")))
+    tokenizer: Any = bert.tokenizer
+    for text, at, scored in (("the sky is blue", 4, value), ("blue", 1, empty)):
+        x = torch.tensor([tokenizer(text)["input_ids"]])
+        token = int(x[0, at])
+        x[0, at] = bert.mask_id
+        assert scored == pytest.approx(float(bert(Query.of(x, bert.mask_id)).log_softmax(-1)[0, token]), abs=1e-9)
+    (rolling,) = lm.loglikelihood_rolling(asking("loglikelihood_rolling", ("blue",)))
+    assert rolling == pytest.approx(empty, abs=1e-9)
+    long = lm.loglikelihood_rolling(asking("loglikelihood_rolling", ("blue " * 60,), ("blue " * 46,), ("blue " * 14,)))
+    assert long[0] == pytest.approx(long[1] + long[2], abs=1e-9)
+    with pytest.raises(ValueError, match="does not fit a model of 48"):
+        lm.loglikelihood(asking("loglikelihood", ("the", " blue" * 48)))
+
+
+def test_a_document_with_the_mask_token_is_answered_and_counted(model: LanguageModel, bert: LanguageModel):
+    """The case from the field: it ended the whole evaluation, and was always called prompt 0."""
+    settings = {"until": [], "max_gen_toks": 4}
+    for one, marked in ((model, "1<|mask|>+2="), (bert, "the [MASK] is")):
+        lm = UnmaskLM(one, EB, batch_size=1)
+        plain = marked.replace("<|mask|>", "").replace("[MASK]", "")
+        found = lm.generate_until(asking("generate_until", (plain, settings), (marked, settings), (plain, settings)))
+        assert len(found) == 3
+        assert lm.costs()["task"]["prompts_with_mask"] == 1
+        assert one.mask_id not in lm.tok_encode(marked)
+        pairs = asking("loglikelihood", (marked, " 1"), ("1", f" {marked}"), ("1", " 1"))
+        scores = UnmaskLM(one, EB)
+        assert all(value < 0 for value, _ in scores.loglikelihood(pairs))
+        assert scores.costs()["task"]["prompts_with_mask"] == 2
+        with pytest.raises(ValueError, match="prompt 1 holds the mask token"):
+            one.generate([plain, marked], rule=EB, max_new_tokens=4)
+
+
+@pytest.mark.parametrize(("until", "text"), [("<turn>", "12"), ("2<turn>", "1"), ("3", "12"), ("23", "1234")])
+def test_what_ends_an_answer_is_looked_for_among_the_special_tokens(until: str, text: str):
+    tokenizer = byte_level()
+    plan = tokenizer("12<turn>34", add_special_tokens=False)["input_ids"]
+    lm = UnmaskLM(LanguageModel(Plan(plan, 1, len(tokenizer)), len(tokenizer), 2, tokenizer), "left-to-right")
+    assert lm.generate_until(asking("generate_until", ("x", {"until": [until], "max_gen_toks": 5}))) == [text]
+
+
+def test_a_system_message_is_put_before_the_users_where_the_template_refuses_it(
+    model: LanguageModel, caplog: pytest.LogCaptureFixture
+):
+    chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "7*8="}]
+    lm = UnmaskLM(model, EB)
+    for _ in range(2):
+        assert lm.apply_chat_template(chat) == "<|user|>be brief\n\n7*8=<|assistant|>"
+    assert len([record for record in caplog.records if "no system role" in record.message]) == 1
+    with pytest.raises(ValueError, match=r"it takes user \| user, assistant, user"):
+        lm.apply_chat_template([{"role": "tool", "content": "x"}])
+    with pytest.raises(ValueError, match="prompt 0: the chat template refuses messages of system, user"):
+        model.generate([chat], rule=EB, max_new_tokens=4)

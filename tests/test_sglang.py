@@ -15,6 +15,7 @@ from torch import Tensor
 
 from unmask import derive, sample
 from unmask.denoiser import Query
+from unmask.errors import AdapterError
 from unmask.integrations import sglang as plugin
 from unmask.oracles import TableDenoiser, exact_law, random_table
 from unmask.rules.named import named_rule
@@ -219,3 +220,24 @@ def test_requests_for_more_than_is_supported_are_refused(table: TableDenoiser):
     assert "does not support repetition_penalty, regex" in algorithm.validate_request(
         request(repetition_penalty=1.2, regex="a+")
     )
+
+
+@pytest.mark.parametrize("rule", ["all", "topk:k=3", "klass:threshold=0.6"])
+def test_ids_beyond_a_tokenizer_are_not_drawn(tmp_path: Path, rule: str):
+    pytest.importorskip("transformers")
+    from decoders import byte_level
+
+    tokenizer = byte_level()
+    tokenizer.save_pretrained(tmp_path)
+    size = len(tokenizer) + 10
+
+    def run(**settings: Any) -> Tensor:
+        config = SimpleNamespace(block_size=8, mask_id=2, algorithm_config={"rule": rule, **settings})
+        batch = batch_of(torch.full((3, 8), 2), ["a", "b", "c"], top_ks=torch.tensor([ALL, 30, 1]))
+        logits = torch.zeros(24, size).index_fill(1, torch.arange(len(tokenizer), size), 9.0)
+        plugin.algorithm(DllmAlgorithm)(config).run_together(lambda _: logits, batch)
+        return batch.input_ids
+
+    assert int(run(tokenizer=str(tmp_path)).max()) < len(tokenizer) <= int(run().max())
+    with pytest.raises(AdapterError):
+        run(tokenizer=str(tmp_path / "nowhere"))

@@ -144,6 +144,10 @@ class NetworkDenoiser:
         other.network = torch.compile(self.network, dynamic=True)  # pyright: ignore[reportAttributeAccessIssue]
         return other
 
+    def named(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+        """Returns logits with `-inf` at ids that are not tokens: here, all are (see `LanguageModel`)."""
+        return logits
+
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         if not bool(query.valid.all()):
             raise ValueError("this network cannot tell padding from masks; sample sequences of one length together")

@@ -130,3 +130,5 @@ def _print(report: dict[str, Any], rule: str) -> None:
     for row in report["tasks"]:
         if row.get("prompts_cut"):
             common.out.print(f"{row['task']}: {row['prompts_cut']} prompts were too long and lost their beginning.")
+        if row.get("prompts_with_mask"):
+            common.out.print(f"{row['task']}: {row['prompts_with_mask']} prompts held the mask token, as text.")

@@ -269,14 +269,15 @@ def fit(model: LanguageModel, history: list[dict[str, str]], max_new_tokens: int
     return dropped
 
 
-def canvas(model: LanguageModel, tokens: Sequence[int]) -> str:
-    """Returns the text of an answer that is being written, with `░` for masks."""
-    text, run = "", []
+def canvas(model: LanguageModel, tokens: Sequence[int], before: Sequence[int] = ()) -> str:
+    """Returns the text of an answer that is being written after some tokens, with `░` for masks."""
+    text, run, seen = "", [], list(before)
     for token in [*tokens, model.mask_id]:
         if token != model.mask_id:
             run.append(token)
             continue
-        text, run = text + model.decode(run) + MASK_SHOWN, []
+        text += model.decode(run, after=seen) + MASK_SHOWN
+        seen, run = [*seen, *run], []
     return text[: -len(MASK_SHOWN)]
 
 
@@ -287,8 +288,8 @@ def _live(
     with Live(console=common.out, transient=True, auto_refresh=False) as live:
 
         def show(state: State, info: StepInfo) -> None:
-            tokens = state.x[0, shown : shown + max_new_tokens].tolist()
-            live.update(Text(canvas(model, tokens)), refresh=True)
+            tokens = state.x[0, : shown + max_new_tokens].tolist()
+            live.update(Text(canvas(model, tokens[shown:], tokens[:shown])), refresh=True)
 
         on_step: Callable[[State, StepInfo], None] | None = show if common.out.is_terminal else None
         (answer,) = model.generate(

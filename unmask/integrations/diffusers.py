@@ -12,6 +12,7 @@ The pipeline evaluates the model and walks through the blocks; the scheduler dec
 from __future__ import annotations
 
 import inspect
+import sys
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ except ImportError as error:
     ) from error
 
 from ..draws.streams import derive
+from ..models.pretrained.nameless import nameless_ids
 from ..rules.named import named_rule
 from ..sampling.draw import Settings
 from ..sampling.state import State
@@ -37,6 +39,7 @@ _REPLACED = ("threshold", "editing_threshold", "minimal_topk")
 """Settings of the pipeline that the rule takes the place of."""
 
 _DEFAULTS = {name: inspect.signature(LLaDA2Pipeline.__call__).parameters[name].default for name in _REPLACED}
+_CALL = inspect.unwrap(LLaDA2Pipeline.__call__).__code__
 
 
 class UnmaskScheduler(BlockRefinementScheduler):
@@ -49,6 +52,9 @@ class UnmaskScheduler(BlockRefinementScheduler):
     - *Temperature* 0 and `sampling_method="greedy"` take the argmax; planning always uses the model's own distribution.
     - `num_inference_steps` neither asks for evaluations nor limits them: the rule decides, and no mask is left but
       after an end-of-text token. For a fixed number take the rule `steps:steps=...`.
+    - *Positions.* A prompt's are never written to, whatever they hold; what the last block has beyond the length that
+      was asked for is not part of the sequence: it is not evaluated for, and rules do not count it.
+    - *Tokens.* Ids that are not tokens of the pipeline's tokenizer, as where a vocabulary is padded, are never drawn.
     - Tokens are never edited once they are unmasked. `threshold`, `editing_threshold` and `minimal_topk` belong to the
       scheduler this one replaces; any value but the pipeline's default (or `None`) is refused.
 
@@ -72,9 +78,35 @@ class UnmaskScheduler(BlockRefinementScheduler):
         self.set_timesteps(num_inference_steps, block_length=block_length)
 
     def set_timesteps(
-        self, num_inference_steps: int, device: str | torch.device | None = None, block_length: int | None = None
+        self,
+        num_inference_steps: int,
+        device: str | torch.device | None = None,
+        block_length: int | None = None,
+        *,
+        gen_length: int | None = None,
+        tokenizer: Any = None,
     ) -> None:
-        """Begins a generation: the next step draws the streams of its sequences."""
+        """Begins a generation: the next step draws the streams of its sequences.
+
+        Args:
+            num_inference_steps: Kept for the pipeline.
+            device: The same.
+            block_length: Positions per block.
+            gen_length: Positions that are wanted after the prompt; those of the last block beyond them are not.
+                Default: what `LLaDA2Pipeline` was asked for; elsewhere, whole blocks.
+            tokenizer: Whose tokens may be drawn. Default: the pipeline's, if `LLaDA2Pipeline` has one; elsewhere, all.
+        """
+        self._end: int | None = None
+        # The pipeline tells a scheduler neither how much of the last block it cuts off nor its tokenizer; both are
+        # where it calls from.
+        caller = sys._getframe(1)
+        if caller.f_code is _CALL:
+            gen_length = caller.f_locals["gen_length"] if gen_length is None else gen_length
+            tokenizer = caller.f_locals["self"].tokenizer if tokenizer is None else tokenizer
+            self._end = caller.f_locals["eos_token_id"]
+        self._wanted, self._tokenizer = gen_length, tokenizer
+        self._known: dict[int, list[int]] = {}
+        self._passed = self._here = 0
         super().set_timesteps(num_inference_steps, device=device, block_length=block_length)
         self._streams: list[int] | None = None
         self._finished: Bool[Tensor, " batch"] | None = None
@@ -113,7 +145,7 @@ class UnmaskScheduler(BlockRefinementScheduler):
             threshold: Replaced by the rule; see the class.
             editing_threshold: Likewise.
             minimal_topk: Likewise.
-            prompt_mask: Not looked at: only masks are ever written to.
+            prompt_mask: True at the positions of the prompt, which are never written to; default: there are none.
             generator: Where the streams come from, at the first step of a generation; one, or one per sequence.
                 Without one, PyTorch's global generator.
             return_dict: Whether to return an object or the tuple of its fields.
@@ -137,6 +169,13 @@ class UnmaskScheduler(BlockRefinementScheduler):
                 )
         if sampling_method not in ("auto", "greedy", "multinomial"):
             raise ValueError(f"sampling_method must be auto, greedy or multinomial, got {sampling_method!r}")
+        prompt = torch.zeros_like(sample[0], dtype=torch.bool) if prompt_mask is None else prompt_mask.to(sample.device)
+        if prompt.dtype != torch.bool or prompt.shape != sample.shape[1:]:
+            raise ValueError(
+                f"prompt_mask is one truth value per position of the block ({sample.shape[1]}), got {prompt.dtype}"
+                f" {list(prompt.shape)}"
+            )
+        vocab = model_output.shape[-1]
         if self._state is None or int(timestep) == 0:
             if self._streams is None:
                 self._streams = _streams(generator, len(sample))
@@ -144,15 +183,24 @@ class UnmaskScheduler(BlockRefinementScheduler):
                 self.nfe = torch.zeros(len(sample), dtype=torch.int64, device=sample.device)
             self._block += 1
             streams = [derive(stream, self._block) for stream in self._streams]
-            self._state = begin(self.rule, sample, model_output.shape[-1], mask_token_id, streams)
+            self._passed, self._here = self._passed + self._here, int((~prompt).sum())
+            self._state = begin(
+                self.rule,
+                sample,
+                vocab,
+                mask_token_id,
+                streams,
+                fixed=prompt.expand_as(sample),
+                padding=self._beyond(prompt).expand_as(sample),
+            )
         self._state, info = advance_block(
             self._state,
             self.rule,
             sample,
             model_output,
             temperature=0.0 if sampling_method == "greedy" else temperature,
-            settings=Settings.of(model_output.shape[-1], mask_token_id, top_k or None, top_p),
-            fixed=None if self._finished is None else self._finished.unsqueeze(-1).expand_as(sample),
+            settings=Settings.of(vocab, mask_token_id, top_k or None, top_p, self._nameless(vocab)),
+            fixed=prompt | (torch.zeros_like(prompt[:1]) if self._finished is None else self._finished.unsqueeze(-1)),
         )
         self.nfe = self.nfe.index_add(0, info.sequence, info.evaluations)
         transfer = torch.zeros_like(sample, dtype=torch.bool).index_copy(0, info.sequence, info.chosen)
@@ -183,6 +231,20 @@ class UnmaskScheduler(BlockRefinementScheduler):
         assert self._state is not None
         self._finished = finished.clone()
         return bool((self._state.pending.any(-1) & ~finished).any())
+
+    def _beyond(self, prompt: Bool[Tensor, " block"]) -> Bool[Tensor, " block"]:
+        """Which positions of a block are neither the prompt's nor wanted."""
+        place = self._passed + (~prompt).cumsum(-1) - 1
+        return ~prompt & (place >= (self._passed + len(prompt) if self._wanted is None else self._wanted))
+
+    def _nameless(self, vocab_size: int) -> list[int]:
+        """The ids that are neither tokens of the tokenizer nor the end of a text, if there is a tokenizer."""
+        if self._tokenizer is None:
+            return []
+        if vocab_size not in self._known:
+            found = nameless_ids(self._tokenizer, vocab_size)
+            self._known[vocab_size] = [token for token in found if token != self._end]
+        return self._known[vocab_size]
 
 
 def _streams(generator: torch.Generator | list[torch.Generator] | None, batch: int) -> list[int]:

@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,8 @@ except ImportError as error:
 
 from ..draws.streams import derive
 from ..evaluation.store import Store
+from ..language.chats import chat_text, system_in_user
+from ..language.prompts import Prompt, encode_text, surroundings
 from ..likelihood.nelbo import nelbo
 from ..rules.named import NamedRule, named_rule
 from ..sampling.sample import sample
@@ -47,6 +51,7 @@ if TYPE_CHECKING:
     from ..language import LanguageModel
 
 Tokens = Sequence[int]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -73,7 +78,7 @@ class UnmaskLM(TemplateLM):
 
     An answer depends on its prompt, the settings and the seed, not on what else is evaluated or in what batches. (The
     streams tell equal requests apart, in their order.) Prompts too long for the model lose their beginning, and are
-    counted.
+    counted. So are those that hold the mask token as text: there it is text, written with other tokens, not a gap.
 
     Args:
         pretrained: A language model, or what `unmask.load` loads one from.
@@ -140,7 +145,7 @@ class UnmaskLM(TemplateLM):
         self._identity = [named, dtype, identity, str(self.rule), self.how, seed]
         self._kept = Store(None if store is None else Path(store))
         self._answered: list[tuple[str | None, dict[str, Any]]] = []
-        self._chat = False
+        self._chat = self._merged = False
 
     # What the harness asks of any model.
 
@@ -161,21 +166,76 @@ class UnmaskLM(TemplateLM):
             raise ValueError("this model has no end-of-text token, and the task has requests without a context")
         return self.model.end_ids[0]
 
+    @property
+    def prefix_token_id(self) -> int:
+        """The token that a text without a context comes after: the tokenizer's own, or else an end token."""
+        return self._around[0][-1] if self._around[0] else self.eot_token_id
+
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Returns the token ids of a text; special tokens are added as for a prompt, or not at all."""
-        if add_special_tokens is False or (add_special_tokens is None and self._chat):
-            return self.tokenizer(string, add_special_tokens=False)["input_ids"]
-        return self.model.encode([string])[0]
+        """Returns the token ids of a text, and before them special tokens as before a prompt, or none."""
+        return list(self._prompt(string, not self._chat if add_special_tokens is None else add_special_tokens).tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """Returns a chat as text, up to where the answer begins."""
+        """Returns a chat as text, up to where the answer begins.
+
+        For a template without a system role, the system message is put before the first of the user.
+
+        Raises:
+            ValueError: If the template refuses the chat even so.
+        """
         self._chat = True  # the template has written the special tokens
-        return self.tokenizer.apply_chat_template(
-            chat_history,
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=not add_generation_prompt,
+        options = {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": not add_generation_prompt,
+        }
+        try:
+            return chat_text(self.tokenizer, chat_history, **options)
+        except ValueError:
+            if (merged := system_in_user(chat_history)) is None:
+                raise
+        text = chat_text(self.tokenizer, merged, **options)
+        if not self._merged:
+            _LOG.warning("the chat template has no system role: system messages are put before the user's first")
+        self._merged = True
+        return text
+
+    def _prompt(self, text: str, special: bool) -> Prompt:
+        """A text as `LanguageModel.generate` encodes it, or without the tokens around it, but with no mask in it."""
+        if special:
+            prompt = encode_text(text, self.tokenizer)
+        else:
+            prompt = Prompt(text, tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"]))
+        return replace(prompt, tokens=self._without_mask(prompt.tokens))
+
+    @cached_property
+    def _around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return surroundings(self.tokenizer)
+
+    @property
+    def _suffix(self) -> tuple[int, ...]:
+        """What comes after a text, such as BERT's `[SEP]`."""
+        return () if self._chat else self._around[1]
+
+    @cached_property
+    def _mask_as_text(self) -> tuple[str, tuple[int, ...]]:
+        """The mask token's name, and tokens that write it without the mask token."""
+        mask, tokenizer = self.model.mask_id, self.tokenizer
+        name = tokenizer.convert_ids_to_tokens(mask) or ""
+        tokens = tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"] if name else []
+        if mask in tokens:
+            tokens = [] if tokenizer.unk_token_id is None else [tokenizer.unk_token_id]
+        return name, tuple(tokens)
+
+    def _without_mask(self, tokens: Tokens) -> tuple[int, ...]:
+        if self.model.mask_id not in tokens:
+            return tuple(tokens)
+        return tuple(
+            one for token in tokens for one in (self._mask_as_text[1] if token == self.model.mask_id else [token])
         )
+
+    def _holds_mask(self, request: Instance) -> bool:
+        name = self._mask_as_text[0]
+        return bool(name) and any(name in text for text in request.args if isinstance(text, str))
 
     def get_model_info(self) -> dict[str, Any]:
         """Returns what the harness writes into its results."""
@@ -191,32 +251,34 @@ class UnmaskLM(TemplateLM):
         """
         copies: Counter[tuple[Tokens, Draw]] = Counter()
         keys: list[str] = []
-        jobs: dict[Draw, dict[str, tuple[list[int], int, bool]]] = defaultdict(dict)
+        jobs: dict[Draw, dict[str, tuple[Prompt, int, bool]]] = defaultdict(dict)
         for request in requests:
             context, asked = request.arguments
             draw = self._draw(asked)
-            tokens, cut = self._fitting(self.tok_encode(context), draw.max_new_tokens)
-            stream = derive(self.seed, tokens, copies[tuple(tokens), draw])
-            copies[tuple(tokens), draw] += 1
-            key = self._key("generate", tokens, stream, asdict(draw))
+            prompt, cut = self._fitting(self._prompt(context, not self._chat), draw.max_new_tokens)
+            stream = derive(self.seed, prompt.tokens, copies[prompt.tokens, draw])
+            copies[prompt.tokens, draw] += 1
+            key = self._key(
+                "generate", prompt.tokens, *([prompt.suffix] if prompt.suffix else []), stream, asdict(draw)
+            )
             keys.append(key)
             if key not in self._kept:
-                jobs[draw][key] = (tokens, stream, cut)
+                jobs[draw][key] = (prompt, stream, cut)
             elif self.on_answer is not None:
                 self.on_answer(1)
         for draw, waiting in jobs.items():
             # The longest first: what does not fit into memory fails at once.
-            for part in _chunks(sorted(waiting, key=lambda key: -len(waiting[key][0])), self.batch_size):
+            for part in _chunks(sorted(waiting, key=lambda key: -len(waiting[key][0].tokens)), self.batch_size):
                 self._generate(draw, {key: waiting[key] for key in part})
         for request, key in zip(requests, keys, strict=True):
-            self._answered.append((request.task_name, self._kept[key]))
+            self._answered.append((request.task_name, {**self._kept[key], "masked": self._holds_mask(request)}))
             self.cache_hook.add_partial("generate_until", request.args, self._kept[key]["text"])
         return [self._kept[key]["text"] for key in keys]
 
-    def _generate(self, draw: Draw, batch: Mapping[str, tuple[list[int], int, bool]]) -> None:
+    def _generate(self, draw: Draw, batch: Mapping[str, tuple[Prompt, int, bool]]) -> None:
         begin = time.perf_counter()
         completions = self.model.generate(
-            [tokens for tokens, _, _ in batch.values()],
+            [prompt for prompt, _, _ in batch.values()],
             rule=self.rule.rule,
             max_new_tokens=draw.max_new_tokens,
             temperature=draw.temperature,
@@ -257,15 +319,17 @@ class UnmaskLM(TemplateLM):
             top_p=float(top_p) if top_p and sampled else None,
         )
 
-    def _fitting(self, tokens: list[int], new: int) -> tuple[list[int], bool]:
+    def _fitting(self, prompt: Prompt, new: int) -> tuple[Prompt, bool]:
         """Leaves the end of a prompt if all of it does not fit, and says so."""
-        room = math.inf if self.model.max_length is None else self.model.max_length - new
+        room = math.inf if self.model.max_length is None else self.model.max_length - new - len(prompt.suffix)
         if room < 1:
             raise ValueError(
                 f"answers of {new} tokens leave no room for a prompt in a model of {self.model.max_length} tokens; ask"
                 " for shorter ones with max_new_tokens"
             )
-        return (tokens, False) if len(tokens) <= room else (tokens[-int(room) :], True)
+        if len(prompt.tokens) <= room:
+            return prompt, False
+        return replace(prompt, tokens=prompt.tokens[-int(room) :]), True
 
     # Likelihoods.
 
@@ -274,7 +338,8 @@ class UnmaskLM(TemplateLM):
         scores = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         begin = len(self._answered) - len(requests)
         for index, request in enumerate(requests):
-            self._answered[begin + index] = (request.task_name, self._answered[begin + index][1])
+            answer = {**self._answered[begin + index][1], "masked": self._holds_mask(request)}
+            self._answered[begin + index] = (request.task_name, answer)
         return scores
 
     def _loglikelihood_tokens(
@@ -283,32 +348,35 @@ class UnmaskLM(TemplateLM):
         pairs = [self._window(context, scored) for _, context, scored in requests]
         found = self._scores([(context, scored) for context, scored, _ in pairs], self.check_greedy)
         for score, (_, _, cut) in zip(found, pairs, strict=True):
-            self._answered.append((None, {**score, "cut": cut}))
+            self._answered.append((None, {**score, "cut": cut, "masked": False}))
         return [(score["log_likelihood"], score["greedy"]) for score in found]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Scores whole texts, in windows as long as the model takes; the first token has no context."""
+        """Scores whole texts, in windows as long as the model takes; the first token has no context of its text."""
         texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
-        limit = self.model.max_length
-        parts = [list(_chunks(tokens, limit or max(1, len(tokens)))) for tokens in texts]
-        found = iter(self._scores([([], part) for windows in parts for part in windows], False))
+        before, after = ((), ()) if self._chat else self._around
+        room = None if self.model.max_length is None else max(1, self.model.max_length - len(before) - len(after))
+        parts = [list(_chunks(tokens, room or max(1, len(tokens)))) for tokens in texts]
+        found = iter(self._scores([(list(before), part) for windows in parts for part in windows], False))
         totals = []
         for request, windows in zip(requests, parts, strict=True):
             scores = [next(found) for _ in windows]
             totals.append(sum(score["log_likelihood"] for score in scores))
             cost = {name: sum(score[name] for score in scores) for name in ("nfe", "seconds")}
-            self._answered.append((request.task_name, {**cost, "cut": False}))
+            self._answered.append((request.task_name, {**cost, "cut": False, "masked": self._holds_mask(request)}))
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, totals[-1])
         return totals
 
     def _window(self, context: list[int], scored: list[int]) -> tuple[list[int], list[int], bool]:
-        limit = self.model.max_length
+        limit = None if self.model.max_length is None else self.model.max_length - len(self._suffix)
         if not scored:
             raise ValueError("a request asks for the likelihood of a continuation without tokens")
         if limit is None or len(context) + len(scored) <= limit:
             return context, scored, False
         if len(scored) > limit:
-            raise ValueError(f"a continuation of {len(scored)} tokens does not fit a model of {limit} tokens")
+            raise ValueError(
+                f"a continuation of {len(scored)} tokens does not fit a model of {self.model.max_length} tokens"
+            )
         return context[len(context) + len(scored) - limit :], scored, True
 
     def _scores(self, pairs: list[tuple[list[int], list[int]]], greedy: bool) -> list[dict[str, Any]]:
@@ -316,7 +384,8 @@ class UnmaskLM(TemplateLM):
         keys: list[str] = []
         waiting: dict[str, tuple[list[int], list[int]]] = {}
         for context, scored in pairs:
-            key = self._key("score", context, scored, [self.strata, self.replicates, greedy])
+            around = [self._suffix] if self._suffix else []
+            key = self._key("score", context, scored, *around, [self.strata, self.replicates, greedy])
             keys.append(key)
             if key not in self._kept:
                 waiting[key] = (context, scored)
@@ -334,7 +403,7 @@ class UnmaskLM(TemplateLM):
     def _score(self, batch: Mapping[str, tuple[list[int], list[int]]], strata: int, greedy: bool) -> None:
         begin = time.perf_counter()
         device = self.model.device
-        rows = [torch.tensor(context + scored, device=device) for context, scored in batch.values()]
+        rows = [torch.tensor([*context, *scored, *self._suffix], device=device) for context, scored in batch.values()]
         width = max(map(len, rows))
         maskable = torch.zeros(len(rows), width, dtype=torch.bool, device=device)
         for row, (context, scored) in enumerate(batch.values()):
@@ -385,6 +454,7 @@ class UnmaskLM(TemplateLM):
                 "nfe_mean": nfe / len(answers),
                 "seconds": seconds,
                 "prompts_cut": sum(answer["cut"] for answer in answers),
+                "prompts_with_mask": sum(answer["masked"] for answer in answers),
             }
             if all("new_tokens" in answer for answer in answers):
                 new = sum(answer["new_tokens"] for answer in answers)

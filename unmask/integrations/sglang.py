@@ -2,8 +2,9 @@
 
     sglang serve --model-path ... --dllm-algorithm Unmask --dllm-algorithm-config unmask.yaml
 
-with, in `unmask.yaml`, `rule: entropy-bound:gamma=0.1`, and perhaps `seed: 0`. The server evaluates the model, block by
-block and for many requests together; the algorithm decides what is unmasked, and draws it.
+with, in `unmask.yaml`, `rule: entropy-bound:gamma=0.1`, and perhaps `seed: 0`; and `tokenizer: FOLDER` where the
+model's vocabulary is padded beyond its tokenizer's, so that only tokens are drawn. The server evaluates the model,
+block by block and for many requests together; the algorithm decides what is unmasked, and draws it.
 
 Written for SGLang 0.5.23 (`sglang.srt.dllm.algorithm.base.DllmAlgorithm`) and tested against that interface, not
 inside a server.
@@ -12,6 +13,7 @@ inside a server.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..draws.streams import derive
+from ..models.pretrained.nameless import nameless_ids
 from ..rules.named import named_rule
 from ..sampling.draw import Settings
 from ..sampling.state import State
@@ -27,7 +30,7 @@ from .stepwise import advance_block, begin, check_rule
 NAME = "Unmask"
 """What `--dllm-algorithm` is told."""
 
-_SETTINGS = ("rule", "seed", "block_size")
+_SETTINGS = ("rule", "seed", "block_size", "tokenizer")
 _UNSUPPORTED = {
     "frequency_penalty": 0.0,
     "presence_penalty": 0.0,
@@ -76,10 +79,11 @@ class RuleSteps:
     - A block is reported done one evaluation after its last mask went, when its cache holds its final tokens.
 
     Args:
-        config: SGLang's: `algorithm_config` has the rule, as on the command line, and perhaps a seed.
+        config: SGLang's: `algorithm_config` has the rule, as on the command line, and perhaps a seed and a tokenizer.
 
     Raises:
         ValueError: If there is no such rule or setting, or the rule needs more than one block's evaluations.
+        AdapterError: If the tokenizer cannot be loaded.
     """
 
     block_size: int
@@ -88,6 +92,7 @@ class RuleSteps:
     def __init__(self, config: Any) -> None:
         super().__init__(config)  # pyright: ignore[reportCallIssue]
         self.rule, self.seed = _configured(config.algorithm_config)
+        self.tokenizer = _tokenizer(config.algorithm_config)
 
     @classmethod
     def validate_request(cls, req: Any) -> str | None:
@@ -130,6 +135,7 @@ class RuleSteps:
         top_k, top_p = info.top_ks.tolist(), info.top_ps.tolist()
         rows = [row for row in range(len(x)) if masked[row]]
         tokens, vocab = x.clone(), logits.shape[-1]
+        forbidden = [] if self.tokenizer is None else nameless_ids(self.tokenizer, vocab)
         fresh = [row for row in rows if not isinstance(states[row], State)]
         if fresh:
             streams = [states[row] for row in fresh]
@@ -145,7 +151,10 @@ class RuleSteps:
                 x[rows].long(),
                 logits[rows],
                 temperature=info.temperatures.view(-1)[rows].double().masked_fill(greedy, 0.0),
-                settings=[Settings.of(vocab, self.mask_id, k, top_p[row]) for k, row in zip(kept, rows, strict=True)],
+                settings=[
+                    Settings.of(vocab, self.mask_id, k, top_p[row], forbidden)
+                    for k, row in zip(kept, rows, strict=True)
+                ],
                 fixed=fixed[rows],
             )
             tokens[rows] = after.x.to(tokens.dtype)
@@ -179,3 +188,13 @@ def _configured(settings: Mapping[str, Any] | None) -> tuple[Any, int]:
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be an integer, got {seed!r}")
     return check_rule(named_rule(str(settings["rule"])).rule), seed
+
+
+def _tokenizer(settings: Mapping[str, Any]) -> Any:
+    """The tokenizer that a configuration names, if it names one."""
+    folder = settings.get("tokenizer")
+    if folder is None:
+        return None
+    from ..models.pretrained.hf import tokenizer_of
+
+    return tokenizer_of(Path(str(folder)))

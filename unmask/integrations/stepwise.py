@@ -46,6 +46,7 @@ def begin(
     streams: Iterable[int],
     *,
     fixed: Bool[Tensor, "batch length"] | None = None,
+    padding: Bool[Tensor, "batch length"] | None = None,
 ) -> State:
     """Returns the state of a block before its first step.
 
@@ -57,6 +58,7 @@ def begin(
         streams: One 64-bit integer per sequence, another one in each of its blocks: positions count from the block's
             beginning, and a stream gives a position one uniform.
         fixed: Positions that stay as they are, such as a prompt's that hold the mask token as text.
+        padding: Positions that are not part of the sequence, such as a tail that is cut off.
 
     Raises:
         ValueError: If the streams do not fit the batch, a token is outside the vocabulary, or the rule asks for more
@@ -68,13 +70,14 @@ def begin(
         raise ValueError(f"{len(ids)} streams for a batch of {len(x)} sequences")
     if bool(((x < 0) | (x >= vocab_size)).any()):
         raise ValueError(f"tokens must be in the vocabulary 0..{vocab_size - 1}")
-    pending = x == mask_id if fixed is None else (x == mask_id) & ~fixed
+    valid = torch.ones_like(x, dtype=torch.bool) if padding is None else ~padding
+    pending = (x == mask_id) & valid if fixed is None else (x == mask_id) & valid & ~fixed
     position = torch.arange(x.shape[1], device=x.device)
     none = torch.zeros_like(ids)
     return State(
         slot=torch.arange(len(x), device=x.device),
         x=x.clone(),
-        valid=torch.ones_like(pending),
+        valid=valid,
         pending=pending,
         editable=pending,
         block=torch.zeros_like(x),
@@ -126,7 +129,8 @@ def advance_block(
             f" {tuple(state.x.shape)} tokens"
         )
     vocab = logits.shape[-1]
-    pending = x == state.mask_id if fixed is None else (x == state.mask_id) & ~fixed
+    pending = (x == state.mask_id) & state.valid
+    pending = pending if fixed is None else pending & ~fixed
     given = settings if isinstance(settings, Sequence) else [settings or Settings.of(vocab, state.mask_id)]
     state = state.mask(pending & (state.x != state.mask_id))
     draw = Draw.of(temperatures(temperature, len(x), x.device), given)

@@ -13,6 +13,8 @@ What a caller of `generate` expects is kept where it means something for a maske
 - dropped, because the library adds them unasked: the empty cache, `use_cache`, `logits_to_keep=1`, `position_ids`;
 - refused: beams, penalties and other logits processors, stopping criteria besides length and end token, prompts as
   embeddings, caches with content, output of scores, attentions or hidden states, causal models;
+- forbidden: ids that are not tokens of the tokenizer, as where a vocabulary is padded, if it is given as `vocabulary`
+  or lies where the model was loaded from;
 - out of reach: the library calls a `streamer` with the prompt and hands it no further; `tokenizer` and `synced_gpus`
   do not arrive either. Take `on_step` to watch, and `LanguageModel.generate` for stop strings and chats.
 
@@ -23,12 +25,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    StoppingCriteriaList,
+)
 from transformers.generation import (
     EosTokenCriteria,
     MaxLengthCriteria,
@@ -40,7 +50,11 @@ from transformers.generation import (
 from transformers.utils import ModelOutput
 
 from ..draws.streams import derive
+from ..errors import AdapterError
 from ..language import LanguageModel
+from ..models.pretrained.hf import tokenizer_of
+from ..models.pretrained.nameless import nameless_ids
+from ..models.registry import EMBEDDED, model_folder
 from ..rules.ranked import Rule
 from ..sampling.result import StepInfo
 from ..sampling.state import State
@@ -80,6 +94,7 @@ def generate(
     guidance: float | None = None,
     end_last: bool | None = None,
     forbidden: Iterable[int] = (),
+    vocabulary: PreTrainedTokenizerBase | None = None,
     on_step: Callable[[State, StepInfo], None] | None = None,
     **model_kwargs: Any,
 ) -> Int[Tensor, "batch length"] | UnmaskOutput:
@@ -99,6 +114,8 @@ def generate(
         guidance: Scale of classifier-free guidance, see `LanguageModel.generate`.
         end_last: Whether end tokens wait for the others, see `LanguageModel.generate`.
         forbidden: Token ids that must not appear.
+        vocabulary: The model's tokenizer, whose tokens may appear, and no ids beyond them (`generate` hands on no
+            `tokenizer`). Default: the one that lies where the model was loaded from, if there is one.
         on_step: Called with the state of the batch and the step's information.
         **model_kwargs: What `generate` would pass to the model.
 
@@ -128,7 +145,7 @@ def generate(
         top_k=config.top_k or None if config.do_sample else None,
         top_p=config.top_p if config.do_sample else None,
         streams=[derive(base, row) for row in range(len(input_ids))],
-        forbidden=[*forbidden, *suppressed],
+        forbidden=[*forbidden, *suppressed, *_nameless(model, vocabulary, ends)],
         guidance=guidance,
         end_last=end_last,
         batch_size=len(input_ids),
@@ -151,6 +168,26 @@ def generate(
         seconds=torch.tensor([one.seconds for one in completions], dtype=torch.float64),
         log_probs=log_probs,
     )
+
+
+def _nameless(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, ends: list[int]) -> list[int]:
+    """The ids that are neither tokens of the tokenizer nor ends of texts; none, if no tokenizer is found."""
+    known = _tokenizer_beside(str(model.name_or_path)) if tokenizer is None else tokenizer
+    ids = [] if known is None else nameless_ids(known, model.config.get_text_config().vocab_size)
+    return [token for token in ids if token not in ends]
+
+
+@lru_cache(maxsize=4)
+def _tokenizer_beside(name: str) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in the folder, or in the hub's cache, that a model was loaded from."""
+    if not name or (name in EMBEDDED and not Path(name).is_dir()):
+        return None
+    try:
+        with model_folder(Path(name) if Path(name).is_dir() else name) as folder:
+            has = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
+            return tokenizer_of(folder) if has else None
+    except AdapterError:
+        return None
 
 
 def _prompts(model: PreTrainedModel, input_ids: Tensor, given: dict[str, Any]) -> Bool[Tensor, "batch length"]:

@@ -2,5 +2,6 @@
 
 from .completion import Completion
 from .model import LanguageModel
+from .prompts import Prompt
 
-__all__ = ["Completion", "LanguageModel"]
+__all__ = ["Completion", "LanguageModel", "Prompt"]

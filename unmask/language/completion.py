@@ -12,7 +12,8 @@ class Completion:
 
     Attributes:
         prompt: The prompt as text; a chat as the template wrote it; decoded where token ids were given.
-        text: The answer, without special tokens, cut before a stop string; of an infilling the whole text.
+        text: What the answer adds to the prompt, without special tokens, cut before a stop string; of an infilling the
+            whole text.
         tokens: The answer's token ids, up to and including the end token or the last token of a stop string; of an
             infilling those of the gaps, in order of position.
         log_probs: Log-probability of each of those tokens, in nats, under the model's marginal at the time of its

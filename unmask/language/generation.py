@@ -21,6 +21,7 @@ from ..sampling.state import State
 from .completion import Completion
 from .guidance import Guided
 from .prompts import Prompt
+from .texts import Continuation
 
 if TYPE_CHECKING:
     from .model import LanguageModel
@@ -138,6 +139,8 @@ class _Batch:
         self.step: Int[Tensor, "batch length"] = torch.zeros(self.gap.shape, dtype=torch.int64, device=device)
         self.seconds = [0.0] * len(rows)
         self.stopped: list[tuple[int, str] | None] = [None] * len(rows)
+        self.texts = [Continuation(model.tokenizer, _beginning(row, model.mask_id)) for row in rows]
+        self.searched = [0] * len(rows)
 
     def _blocks(self) -> Int[Tensor, "batch length"]:
         """The block of each position: of a block-causal model its own, if they are as long, or counted from the gap."""
@@ -185,19 +188,13 @@ class _Batch:
             gap = self.gap[place].nonzero().squeeze(-1)
             written = int((~pending[place, gap]).int().cumprod(-1).sum())
             tokens = self._before_end(x[place, gap[:written]].tolist())
-            text = self.model.decode(tokens)
-            found = [text.find(stop) for stop in self.settings.stops if stop in text]
-            if found:
-                cut = min(found)
-                # The shortest beginning that holds it: the tokens of the answer.
-                count = next(n for n in range(1, len(tokens) + 1) if self._holds(tokens[:n]))
-                self.stopped[place] = (count, text[:cut])
+            if len(tokens) == self.searched[place]:
+                continue
+            self.searched[place] = len(tokens)
+            if (stopped := self.texts[place].stop(tokens, self.settings.stops)) is not None:
+                self.stopped[place] = stopped
                 pending[place] = False
         return pending
-
-    def _holds(self, tokens: list[int]) -> bool:
-        text = self.model.decode(tokens)
-        return any(stop in text for stop in self.settings.stops)
 
     def _before_end(self, tokens: list[int]) -> list[int]:
         ends = [place for place, token in enumerate(tokens) if token in self.settings.ends]
@@ -213,9 +210,9 @@ class _Batch:
         if (stopped := self.stopped[place]) is not None:
             reason, count, text = "stop", stopped[0], stopped[1]
         elif len(kept) < len(tokens):
-            reason, count, text = "end", len(kept) + 1, model.decode(kept)
+            reason, count, text = "end", len(kept) + 1, self.texts[place].text(kept)
         else:
-            count, text = len(tokens), model.decode(tokens)
+            count, text = len(tokens), self.texts[place].text(tokens)
         if self.settings.whole:
             text = model.decode(state.x[place, : int(state.valid[place].sum())].tolist())
         return Completion(
@@ -230,3 +227,8 @@ class _Batch:
             finish_reason=reason,
             stream=self.streams[place],
         )
+
+
+def _beginning(row: Sequence[int], mask_id: int) -> Sequence[int]:
+    """What comes before the first mask."""
+    return row[: row.index(mask_id)] if mask_id in row else row

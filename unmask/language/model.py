@@ -14,6 +14,7 @@ from ..draws.categorical import check_draw
 from ..errors import AdapterError
 from ..evaluation.runner import prompt_streams
 from ..models.pretrained.cache import check_cache
+from ..models.pretrained.nameless import nameless_ids
 from ..rules.named import named_rule
 from ..rules.ranked import Rule
 from ..sampling.result import StepInfo
@@ -21,6 +22,7 @@ from ..sampling.state import State
 from .completion import Completion
 from .generation import Settings, answer_all
 from .prompts import Prompt, Prompts, as_prompts, with_gaps
+from .texts import Continuation
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -36,7 +38,8 @@ class LanguageModel(NetworkDenoiser):
         network: A module with `forward(x, where, time, valid) -> logits[rows, vocab]`.
         vocab_size: Number of token ids, the mask token included.
         mask_id: Id of the mask token.
-        tokenizer: Turns text into tokens; without one, prompts must be token ids, and answers have no text.
+        tokenizer: Turns text into tokens; without one, prompts must be token ids, and answers have no text. Ids that
+            are not tokens of it, as where a vocabulary is padded, get the logit `-inf`, unless they end a text.
         end_ids: Tokens that end a text.
         max_length: Most tokens of a sequence, prompt and answer together; `None` if there is no limit.
     """
@@ -55,6 +58,13 @@ class LanguageModel(NetworkDenoiser):
         wrong = [token for token in self.end_ids if not 0 <= token < vocab_size]
         if wrong:
             raise ValueError(f"end tokens {wrong} are outside the vocabulary 0..{vocab_size - 1}")
+        nameless = [] if tokenizer is None else nameless_ids(tokenizer, vocab_size)
+        self.nameless = tuple(token for token in nameless if token not in self.end_ids)
+        if len({*self.nameless, mask_id}) == vocab_size:
+            raise ValueError(
+                f"the tokenizer has no token among the ids 0..{vocab_size - 1} of the model but the mask's"
+            )
+        self._nameless: dict[torch.device, Tensor] = {}
 
     @classmethod
     def of(
@@ -116,8 +126,19 @@ class LanguageModel(NetworkDenoiser):
         with torch.no_grad():
             answer = getattr(self.network, "answer", None)  # a model of the Transformers library knows its own ways
             if answer is not None:
-                return answer(query, self.network)
-            return self.network(query.x, query.where, None, query.valid)
+                return self.named(answer(query, self.network))
+            return self.named(self.network(query.x, query.where, None, query.valid))
+
+    def named(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+        """Returns logits with `-inf` at the ids that are not tokens of the tokenizer."""
+        if not self.nameless:
+            return logits
+        if logits.device not in self._nameless:
+            self._nameless[logits.device] = torch.tensor(self.nameless, device=logits.device)
+        ids = self._nameless[logits.device]
+        # In place where the rows are known to be nobody else's: they are most of the memory of a step.
+        own = getattr(self.network, "makes_rows", False) and not logits.requires_grad
+        return logits.index_fill_(-1, ids, -torch.inf) if own else logits.index_fill(-1, ids, -torch.inf)
 
     def generate(
         self,
@@ -139,6 +160,7 @@ class LanguageModel(NetworkDenoiser):
         batch_size: int = BATCH_SIZE,
         streams: Sequence[int] | None = None,
         on_step: Callable[[State, StepInfo], None] | None = None,
+        n: int = 1,
     ) -> list[Completion]:
         """Answers prompts.
 
@@ -146,14 +168,16 @@ class LanguageModel(NetworkDenoiser):
         depend on the batch it is made in, rounding apart; prompts of similar lengths are batched, padded on the right.
 
         Args:
-            prompts: Texts, which are continued as they are; chats, which go through the chat template; or token ids.
+            prompts: Texts, which are continued as they are; chats, which go through the chat template; token ids; or
+                what is encoded already (`Prompt`).
             rule: What to unmask when: a rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`.
             max_new_tokens: Masks after each prompt.
             block_length: Fill the answer in blocks of so many tokens, from left to right; default: all as one. Where
                 the model's attention has blocks of that length, they are those, counted from the start of the prompt.
             temperature: Of the draw; 0 takes the argmax.
             seed: Prompt `p` gets the stream `derive(seed, tokens of p, copy)`, with `copy` counting equal prompts.
-            stop: Texts that end an answer and are no part of it.
+            stop: Texts that end an answer and are no part of it. They are looked for in the answer with its special
+                tokens written out, so that these may be stop strings, and none is found across one.
             top_k: Draw among the `k` most probable tokens.
             top_p: Draw among the fewest tokens that hold this mass.
             forbidden: Token ids that must not appear.
@@ -167,18 +191,19 @@ class LanguageModel(NetworkDenoiser):
                 up with end tokens are surest of those: filled in first, from the far end, they cut answers short.
                 Default: so wherever the rule looks before it chooses.
             batch_size: Prompts per batch.
-            streams: The stream of each prompt, instead of `seed`.
+            streams: The stream of each answer, instead of `seed`.
             on_step: Called with the state of the batch and the step's information.
+            n: Answers per prompt, as if the prompt stood in the list so many times.
 
         Returns:
-            One completion per prompt, in order.
+            One completion per prompt, in order; or `n`, one after the other.
 
         Raises:
             ValueError: If an argument is out of range, the block does not divide the answer, the cache does not go with
                 the model or the other settings, a prompt cannot be encoded, or prompt and answer are longer than the
                 model takes.
         """
-        _positive(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        _positive(max_new_tokens=max_new_tokens, batch_size=batch_size, n=n)
         if block_length is not None:
             _positive(block_length=block_length)
             if max_new_tokens % block_length:
@@ -192,7 +217,7 @@ class LanguageModel(NetworkDenoiser):
             raise ValueError("a stop string must not be empty")
         if stops and self.tokenizer is None:
             raise ValueError("stop strings need a tokenizer")
-        encoded = as_prompts(prompts, self.tokenizer, self.mask_id)
+        encoded = [prompt for prompt in as_prompts(prompts, self.tokenizer, self.mask_id) for _ in range(n)]
         rows = [(*prompt.tokens, *[self.mask_id] * max_new_tokens, *prompt.suffix) for prompt in encoded]
         check_draw(temperature, top_k, top_p)
         settings = Settings(
@@ -282,17 +307,21 @@ class LanguageModel(NetworkDenoiser):
         """
         return [list(prompt.tokens) for prompt in as_prompts(prompts, self.tokenizer, self.mask_id)]
 
-    def decode(self, tokens: Iterable[int], *, special: bool = False) -> str:
-        """Returns the text of token ids, without special tokens unless they are asked for; `""` without a tokenizer."""
-        if self.tokenizer is None:
-            return ""
-        return str(self.tokenizer.decode(list(tokens), skip_special_tokens=not special))
+    def decode(self, tokens: Iterable[int], *, special: bool = False, after: Iterable[int] = ()) -> str:
+        """Returns the text of token ids; `""` without a tokenizer.
+
+        Args:
+            tokens: The tokens.
+            special: Whether special tokens are written out or left out.
+            after: The tokens that they come after, such as a prompt's: the text is then what they add to theirs.
+        """
+        return Continuation(self.tokenizer, list(after)).text(list(tokens), special=special)
 
     def _streams(self, rows: Sequence[Sequence[int]], seed: int, streams: Sequence[int] | None) -> list[int]:
         if streams is None:
             return prompt_streams(rows, seed)
         if len(streams) != len(rows):
-            raise ValueError(f"{len(streams)} streams for {len(rows)} prompts")
+            raise ValueError(f"{len(streams)} streams for {len(rows)} answers")
         return list(streams)
 
 

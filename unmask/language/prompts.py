@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from .chats import chat_text
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Chat = Sequence[Mapping[str, str]]
-Prompts = str | Chat | Sequence[str | Chat | Sequence[int]] | Tensor
-"""A text, a chat (`[{"role": "user", "content": "..."}, ...]`), or several: texts, chats, lists of token ids."""
 
 _GAP = re.compile(r"\[MASK(?::(\d+))?\]")
 
@@ -34,25 +32,33 @@ class Prompt:
     suffix: tuple[int, ...] = ()
 
 
+Chat = Sequence[Mapping[str, Any]]
+Prompts = str | Chat | Prompt | Sequence[str | Chat | Sequence[int] | Prompt] | Tensor
+"""A text, a chat (`[{"role": "user", "content": "..."}, ...]`), or several: texts, chats, lists of token ids."""
+
+
 def as_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None, mask_id: int) -> list[Prompt]:
     """Encodes prompts; chats go through the tokenizer's chat template and end where the answer begins.
 
     Raises:
-        ValueError: If there is no tokenizer for a text, no template for a chat, a prompt is of another kind or holds
-            the mask token.
+        ValueError: If there is no tokenizer for a text, no template for a chat or it refuses the chat, a prompt is of
+            another kind or holds the mask token.
     """
-    if isinstance(prompts, Tensor):
-        prompts = prompts.tolist() if prompts.ndim == 2 else [prompts.tolist()]
-    if isinstance(prompts, str) or (len(prompts) and isinstance(prompts[0], Mapping)):
-        prompts = [prompts]  # pyright: ignore[reportAssignmentType]
-    encoded = [_prompt(prompt, tokenizer) for prompt in prompts]
+    given: Any = prompts
+    if isinstance(given, Tensor):
+        given = given.tolist() if given.ndim == 2 else [given.tolist()]
+    if isinstance(given, (str, Prompt)) or (len(given) and isinstance(given[0], Mapping)):
+        given = [given]
+    encoded = [_prompt(prompt, index, tokenizer) for index, prompt in enumerate(given)]
     for index, prompt in enumerate(encoded):
         if mask_id in prompt.tokens:
             raise ValueError(f"prompt {index} holds the mask token; infill(...) fills gaps in a text")
     return encoded
 
 
-def _prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Prompt:
+def _prompt(prompt: Any, index: int, tokenizer: PreTrainedTokenizerBase | None) -> Prompt:
+    if isinstance(prompt, Prompt):
+        return prompt
     if isinstance(prompt, Tensor):
         prompt = prompt.tolist()
     if isinstance(prompt, Sequence) and not isinstance(prompt, str) and all(type(token) is int for token in prompt):
@@ -63,11 +69,11 @@ def _prompt(prompt: Any, tokenizer: PreTrainedTokenizerBase | None) -> Prompt:
         )
     known = needed(tokenizer)
     if isinstance(prompt, str):
-        tokens, suffix = _encode(prompt, known)
-        return Prompt(prompt, tokens, suffix)
-    if not known.chat_template:
-        raise ValueError("the tokenizer has no chat template; give texts instead of chats")
-    text = str(known.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True))
+        return encode_text(prompt, known)
+    try:
+        text = chat_text(known, prompt)
+    except ValueError as error:
+        raise ValueError(f"prompt {index}: {error}") from None
     return Prompt(text, tuple(known(text, add_special_tokens=False)["input_ids"]))
 
 
@@ -86,15 +92,35 @@ def needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase
     return tokenizer
 
 
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The token ids of a text, with those that the tokenizer puts before it, and those that it puts after."""
-    plain = tokenizer(text, add_special_tokens=False)["input_ids"]
-    full = tokenizer(text)["input_ids"]
-    for before in range(len(full) - len(plain) + 1):
-        if full[before : before + len(plain)] == plain:
-            end = before + len(plain) if plain else max(before, len(full) - 1)
-            return tuple(full[:end]), tuple(full[end:])
-    return tuple(full), ()
+def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
+    """Encodes a text, with the token ids that the tokenizer puts before every text, and those that it puts after."""
+    full = tuple(tokenizer(text)["input_ids"])
+    before, after = surroundings(tokenizer)
+    end = len(full) - len(after)
+    if end < len(before) or full[end:] != after:  # not a tokenizer that puts the same around every text
+        end = len(full)
+    return Prompt(text, full[:end], full[end:])
+
+
+def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Returns the token ids that a tokenizer puts before every text and after it, such as BERT's `[CLS]` and `[SEP]`.
+
+    They are told from a text whose own tokens occur but once: one that is empty, or a special token, would not tell.
+    """
+    for text in _examples(tokenizer):
+        plain = tokenizer(text, add_special_tokens=False)["input_ids"]
+        full = tokenizer(text)["input_ids"]
+        size = len(plain)
+        found = [at for at in range(len(full) - size + 1) if full[at : at + size] == plain]
+        if size and len(found) == 1:
+            return tuple(full[: found[0]]), tuple(full[found[0] + size :])
+    return tuple(tokenizer("")["input_ids"]), ()
+
+
+def _examples(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+    """Texts, of which any tokenizer has tokens for one; those of its vocabulary take long to list, and so come last."""
+    yield from ("a", "1", ".")
+    yield from sorted(tokenizer.get_vocab())[:100]
 
 
 def with_gaps(

@@ -40,11 +40,13 @@ class Setting:
         kind: `int`, `float` or `str`.
         default: Its value if not given; `None` if it must be.
         choices: What it may be, for a `str`.
+        example: A value that small examples and the tests of every named rule take, where there is no default.
     """
 
     kind: type[int] | type[float] | type[str]
     default: str | int | float | None = None
     choices: tuple[str, ...] = ()
+    example: str | int | float | None = None
 
     def parse(self, name: str, value: Any) -> Any:
         """Returns the value as its kind, or raises `ValueError`."""
@@ -66,7 +68,11 @@ def _choice(options: Iterable[str], default: str) -> Setting:
     return Setting(str, default, tuple(options))
 
 
-_WHOLE, _NUMBER = Setting(int), Setting(float)
+def _needed(example: str | float) -> Setting:
+    """A setting that must be given."""
+    return Setting(type(example), example=example)
+
+
 _BY_ENTROPY, _BY_CONFIDENCE = _choice(PROXIES, "entropy"), _choice(PROXIES, "confidence")
 _SCHEDULE = _choice(SCHEDULES, "linear")
 
@@ -112,37 +118,37 @@ FAMILIES: dict[str, Family] = {
     "topk": Family(
         "the k best at once",
         lambda k, proxy: Rule(PROXIES[proxy](), TopK(k)),
-        {"k": _WHOLE, "proxy": _BY_CONFIDENCE},
+        {"k": _needed(2), "proxy": _BY_CONFIDENCE},
     ),
     "threshold": Family(
         "all with max p >= threshold, at least one (Fast-dLLM)",
         lambda threshold, proxy: Rule(PROXIES[proxy](), Threshold(threshold)),
-        {"threshold": _NUMBER, "proxy": _BY_CONFIDENCE},
+        {"threshold": _needed(0.6), "proxy": _BY_CONFIDENCE},
     ),
     "factor": Family(
         "longest prefix with (n + 1)(1 - max p) < factor (Fast-dLLM)",
         lambda factor, proxy: Rule(PROXIES[proxy](), Factor(factor)),
-        {"factor": _NUMBER, "proxy": _BY_CONFIDENCE},
+        {"factor": _needed(1.1), "proxy": _BY_CONFIDENCE},
     ),
     "klass": Family(
         "all that are confident and stable over the last evaluations, at least one (KLASS)",
         lambda threshold, kl, history: Rule(Confidence(), Stable(threshold, kl, history)),
-        {"threshold": _NUMBER, "kl": Setting(float, 0.01), "history": Setting(int, 2)},
+        {"threshold": _needed(0.6), "kl": Setting(float, 0.01), "history": Setting(int, 2)},
     ),
     "entropy-bound": Family(
         "EB-Sampler: longest prefix with sum H - max H <= gamma",
         lambda gamma, proxy: Rule(PROXIES[proxy](), EntropyBound(gamma)),
-        {"gamma": _NUMBER, "proxy": _BY_ENTROPY},
+        {"gamma": _needed(0.4), "proxy": _BY_ENTROPY},
     ),
     "carried-bound": Family(
         "a total of epsilon nats for the sequence, unspent ones carried forward",
         lambda epsilon, proxy: Rule(PROXIES[proxy](), CarriedBound(epsilon)),
-        {"epsilon": _NUMBER, "proxy": _BY_ENTROPY},
+        {"epsilon": _needed(0.3), "proxy": _BY_ENTROPY},
     ),
     "noisy-bound": Family(
         "the EB-Sampler's budget in an order with noise: fewer evaluations at the same divergence",
         lambda gamma, proxy, noise: Rule(Noisy(PROXIES[proxy](), noise), EntropyBound(gamma)),
-        {"gamma": _NUMBER, "proxy": _BY_ENTROPY, "noise": Setting(float, 1.0)},
+        {"gamma": _needed(0.4), "proxy": _BY_ENTROPY, "noise": Setting(float, 1.0)},
     ),
     "dependence-bound": Family(
         "all that fit gamma by their dependence on each other, as the model's profile has it",
@@ -151,8 +157,8 @@ FAMILIES: dict[str, Family] = {
             DependenceBound(gamma, _profile(profile), aggregate, quantile=quantile or None, commitment=commitment),
         ),
         {
-            "gamma": _NUMBER,
-            "profile": Setting(str),
+            "gamma": _needed(0.4),
+            "profile": _needed("text"),
             "proxy": _BY_ENTROPY,
             "aggregate": _choice(AGGREGATES, "sum"),
             "quantile": Setting(float, 0.0),
@@ -162,13 +168,13 @@ FAMILIES: dict[str, Family] = {
     "independence-test": Family(
         "all that drafts of the others leave unmoved, by extra evaluations, which count (PUNT)",
         lambda epsilon, proxy: Rule(PROXIES[proxy](), IndependenceTest(epsilon)),
-        {"epsilon": _NUMBER, "proxy": _BY_CONFIDENCE},
+        {"epsilon": _needed(0.3), "proxy": _BY_CONFIDENCE},
     ),
-    "random-k": Family("random order, k at a time", lambda k: Rule(Uniform(), TopK(k)), {"k": _WHOLE}),
+    "random-k": Family("random order, k at a time", lambda k: Rule(Uniform(), TopK(k)), {"k": _needed(2)}),
     "groups": Family(
         "random order, groups of given sizes (unmask schedule finds the best)",
         lambda sizes: Rule(Uniform(), Groups.parse(sizes)),
-        {"sizes": Setting(str)},
+        {"sizes": _needed("1+2")},
     ),
     "dilated": Family(
         "multiples of a spacing that halves: 0 begins with half the sequence (DUS)",
@@ -178,7 +184,7 @@ FAMILIES: dict[str, Family] = {
     "steps": Family(
         "a fixed number of evaluations",
         lambda steps, proxy: Rule(PROXIES[proxy](), Steps(steps)),
-        {"steps": _WHOLE, "proxy": _BY_CONFIDENCE},
+        {"steps": _needed(3), "proxy": _BY_CONFIDENCE},
     ),
     "all": Family("everything at once", lambda: Rule(Entropy(), All())),
     "first-hitting": Family(
@@ -189,32 +195,32 @@ FAMILIES: dict[str, Family] = {
     "first-hitting-parallel": Family(
         "first-hitting order in a fixed number of evaluations",
         lambda steps, schedule: parallel_first_hitting(steps, SCHEDULES[schedule]),
-        {"steps": _WHOLE, "schedule": _SCHEDULE},
+        {"steps": _needed(3), "schedule": _SCHEDULE},
     ),
     "first-hitting-extrapolated": Family(
         "the same, drawn from an extrapolation of the last two evaluations (high-order)",
         lambda steps, schedule, floor: extrapolated_first_hitting(steps, SCHEDULES[schedule], floor),
-        {"steps": _WHOLE, "schedule": _SCHEDULE, "floor": Setting(float, 0.1)},
+        {"steps": _needed(3), "schedule": _SCHEDULE, "floor": Setting(float, 0.1)},
     ),
     "ancestral": Family(
         "ancestral sampling on a grid of time steps",
         lambda steps, schedule: ancestral(steps, SCHEDULES[schedule]),
-        {"steps": _WHOLE, "schedule": _SCHEDULE},
+        {"steps": _needed(3), "schedule": _SCHEDULE},
     ),
     "llada-quota": Family(
         "LLaDA as published: most probable draws first, a fixed quota per step (biased)",
         lambda steps: Rule(DrawnConfidence(), Steps(steps)),
-        {"steps": _WHOLE},
+        {"steps": _needed(3)},
     ),
     "maskgit": Family(
         "MaskGIT: most probable draws first, with Gumbel noise that fades (biased)",
         lambda steps, gumbel: Rule(DrawnConfidence(gumbel), Steps(steps)),
-        {"steps": _WHOLE, "gumbel": Setting(float, 4.5)},
+        {"steps": _needed(3), "gumbel": Setting(float, 4.5)},
     ),
     "moment": Family(
         "the moment sampler: MaskGIT's limit, chooses before it draws, at a lower temperature (biased)",
         lambda steps, alpha: Rule(Moment(alpha), Steps(steps)),
-        {"steps": _WHOLE, "alpha": Setting(float, 4.5)},
+        {"steps": _needed(3), "alpha": Setting(float, 4.5)},
     ),
 }
 

@@ -166,4 +166,7 @@ class Rule:
         if view.last is not None:
             left = (view.candidate & ~view.last & ~chosen).any(-1, keepdim=True)
             chosen = chosen & ~(view.last & left)
+            # A budget need not take the first of the ranking: if all it took has to wait, that one goes.
+            stuck = view.candidate.any(-1, keepdim=True) & ~chosen.any(-1, keepdim=True)
+            chosen = chosen.scatter(1, order[:, :1], chosen.gather(1, order[:, :1]) | stuck)
         return chosen, memory

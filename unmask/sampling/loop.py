@@ -90,7 +90,7 @@ class Sampler:
         ids = stream_ids(seed, streams, batch, device)
         settings = self.settings if settings is None else settings
         given = [settings] if isinstance(settings, Settings) else list(settings)
-        if len(given) not in (1, batch):
+        if not isinstance(settings, Settings) and len(given) != batch:
             raise ValueError(f"{len(given)} settings for a batch of {batch} sequences")
         pending = (x == self.denoiser.mask_id) & valid
         position = torch.arange(x.shape[1], device=device)

@@ -98,7 +98,7 @@ def sample(
             streams=ids[at],
             temperature=each[at],
             blocks=numbers[at],
-            settings=settings if len(settings) == 1 else [settings[row] for row in rows],
+            settings=settings if isinstance(settings, Settings) else [settings[row] for row in rows],
             slots=rows,
         )
         pool.join(sampler, state)
@@ -153,8 +153,8 @@ def settings_of(
     top_p: float | Sequence[float | None] | None = None,
     forbidden: Iterable[int] | Sequence[Iterable[int]] = (),
     processor: Processor | Sequence[Processor | None] | None = None,
-) -> list[Settings]:
-    """How each sequence is drawn: one `Settings` if all are alike, or one per sequence.
+) -> Settings | list[Settings]:
+    """How sequences are drawn: one `Settings` if all are alike, or a list with one per sequence.
 
     Args:
         denoiser: Whose vocabulary it is.
@@ -179,6 +179,6 @@ def settings_of(
             raise ValueError(f"{name} has {len(value)} values for a batch of {batch} sequences")
     vocab, mask = denoiser.vocab_size, denoiser.mask_id
     if not many:
-        return [Settings.of(vocab, mask, **each)]
+        return Settings.of(vocab, mask, **each)
     rows = range(batch or 0)
     return [Settings.of(vocab, mask, **{**each, **{name: many[name][row] for name in many}}) for row in rows]

@@ -110,7 +110,7 @@ class Cached:
         self.vocab_size, self.mask_id, self.device = denoiser.vocab_size, denoiser.mask_id, denoiser.device
         self.max_length: int | None = getattr(denoiser, "max_length", None)
         self.network, self.cache, self.refresh, self.most = network, cache, refresh, rows
-        self.kept = KeptNetwork(network, 0, 0)
+        self.kept, self.denoiser = KeptNetwork(network, 0, 0), denoiser
         self.row_of: dict[int, int] = {}  # of each slot, those asked for the longest ago first
         # Of prefix and dual: the block in which each row last computed everything, and evaluations since.
         self.opened: list[int | None] = []
@@ -132,7 +132,7 @@ class Cached:
             row, column = self.network.sources(query.where)
             if self.cache == "block-causal":
                 compute = self._changed(query, kept, tokens, row, column)
-                return self.kept.logits(self.kept.vectors(tokens, seen, kept, row, column, compute))
+                return self._logits(self.kept.vectors(tokens, seen, kept, row, column, compute))
             compute, fresh = self._open(query, kept.tolist())
             vectors = None
             for whole in (True, False):
@@ -154,7 +154,11 @@ class Cached:
                 vectors = found.new_empty(len(row), found.shape[1]) if vectors is None else vectors
                 vectors[mine] = found
             assert vectors is not None
-            return self.kept.logits(vectors)
+            return self._logits(vectors)
+
+    def _logits(self, vectors: Float[Tensor, "rows width"]) -> Float[Tensor, "rows vocab"]:
+        """The logits of what the network's body put out, as the model itself gives them."""
+        return self.denoiser.named(self.kept.logits(vectors))
 
     def forget(self, slots: Iterable[int]) -> None:
         """Frees the places of sequences that have left."""

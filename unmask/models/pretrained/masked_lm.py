@@ -63,6 +63,9 @@ class MaskedLM(nn.Module):
         AdapterError: If the model is a sequence-to-sequence model.
     """
 
+    makes_rows = True
+    """Its logits are a tensor of their own, which may be written to."""
+
     def __init__(
         self,
         model: PreTrainedModel,
