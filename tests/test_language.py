@@ -224,6 +224,26 @@ def test_guidance_goes_away_from_what_is_said_without_the_prompt(model):
     assert model.generate("1+1=", rule=ONE, max_new_tokens=8, guidance=4.0)[0].tokens != plain.tokens
 
 
+def test_guidance_asks_for_all_there_is_of_both_states():
+    seen: list[Query] = []
+
+    class Watched(unmask.FullDenoiser):
+        def __call__(self, query: Query) -> torch.Tensor:
+            seen.append(query)
+            return super().__call__(query)
+
+    table = torch.randn(5, 5, generator=torch.Generator().manual_seed(0))
+    watched = Watched(lambda x: table[x].cumsum(1), 5, 4)
+    guided = Guided(watched, 1.0, torch.tensor([[True, False, False]] * 2))
+    unmask.sample(
+        guided, torch.tensor([[1, 4, 4], [2, 4, 4]]), unmask.Rule(unmask.Entropy(), unmask.One()), seed=0, blocks=1
+    )
+    for query in seen:
+        assert query.block is not None
+        assert len(query.x) == len(query.block) == len(query.sequence)
+        assert len(query.rows) == int(query.where.sum())
+
+
 def test_a_model_in_memory(model):
     network = model.network.model
     same = LanguageModel.of(network, model.tokenizer, mask_id=MASK_ID)

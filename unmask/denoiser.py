@@ -58,7 +58,8 @@ class Denoiser(Protocol):
         vocab_size: Number of token ids, the mask token included: the last dimension of the logits.
         mask_id: Id of the mask token, in `[0, vocab_size)`. It is never drawn, whatever its logit.
 
-    A denoiser conditioned on time also has `wants_time = True`, and then finds `query.time`.
+    A denoiser conditioned on time also has `wants_time = True`, and then finds `query.time`. One that takes sequences
+    up to some length has `max_length`; longer ones are refused before they are evaluated.
     """
 
     @property

@@ -139,6 +139,7 @@ class _Watch:
     def __init__(self, denoiser: Denoiser, bound: DependenceBound, tests: float) -> None:
         self.denoiser, self.bound, self.tests = denoiser, bound, tests
         self.vocab_size, self.mask_id = denoiser.vocab_size, denoiser.mask_id
+        self.max_length: int | None = getattr(denoiser, "max_length", None)
         self.sums = torch.zeros(0)
         self.answer: tuple[Query, Tensor] | None = None
         self.last: _Step | None = None

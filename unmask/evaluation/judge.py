@@ -103,6 +103,7 @@ def _foreign(folder: Path, config: dict[str, object], task: Task, device: torch.
     from transformers import AutoModelForCausalLM
 
     from ..models.pretrained.hf import check_kind, pretrained, tokenizer_of
+    from ..models.pretrained.limits import longest
 
     check_kind(folder, config, "causal")
     model = pretrained(AutoModelForCausalLM, folder).to(device)  # pyright: ignore[reportArgumentType]
@@ -115,7 +116,7 @@ def _foreign(folder: Path, config: dict[str, object], task: Task, device: torch.
         raise AdapterError(
             f"the tokenizer of {folder} begins a text with token {begin}, the model has {size.num_embeddings} tokens"
         )
-    longest = getattr(model.config, "max_position_embeddings", None)
+    limit = longest(model)
 
     def score(tokens: Int[Tensor, "samples length"]) -> Float[Tensor, " samples"]:
         texts = [task.show(row) for row in tokens]
@@ -125,8 +126,8 @@ def _foreign(folder: Path, config: dict[str, object], task: Task, device: torch.
                 raise ValueError(f"the judge's tokenizer does not know every character of {text!r}")
             if max(ids) >= size.num_embeddings:
                 raise ValueError(f"the judge's tokenizer has a token for {text!r:.60} that its model does not know")
-            if longest is not None and len(ids) > longest:
-                raise ValueError(f"this judge reads {longest} tokens, a sample has {len(ids)}")
+            if limit is not None and len(ids) > limit:
+                raise ValueError(f"this judge reads {limit} tokens, a sample has {len(ids)}")
         # Padded on the right, where a causal model does not look.
         width = max(map(len, read))
         x = torch.tensor([ids + [begin] * (width - len(ids)) for ids in read], device=device)

@@ -173,7 +173,7 @@ def generate(
 def _nameless(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, ends: list[int]) -> list[int]:
     """The ids that are neither tokens of the tokenizer nor ends of texts; none, if no tokenizer is found."""
     known = _tokenizer_beside(str(model.name_or_path)) if tokenizer is None else tokenizer
-    ids = [] if known is None else nameless_ids(known, model.config.vocab_size)
+    ids = [] if known is None else nameless_ids(known, model.config.get_text_config().vocab_size)
     return [token for token in ids if token not in ends]
 
 

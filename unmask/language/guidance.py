@@ -33,6 +33,7 @@ class Guided:
             raise ValueError(f"guidance must be a finite number >= 0, got {scale!r}")
         self.denoiser, self.scale, self.prompt = denoiser, scale, prompt
         self.vocab_size, self.mask_id = denoiser.vocab_size, denoiser.mask_id
+        self.max_length: int | None = getattr(denoiser, "max_length", None)
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         hidden = query.x.masked_fill(self.prompt[query.sequence], self.mask_id)
@@ -47,6 +48,8 @@ class Guided:
             valid=both(query.valid, query.valid),
             sequence=both(query.sequence, query.sequence),
             time=None if query.time is None else both(query.time, query.time),
+            index=None,
+            block=None if query.block is None else both(query.block, query.block),
         )
         given, without = self.denoiser(doubled).chunk(2)
         guided = without + (1 + self.scale) * (given - without)

@@ -94,26 +94,38 @@ class LanguageModel(NetworkDenoiser):
             AdapterError: If nothing says which token is the mask.
             ValueError: If `block_causal` is out of range, or the model is no Llama or Qwen.
         """
-        from ..models.pretrained.hf import longest, run_both_ways
+        from ..models.pretrained.hf import run_both_ways
         from ..models.pretrained.masked_lm import MaskedLM
         from ..models.pretrained.said import checked_mask, end_ids_of, mask_of_model
 
         run_both_ways(model)
         mask_id = mask_of_model(model, tokenizer) if mask_id is None else checked_mask(mask_id)
-        network = MaskedLM(model, model.config.vocab_size, mask_id, shift=shift, block_causal=block_causal)
+        vocab_size = model.config.get_text_config().vocab_size
+        network = MaskedLM(model, vocab_size, mask_id, shift=shift, block_causal=block_causal)
         if end_ids is None:
             generation = getattr(model, "generation_config", None)
             named = {} if generation is None else {"eos_token_id": generation.eos_token_id}
             end_ids = end_ids_of(model.config.to_dict(), tokenizer, network.vocab_size, named)
-        return cls(network, network.vocab_size, mask_id, tokenizer, end_ids, longest(model))
+        return cls(network, network.vocab_size, mask_id, tokenizer, end_ids, network.max_length)
 
     @property
     def block_causal(self) -> int | None:
         """Length of the blocks of its attention, if a position looks at its block and those before it only."""
         return getattr(self.network, "block_causal", None)
 
+    @property
+    def padding_invisible(self) -> bool:
+        """Whether sequences of different lengths are evaluated together, as they notice nothing of each other.
+
+        Where they would, those of each length are evaluated by themselves: the same answers, in more time.
+        """
+        return getattr(self.network, "padding_invisible", True)
+
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         with torch.no_grad():
+            answer = getattr(self.network, "answer", None)  # a model of the Transformers library knows its own ways
+            if answer is not None:
+                return self.named(answer(query, self.network))
             return self.named(self.network(query.x, query.where, None, query.valid))
 
     def named(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:

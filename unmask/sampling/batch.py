@@ -17,13 +17,14 @@ Tokens = Int[Tensor, "batch length"] | Int[Tensor, " length"] | Sequence[Sequenc
 
 
 def as_batch(x: Tokens, denoiser: Denoiser) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
-    """Right-pads to a matrix of its own and checks that every token is in the vocabulary.
+    """Right-pads to a matrix of its own and checks that the denoiser can take it.
 
     Returns:
         The tokens, and where they are no padding.
 
     Raises:
-        ValueError: If `x` holds no token ids, or one outside the vocabulary.
+        ValueError: If `x` holds no token ids, or one outside the vocabulary, or a sequence is longer than the
+            denoiser's `max_length`.
     """
     if isinstance(x, Tensor):
         if x.ndim not in (1, 2) or x.dtype.is_floating_point or x.dtype == torch.bool:
@@ -44,6 +45,10 @@ def as_batch(x: Tokens, denoiser: Denoiser) -> tuple[Int[Tensor, "batch length"]
         for index, row in enumerate(rows):
             matrix[index, : len(row)] = row
             valid[index, : len(row)] = True
+    limit: int | None = getattr(denoiser, "max_length", None)
+    if limit is not None and len(matrix) and matrix.shape[1] > limit:
+        row = 0 if isinstance(x, Tensor) else max(range(len(matrix)), key=lambda index: len(x[index]))
+        raise ValueError(f"sequence {row} has {matrix.shape[1]} tokens, more than the {limit} that the model takes")
     wrong = (matrix < 0) | (matrix >= denoiser.vocab_size)
     if bool(wrong.any()):
         row, position = wrong.nonzero()[0].tolist()

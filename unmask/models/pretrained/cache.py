@@ -108,6 +108,7 @@ class Cached:
             raise ValueError("without a cache, take the model itself")
         check_cache(cache, refresh, network.block_causal)
         self.vocab_size, self.mask_id, self.device = denoiser.vocab_size, denoiser.mask_id, denoiser.device
+        self.max_length: int | None = getattr(denoiser, "max_length", None)
         self.network, self.cache, self.refresh, self.most = network, cache, refresh, rows
         self.kept, self.denoiser = KeptNetwork(network, 0, 0), denoiser
         self.row_of: dict[int, int] = {}  # of each slot, those asked for the longest ago first

@@ -174,15 +174,3 @@ def check_attention(model: PreTrainedModel, wanted: str) -> None:
         raise ValueError(
             f"{wanted} needs attn_implementation 'sdpa' or 'eager', this {kind} has {config._attn_implementation!r}"
         )
-
-
-def longest(model: PreTrainedModel) -> int | None:
-    """Returns the most tokens a model takes, or `None` if its configuration does not say."""
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if not isinstance(limit, int) or limit < 1:
-        return None
-    for module in model.modules():
-        # RoBERTa and ESM number positions from the padding token's id, and so have fewer of them.
-        if isinstance(module, torch.nn.Embedding) and module.num_embeddings == limit and module.padding_idx is not None:
-            return limit - module.padding_idx - 1
-    return limit

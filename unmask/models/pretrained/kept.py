@@ -65,11 +65,16 @@ class KeptNetwork:
         length: Of the longest.
 
     Raises:
-        ValueError: If the network cannot keep keys and values.
+        ValueError: If the network cannot keep keys and values, or scales its positions by the length of the sequence.
     """
 
     def __init__(self, network: MaskedLM, batch: int, length: int) -> None:
         check_attention(network.model, "a cache")
+        rope = getattr(network.model.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") in ("dynamic", "longrope"):
+            raise ValueError(
+                f"a cache does not go with rope_type {rope['rope_type']!r}: keys change with the length of the sequence"
+            )
         self.network, self.kept = network, _KeysValues(batch, length)
 
     def resize(self, batch: int, length: int) -> None:

@@ -13,7 +13,6 @@ from ...language.model import LanguageModel
 from ..networks.checkpoint import read_config
 from .bidirectional import family, load_bidirectional
 from .gate import said
-from .hf import longest
 from .masked_lm import HFMaskedDenoiser, MaskedLM, load_masked_lm
 from .said import TOKENIZER_FILES, end_ids_of, generation_of
 from .vocabulary import tokenizer_of
@@ -56,7 +55,7 @@ def load_language(
         return HFMaskedDenoiser(network)
     tokenizer = tokenizer_of(folder)
     ends = end_ids_of(config, tokenizer, network.vocab_size, generation_of(folder))
-    return LanguageModel(network, network.vocab_size, network.mask_id, tokenizer, ends, longest(network.model))
+    return LanguageModel(network, network.vocab_size, network.mask_id, tokenizer, ends, network.max_length)
 
 
 def check_works(folder: Path, network: MaskedLM) -> None:

@@ -20,7 +20,9 @@ from ...errors import AdapterError
 from ...files.writing import flush
 from ..networks.checkpoint import FORMAT, read_config
 from .hf import check_attention, check_kind, placed, quiet
+from .limits import longest, unusable
 from .said import mask_id_of
+from .sharing import evaluate, sharing_of
 
 KEY = "unmask"
 """Where `config.json` of a model trained here says on what; other programs pass over it."""
@@ -60,6 +62,7 @@ class MaskedLM(nn.Module):
 
     Raises:
         ValueError: If `block_causal` is no whole number >= 1, or the model cannot take such a mask.
+        AdapterError: If the model is a sequence-to-sequence model.
     """
 
     makes_rows = True
@@ -75,17 +78,47 @@ class MaskedLM(nn.Module):
         block_causal: int | None = None,
     ) -> None:
         super().__init__()
+        if model.config.is_encoder_decoder:
+            raise AdapterError(
+                f"{type(model).__name__} is a sequence-to-sequence model, whose outputs are written from left to right;"
+                " expected a masked language model, such as BertForMaskedLM or ModernBertForMaskedLM"
+            )
         if block_causal is not None:
             if isinstance(block_causal, bool) or not isinstance(block_causal, int) or block_causal < 1:
                 raise ValueError(f"block_causal is a whole number of positions >= 1, got {block_causal!r}")
             check_attention(model, "block-causal attention")
         self.block_causal = block_causal
         self.model, self.vocab_size, self.mask_id, self.shift = model, vocab_size, mask_id, shift
-        pad = getattr(model.config, "pad_token_id", None) if pad_id is None else pad_id
+        pad = getattr(model.config.get_text_config(), "pad_token_id", None) if pad_id is None else pad_id
         self.pad_id, self.hides_pad = mask_id if pad is None else pad, pad_id is not None
         base = model.base_model
         if base is not model and _gather not in base._forward_hooks.values():
             base.register_forward_hook(_gather)
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of a sequence, or `None` if nothing limits them."""
+        return longest(self.model)
+
+    @property
+    def padding_invisible(self) -> bool:
+        """Whether sequences of different lengths can be evaluated together without noticing each other.
+
+        As far as is known: it is tried on short sequences, and again before a batch that is longer than all before.
+        """
+        return sharing_of(self.model, self.pad_id).together == "any"
+
+    def answer(self, query: Query, through: Any) -> Float[Tensor, "rows vocab"]:
+        """Evaluates a query; sequences that would notice each other go apart (see `unmask.models.pretrained.sharing`).
+
+        Args:
+            query: What is asked for.
+            through: This network, or what compiling it made of it.
+
+        Raises:
+            ValueError: If the model cannot be evaluated; its class and the length are named.
+        """
+        return evaluate(through, query)
 
     def forward(
         self,
@@ -133,11 +166,9 @@ class MaskedLM(nn.Module):
         seen: Tensor = torch.ones_like(where) if valid is None else valid
         if self.hides_pad:
             seen = seen & x.ne(self.pad_id)
-        limit = getattr(self.model.config, "max_position_embeddings", None)
+        limit = self.max_length
         if limit is not None and x.shape[1] > limit:
-            raise ValueError(
-                f"{type(self.model).__name__} cannot take {x.shape[1]} tokens: max_position_embeddings is {limit}"
-            )
+            raise ValueError(f"{type(self.model).__name__} cannot take {x.shape[1]} tokens: it has {limit} positions")
         return torch.where(seen, x, self.pad_id), seen
 
     def sources(self, where: Bool[Tensor, "batch length"]) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
@@ -182,8 +213,9 @@ class MaskedLM(nn.Module):
 class HFMaskedDenoiser(NetworkDenoiser):
     """A masked language model of the Transformers library as a denoiser, for sequences of any lengths together.
 
-    Rounding apart, a sequence does not notice what it is batched with. An ESM with `token_dropout` divides by the share
-    of known tokens: it cannot take a sequence that is masked all over, and gives NaN, which samplers refuse.
+    Rounding apart, a sequence does not notice what it is batched with: models that do not ignore padding are asked for
+    sequences of one length at a time. An ESM with `token_dropout` divides by the share of known tokens: it cannot take
+    a sequence that is masked all over, and gives NaN, which samplers refuse.
 
     Args:
         network: The model; it is put into evaluation mode.
@@ -191,10 +223,21 @@ class HFMaskedDenoiser(NetworkDenoiser):
 
     def __init__(self, network: MaskedLM) -> None:
         super().__init__(network, network.vocab_size, network.mask_id)
+        self.masked_lm = network
+
+    @property
+    def max_length(self) -> int | None:
+        """The most tokens of a sequence, or `None` if nothing limits them."""
+        return self.masked_lm.max_length
+
+    @property
+    def padding_invisible(self) -> bool:
+        """Whether sequences of different lengths are evaluated together (see `MaskedLM`)."""
+        return self.masked_lm.padding_invisible
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         with torch.no_grad():
-            return self.network(query.x, query.where, None, query.valid)
+            return self.masked_lm.answer(query, self.network)
 
 
 def load_masked_lm(
@@ -227,11 +270,11 @@ def load_masked_lm(
     if about and mask_id not in (None, about["mask_id"]):
         raise ValueError(f"{folder} was trained with the mask {about['mask_id']}, not {mask_id}; leave mask_id out")
     mask_id = int(about["mask_id"]) if about else mask_id_of(folder, config, mask_id)
-    vocab_size = about["vocab_size"] if about else model.config.vocab_size
-    if not 0 <= mask_id < vocab_size <= model.config.vocab_size:
+    tokens = model.config.get_text_config().vocab_size
+    vocab_size = about["vocab_size"] if about else tokens
+    if not 0 <= mask_id < vocab_size <= tokens:
         raise AdapterError(
-            f"{folder}: mask_id {mask_id} and vocab_size {vocab_size} do not fit a model of {model.config.vocab_size}"
-            " tokens"
+            f"{folder}: mask_id {mask_id} and vocab_size {vocab_size} do not fit a model of {tokens} tokens"
         )
     return MaskedLM(model, vocab_size, mask_id)
 
@@ -310,17 +353,20 @@ def adopt_masked_lm(folder: Path, vocab_size: int, mask_id: int, length: int) ->
 
 def _checked(network: MaskedLM, length: int) -> MaskedLM:
     """Tries the hardest sequence: the full length, masked all over."""
+    name, limit = type(network.model).__name__, network.max_length
+    if limit is not None and length > limit:
+        # RoBERTa and ESM number positions from the padding token's id, and so need more of them.
+        advice = f"max_position_embeddings has to be {length + unusable(network.model)} or more"
+        raise ValueError(f"{name} cannot take {length} tokens: it has {limit} positions; {advice}")
     x = torch.full((1, length), network.mask_id)
     try:
         with torch.no_grad():
             logits = network.eval()(x, torch.ones_like(x, dtype=torch.bool))
     except (IndexError, RuntimeError) as error:
-        # RoBERTa and ESM number positions from the padding token's id, and so need more of them.
-        advice = f"max_position_embeddings may have to be {length + network.pad_id + 1}"
-        raise ValueError(f"{type(network.model).__name__} fails on {length} tokens ({error}); {advice}") from error
+        raise ValueError(f"{name} fails on {length} tokens ({error})") from error
     if bool(logits.isnan().any()):
         advice = "; set token_dropout to false" if getattr(network.model.config, "token_dropout", False) else ""
-        raise ValueError(f"{type(network.model).__name__} gives NaN for a sequence that is masked all over{advice}")
+        raise ValueError(f"{name} gives NaN for a sequence that is masked all over{advice}")
     return network
 
 

@@ -1,0 +1,285 @@
+"""Which sequences a model can evaluate together without their noticing, found by trying it.
+
+A masked language model is told by an attention mask where padding is. Attention heeds it; convolutions, Fourier
+transforms, pooling, hashes and chunks may not, and then the answer to one sequence changes with the lengths of the
+others. So every model is tried, on a few random tokens, before its first evaluation: a sequence alone and beside longer
+ones. Where that makes a difference beyond rounding, sequences of different lengths are evaluated apart.
+
+What only shows in long sequences (attention that turns sparse, positions that are scaled) is looked for in the work
+itself: before a batch of different lengths that is longer than all before, the same is tried at its length.
+
+Some models draw random numbers while they are evaluated (Reformer), or are changed by being evaluated (BigBird gives up
+its sparse attention for good at the first short sequence). They are given the same numbers every time, and put back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from ...denoiser import Query
+from .hf import quiet
+from .limits import longest, ordinary_tokens
+from .undisturbed import Snapshot, at_rest, random_state, seeded, set_random_state, widened
+
+Together = Literal["any", "equal", "one"]
+"""Sequences of any lengths can be evaluated together, sequences of equal lengths only, or one at a time."""
+
+_LENGTHS = (7, 13, 29)
+"""Tokens of the sequences that are tried: no chunk, block or stride divides them."""
+_ASKED = 8
+"""How many positions, from the first to the last, and the last so many, are compared in a long sequence."""
+_SEED = 0
+"""For the random numbers that some models draw while they are evaluated."""
+_FAULTS = (AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, RuntimeError, TypeError)
+"""What a model raises that cannot be evaluated, by the library's or PyTorch's fault or for want of a kernel."""
+
+
+class Network(Protocol):
+    """What is evaluated: called with tokens, positions asked for, no time, and where tokens are no padding."""
+
+    model: PreTrainedModel
+    pad_id: int
+
+    def __call__(
+        self,
+        x: Int[Tensor, "batch length"],
+        where: Bool[Tensor, "batch length"],
+        time: None = None,
+        valid: Bool[Tensor, "batch length"] | None = None,
+    ) -> Float[Tensor, "rows vocab"]: ...
+
+
+@dataclass
+class Sharing:
+    """What is known about a model. It grows with the lengths that the model is asked for.
+
+    Attributes:
+        key: What it was found out for: weights, their type and place, the kind of attention, the padding token.
+        together: Which sequences can be evaluated together.
+        random: Whether the model draws random numbers.
+        changes: Whether evaluating the model changes it.
+        width: The greatest length of a batch in which padding was seen to make no difference.
+        watched: The lengths at which it was watched for random numbers and changes.
+        fault: Why it is no masked language model, whatever its class is called.
+        told: Whether the user was told that sequences are evaluated apart.
+    """
+
+    key: tuple[object, ...]
+    together: Together = "any"
+    random: bool = False
+    changes: bool = False
+    width: int = 0
+    watched: set[int] = field(default_factory=set)
+    fault: str | None = None
+    told: bool = False
+
+
+_known: WeakKeyDictionary[PreTrainedModel, Sharing] = WeakKeyDictionary()
+
+
+def sharing_of(model: PreTrainedModel, pad_id: int) -> Sharing:
+    """Returns what is known about a model. It is tried if it is new, or has been trained, moved or cast since.
+
+    Args:
+        model: The model.
+        pad_id: The token that padding is shown as.
+    """
+    weight = next(model.parameters())
+    version = None if weight.is_inference() else weight._version  # one more with every step of a training
+    key = (weight.dtype, weight.device, version, getattr(model.config, "_attn_implementation", None), pad_id)
+    known = _known.get(model)
+    if known is None or known.key != key:
+        known = _known[model] = Sharing(key)
+        if weight.device.type != "meta":
+            _try(model, known, pad_id)
+    return known
+
+
+def evaluate(network: Network, query: Query) -> Float[Tensor, "rows vocab"]:
+    """Evaluates a query so that every sequence gets what it would get alone, rounding apart.
+
+    Sequences of different lengths are evaluated in one go only where padding makes no difference to the model.
+
+    Args:
+        network: The model; a compiled one is fine.
+        query: What is asked for.
+
+    Raises:
+        ValueError: If the model cannot be evaluated; its class and the length are named.
+    """
+    sharing = sharing_of(network.model, network.pad_id)
+    if sharing.fault is not None:
+        raise ValueError(f"{type(network.model).__name__} {sharing.fault}")
+    x, where, valid = query.x, query.where, query.valid
+    if sharing.together == "any" and (x.shape[1] <= sharing.width or bool(valid.all())):
+        return _call(network, sharing, x, where, valid)
+    lengths = valid.sum(-1)
+    if sharing.together == "any" and not _notices(network, sharing, query, lengths):
+        sharing.width = x.shape[1]
+        return _call(network, sharing, x, where, valid)
+    if not sharing.told and len(lengths.unique()) > 1:
+        sharing.told = True
+        warnings.warn(
+            f"{type(network.model).__name__} does not ignore padding: sequences of different lengths are evaluated one"
+            " after the other, so that no answer depends on the others of its batch; that takes longer",
+            stacklevel=2,
+        )
+    return _apart(network, sharing, query, lengths)
+
+
+def _notices(network: Network, sharing: Sharing, query: Query, lengths: Int[Tensor, " batch"]) -> bool:
+    """Evaluates beginnings of the longest sequence alone and beside the whole, and notes if that makes a difference."""
+    network = getattr(network, "_orig_mod", network)  # not the compiled one: its weights may be widened for this
+    whole = query.x[lengths.argmax()]
+    width = len(whole)
+    ends = sorted({width * length // _LENGTHS[-1] | 1 for length in _LENGTHS[:-1]} | {width - 1})
+    x = whole.expand(len(ends) + 1, -1)
+    valid = torch.arange(width, device=x.device) < torch.tensor([*ends, width], device=x.device).unsqueeze(-1)
+    where = torch.zeros_like(valid)
+    for place, end in enumerate(ends):
+        where[place, [*range(0, end, -(-end // _ASKED)), *range(max(0, end - _ASKED), end)]] = True
+    with widened(network.model):
+        together = _call(network, sharing, x, where, valid)
+        for place, (end, beside) in enumerate(zip(ends, together.split(where.sum(-1)[:-1].tolist()), strict=True)):
+            one = slice(place, place + 1)
+            alone = _call(network, sharing, x[one, :end], where[one, :end], valid[one, :end])
+            if bool(_differ(alone, beside).any()):
+                sharing.together = "equal"
+    return sharing.together != "any"
+
+
+def _apart(network: Network, sharing: Sharing, query: Query, lengths: Int[Tensor, " batch"]) -> Tensor:
+    """Evaluates the sequences of each length together, without padding, or each by itself."""
+    if sharing.together == "one":
+        groups = [torch.tensor([row], device=lengths.device) for row in range(len(lengths))]
+    else:
+        groups = [(lengths == length).nonzero().squeeze(-1) for length in lengths.unique()]
+    row = query.where.nonzero()[:, 0]
+    logits: Tensor | None = None
+    for group in groups:
+        mine = torch.isin(row, group)
+        if not bool(mine.any()):
+            continue
+        length = int(lengths[group[0]])
+        x, where = query.x[group, :length], query.where[group, :length]
+        found = _call(network, sharing, x, where, torch.ones_like(where))
+        if len(found) == len(row):
+            return found
+        logits = found.new_empty(len(row), found.shape[1]) if logits is None else logits
+        logits[mine] = found
+    return _call(network, sharing, query.x, query.where, query.valid) if logits is None else logits
+
+
+def _call(network: Network, sharing: Sharing, x: Tensor, where: Tensor, valid: Tensor) -> Tensor:
+    return _unmoved(network.model, sharing, x.shape, lambda: network(x, where, None, valid))
+
+
+def _unmoved(model: PreTrainedModel, sharing: Sharing, shape: torch.Size, evaluation: Callable[[], Tensor]) -> Tensor:
+    """Evaluates a model so that nothing matters that was asked before: with the same random numbers, and unchanged."""
+    device = next(model.parameters()).device
+    watch = shape[1] not in sharing.watched
+    snapshot = Snapshot(model) if watch or sharing.changes else None
+    before = random_state(device) if watch and not sharing.random else None
+    try:
+        with contextlib.ExitStack() as stack:
+            if snapshot is not None:
+                stack.enter_context(quiet())  # a model that is put back would give its advice every time
+            if sharing.random:
+                stack.enter_context(seeded(device, _SEED))
+            result = evaluation()
+    except torch.OutOfMemoryError:
+        raise
+    except _FAULTS as error:
+        batch = f"{shape[0]} sequence{'s' if shape[0] > 1 else ''} of {shape[1]} tokens"
+        name = type(model).__name__
+        raise ValueError(f"{name} cannot be evaluated on {batch} ({type(error).__name__}: {error})") from error
+    finally:
+        if snapshot is not None and snapshot.restore():
+            sharing.changes = True
+    sharing.watched.add(shape[1])
+    if before is None or all(torch.equal(a, b) for a, b in zip(before, random_state(device), strict=True)):
+        return result
+    sharing.random = True
+    set_random_state(before, device)
+    return _unmoved(model, sharing, shape, evaluation)
+
+
+def _try(model: PreTrainedModel, sharing: Sharing, pad_id: int) -> None:
+    """Evaluates sequences alone, together, and beside longer ones, and notes where they agree.
+
+    A model that cannot be evaluated at these lengths is asked for one sequence at a time.
+    """
+    device, limit = next(model.parameters()).device, longest(model)
+    lengths = [length if limit is None else min(length, limit * length // _LENGTHS[-1]) for length in _LENGTHS]
+    lengths[-1] = _LENGTHS[-1] if limit is None else min(_LENGTHS[-1], limit)
+    if lengths[0] < 1:
+        sharing.together = "equal"
+        return
+    tokens = torch.tensor([token for token in ordinary_tokens(model) if token != pad_id] or [pad_id])
+    picked = torch.randint(len(tokens), (len(lengths), lengths[-1]), generator=torch.Generator().manual_seed(1))
+    short, middle, long = (row[:length] for row, length in zip(tokens[picked], lengths, strict=True))
+    first, last = middle.clone(), middle.clone()
+    first[0], last[-1] = (tokens[(picked[1, place] + 1) % len(tokens)] for place in (0, lengths[1] - 1))
+
+    def logits(*rows: Tensor) -> list[Tensor]:
+        x = torch.full((len(rows), max(map(len, rows))), pad_id)
+        seen = torch.zeros_like(x)
+        for place, row in enumerate(rows):
+            x[place, : len(row)], seen[place, : len(row)] = row, 1
+        x, seen = x.to(device), seen.to(device)
+        found = _unmoved(model, sharing, x.shape, lambda: model(input_ids=x, attention_mask=seen).logits)
+        return [found[place, : len(row)] for place, row in enumerate(rows)]
+
+    try:
+        with at_rest(model), widened(model):
+            alone = [*logits(middle), *logits(short)]
+            *group, beside, _ = logits(middle, first, last, short, long)
+            if _differ(alone[0], group[0]).any() or _differ(alone[1], beside).any():
+                group = logits(middle, first, last)
+                sharing.together = "one" if _differ(alone[0], group[0]).any() else "equal"
+    except ValueError:
+        sharing.together = "one"
+        return
+    sharing.width = lengths[-1]
+    if lengths[1] > 1 and len(tokens) > 1:
+        sharing.fault = _fault(model, *group)
+
+
+def _fault(model: PreTrainedModel, middle: Tensor, first: Tensor, last: Tensor) -> str | None:
+    """Says what is wrong if positions do not look at each other: all but the first, or the last, token are the same."""
+    left, right = (
+        torch.equal(middle[part], other[part]) for part, other in ((slice(1, None), first), (slice(-1), last))
+    )
+    if not right or any(weight.ndim > 1 and not bool(weight.any()) for weight in model.parameters()):
+        return None  # some networks start their training with weights of 0, and look at nothing until later
+    if left and right:
+        return "sees no token but the one it is asked about: its attention does not work here (is a kernel missing?)"
+    return "looks to the left only: it is a causal model, and cannot unmask"
+
+
+def _differ(a: Float[Tensor, "positions vocab"], b: Float[Tensor, "positions vocab"]) -> Bool[Tensor, " positions"]:
+    """Tells where two rows of logits differ by more than rounding, compared with how much a row varies.
+
+    Half the digits of the type may be lost on the way through a network.
+    """
+    eps = torch.finfo(a.dtype).eps
+    if a.is_cuda and a.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
+        eps = 2.0**-10
+    known = a.isfinite() & b.isfinite()
+    odd = (a != b) & ~known & ~(a.isnan() & b.isnan())
+    count = known.sum(-1).clamp(min=1)
+    a, b = (torch.where(known, one, 0.0).double() for one in (a, b))
+    mean = a.sum(-1, keepdim=True) / count.unsqueeze(-1)
+    spread = (torch.where(known, a - mean, 0.0).square().sum(-1) / count).sqrt()
+    gap = ((a - b).square().sum(-1) / count).sqrt()
+    return odd.any(-1) | (gap > eps**0.5 * spread.clamp(min=float(spread.mean())))
