@@ -16,8 +16,8 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from unmask.errors import DataError
-from unmask.evaluation.harness import evaluate
-from unmask.evaluation.harness.local_tasks import read_jsonl, score_gsm8k, score_humaneval, score_math, score_mbpp
+from unmask.integrations.harness import evaluate
+from unmask.integrations.harness.local_tasks import read_jsonl, score_gsm8k, score_humaneval, score_math, score_mbpp
 from unmask.integrations.lm_eval import UnmaskLM
 from unmask.language import Completion, LanguageModel
 from unmask.tasks.instructions import END_ID, MASK_ID, InstructionTask, save_tokenizer

@@ -28,7 +28,7 @@ from typer.testing import CliRunner
 from unmask import derive, nelbo
 from unmask.cli import app
 from unmask.denoiser import Query
-from unmask.evaluation.harness import evaluate
+from unmask.integrations.harness import evaluate
 from unmask.integrations.lm_eval import UnmaskLM
 from unmask.language import LanguageModel
 from unmask.models.pretrained.bidirectional import new_llada, save_llada

@@ -20,7 +20,7 @@ def test_the_wheel_runs_the_demo_elsewhere(tmp_path: Path):
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("unmask-*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    assert "unmask/evaluation/harness/gsm8k.yaml" in names
+    assert "unmask/integrations/harness/gsm8k.yaml" in names
     for needed in ("model.safetensors", "config.json", "README.md", "demo.csv"):
         assert f"unmask/data/sudoku/{needed}" in names
     assert {"unmask/py.typed", "unmask/viewing/trace.html"} <= set(names)

@@ -60,8 +60,8 @@ def evaluate(
     Tokens are counted up to the end token only: tokens_per_evaluation and tokens_per_second leave out what is drawn
     behind it. seconds is the time in calls to the model; of answers read from --out, the time they once took.
     """
-    from ..evaluation.harness import evaluate as run
     from ..evaluation.study import code_fingerprint, fingerprint
+    from ..integrations.harness import evaluate as run
     from ..integrations.lm_eval import UnmaskLM
 
     named = common.rule_from(

@@ -217,7 +217,7 @@ def _load(
 
     of_transformers = not coconet.is_coconet(folder) and _of_transformers(folder)
     if of_transformers:
-        from .pretrained.loading import load_language
+        from ..language.loading import load_language
 
         return load_language(folder, device, dtype, shift, block_causal, options, mask_id)
     ours = {"shift": shift, "block_causal": block_causal, "mask_id": mask_id}

@@ -7,15 +7,15 @@ from typing import Any
 
 import torch
 
-from ...denoiser import NetworkDenoiser
-from ...errors import AdapterError
-from ...language.model import LanguageModel
-from ..networks.checkpoint import read_config
-from .bidirectional import family, load_bidirectional
-from .gate import said
-from .masked_lm import HFMaskedDenoiser, MaskedLM, load_masked_lm
-from .said import TOKENIZER_FILES, end_ids_of, generation_of
-from .vocabulary import tokenizer_of
+from ..denoiser import NetworkDenoiser
+from ..errors import AdapterError
+from ..models.networks.checkpoint import read_config
+from ..models.pretrained.bidirectional import family, load_bidirectional
+from ..models.pretrained.gate import said
+from ..models.pretrained.masked_lm import HFMaskedDenoiser, MaskedLM, load_masked_lm
+from ..models.pretrained.said import TOKENIZER_FILES, end_ids_of, generation_of
+from ..models.pretrained.vocabulary import tokenizer_of
+from .model import LanguageModel
 
 
 def load_language(

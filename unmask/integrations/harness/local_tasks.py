@@ -15,9 +15,9 @@ from datasets import Dataset
 from lm_eval.tasks.hendrycks_math.utils import is_equiv, last_boxed_only_string, remove_boxed
 
 from ...errors import DataError
+from ...evaluation.sandbox import run_program
 from ...files.jsonl import read_jsonl as read_values
 from ...tasks.instructions import Instruction, InstructionTask
-from ..sandbox import run_program
 
 _NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ...errors import DataError
 
 if TYPE_CHECKING:
-    from ...integrations.lm_eval import UnmaskLM
+    from ..lm_eval import UnmaskLM
 
 LOCAL = {
     "gsm8k": ("gsm8k_test.jsonl", "gsm8k_train.jsonl"),
