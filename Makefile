@@ -26,6 +26,7 @@ check: .venv/.everything
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports
 
 bench: .venv/.minimum
 	$(BIN)/unmask bench fhs

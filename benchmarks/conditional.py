@@ -27,9 +27,9 @@ from unmask import DependenceBound, Entropy, EntropyBound, One, Rule
 from unmask.errors import AdapterError
 from unmask.evaluation.runner import mean_ci95
 from unmask.evaluation.study import Outcome, Study, code_fingerprint, fingerprint
-from unmask.models.registry import load, load_profile
+from unmask.models.registry import load
 from unmask.rules.named import NamedRule
-from unmask.rules.profile import Profile
+from unmask.rules.profile import Profile, load_profile
 from unmask.tasks.named import named_task
 
 from .free_text import calibrated

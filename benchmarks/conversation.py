@@ -58,7 +58,7 @@ def cost(size: str = "100M", batch: int = 32, length: int = 32, steps: int = 3, 
 
 def prompts_of(name: str, count: int, mask: int) -> Tensor:
     """Sequences with gaps: puzzles as they are, text with 24 characters missing."""
-    from unmask.models.registry import task_of
+    from unmask.tasks.of_model import task_of
 
     prompts = task_of(name).prompts("test" if name == "sudoku" else "validation", count).tokens
     if name == "text":

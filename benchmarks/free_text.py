@@ -31,12 +31,13 @@ from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.runner import mean_ci95
 from unmask.evaluation.study import Measure, Study, code_fingerprint, fingerprint
 from unmask.likelihood.nelbo import nelbo
-from unmask.models.registry import load, task_of
+from unmask.models.registry import load
 from unmask.rules.blind import Dilated
 from unmask.rules.geometry import geometry_of
 from unmask.rules.named import NamedRule
 from unmask.rules.profile import Profile
 from unmask.tasks._common import stack
+from unmask.tasks.of_model import task_of
 from unmask.tasks.task import Prompts, Task
 from unmask.tasks.text import GRAM, TextTask, distinct_n, embedded_text, unigram_entropy
 

@@ -23,10 +23,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from unmask.denoiser import Denoiser, Query
 from unmask.evaluation.runner import mean_ci95
 from unmask.language import Completion, LanguageModel
-from unmask.models.registry import load, task_of
+from unmask.models.registry import load
 from unmask.rules.named import named_rule
 from unmask.sampling.loop import Sampler
 from unmask.tasks.instructions import Instruction, InstructionTask
+from unmask.tasks.of_model import task_of
 
 from .caches import caches
 from .caches import table as table_of_caches

@@ -36,10 +36,12 @@ from torch import Tensor
 from unmask import DependenceBound, Entropy, Rule
 from unmask.cli.compose import GAMMA
 from unmask.denoiser import Denoiser, Query
-from unmask.evaluation.runner import answer, mean_ci95, prompt_streams
+from unmask.draws.streams import prompt_streams
+from unmask.evaluation.runner import answer, mean_ci95
 from unmask.likelihood.nelbo import nelbo
-from unmask.models.registry import load, load_profile
+from unmask.models.registry import load
 from unmask.rules.named import NamedRule, named_rule
+from unmask.rules.profile import load_profile
 from unmask.sampling.loop import Sampler
 from unmask.tasks.music import MusicTask, chain_score, equal_previous, voices_in_order
 from unmask.tasks.task import Prompts

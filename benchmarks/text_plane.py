@@ -30,10 +30,11 @@ from unmask.denoiser import NetworkDenoiser, Query
 from unmask.evaluation.judge import Judge, load_judge
 from unmask.evaluation.runner import answer, mean_ci95
 from unmask.evaluation.study import fingerprint
-from unmask.models.registry import load, task_of
+from unmask.models.registry import load
 from unmask.numerics.draws import FORMS
 from unmask.rules.order import LeftToRight
 from unmask.sampling.loop import Sampler
+from unmask.tasks.of_model import task_of
 from unmask.tasks.text import unigram_entropy
 
 from .free_text import calibrated

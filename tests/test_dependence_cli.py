@@ -12,11 +12,11 @@ from test_cli import run
 from unmask.dependence.calibrate import oracle_profile
 from unmask.errors import AdapterError
 from unmask.evaluation.frontier import sweep
-from unmask.models.registry import load_profile, task_of
 from unmask.oracles import MarkovDenoiser
 from unmask.rules.geometry import geometry_of, maze, music, sudoku
-from unmask.rules.profile import Line, Profile
+from unmask.rules.profile import Line, Profile, load_profile
 from unmask.tasks.named import named_task
+from unmask.tasks.of_model import task_of
 
 CHAIN = ("profile", "--oracle", "markov", "--stay", "0.7", "--symbols", "2", "--length", "5", "--json")
 

@@ -15,8 +15,8 @@ import unmask
 from benchmarks.sudoku import checkpoint_sha, table
 from unmask import rules
 from unmask.cli.app import app
-from unmask.models.registry import load_profile
 from unmask.rules.named import FAMILIES, FLOOR, named_rule
+from unmask.rules.profile import load_profile
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from unmask.cli import app
 from unmask.errors import AdapterError, DataError
 from unmask.evaluation.judge import load_judge
 from unmask.models import registry as models
+from unmask.tasks import of_model
 from unmask.models.networks.checkpoint import load_checkpoint
 from unmask.models.networks.transformer import Transformer
 from unmask.tasks.named import named_task
@@ -132,7 +133,7 @@ def test_the_vocabulary_stays_with_the_model(tmp_path: Path, text: Path):
     bits = (folder / "model.safetensors").read_bytes()
     unmask("train", str(path))  # it is finished: nothing changes
     assert (folder / "model.safetensors").read_bytes() == bits
-    task = models.task_of(folder)
+    task = of_model.task_of(folder)
     assert isinstance(task, TextTask)
     assert task.vocabulary == "".join(sorted(set(TEXT)))
     judge = load_judge(folder, task)
@@ -141,15 +142,15 @@ def test_the_vocabulary_stays_with_the_model(tmp_path: Path, text: Path):
     # Data with fewer characters has the same vocabulary; other characters do not fit.
     fewer = tmp_path / "fewer.txt"
     fewer.write_text("to be or not to be\n" * 40)
-    smaller = models.task_of(folder, data=str(fewer), gaps="free")
+    smaller = of_model.task_of(folder, data=str(fewer), gaps="free")
     assert (smaller.vocab_size, smaller.mask_id) == (task.vocab_size, task.mask_id)
     assert bool((smaller.prompts("test", 1).tokens == task.mask_id).all())
     more = tmp_path / "more.txt"
     more.write_text("to be or not to be?\n" * 40)
     with pytest.raises(DataError, match=r"has characters outside the vocabulary of \d+: '\?' \(line 1\)"):
-        models.task_of(folder, data=str(more))
+        of_model.task_of(folder, data=str(more))
     with pytest.raises(ValueError, match="size does not apply to the task text"):
-        models.task_of(folder, size=6)
+        of_model.task_of(folder, size=6)
 
     # As many characters, but others: neither the run nor a judge takes them for the same.
     other = tmp_path / "other.txt"
@@ -166,7 +167,7 @@ def test_the_vocabulary_stays_with_the_model(tmp_path: Path, text: Path):
     for task_said in (None, {"settings": {}}, {"name": "text"}):
         (folder / "config.json").write_text(json.dumps({**about, "task": task_said}))
         with pytest.raises(AdapterError, match="does not say which task the model was trained on"):
-            models.task_of(folder)
+            of_model.task_of(folder)
 
 
 def test_runs_made_before_the_vocabulary_was_kept_go_on(tmp_path: Path, text: Path):
@@ -185,7 +186,7 @@ def test_a_masked_lm_says_its_task_too(tmp_path: Path, text: Path):
     settings = {"name": "text", "length": 16, "data": str(text)}
     unmask("train", str(write(tmp_path, task=settings, network=network)))
     folder = tmp_path / "run" / "checkpoint"
-    task, denoiser = models.task_of(folder), models.load(folder)
+    task, denoiser = of_model.task_of(folder), models.load(folder)
     assert (task.vocab_size, task.mask_id) == (denoiser.vocab_size, denoiser.mask_id)
     assert (task.name, task.length) == ("text", 16)
     with pytest.raises(AdapterError, match="BertForMaskedLM, a masked model"):

@@ -14,9 +14,10 @@ from rich.markup import escape
 from rich.text import Text
 
 from ..files.jsonl import read_prompts
+from ..folders import EMBEDDED
 from ..language import Completion, LanguageModel
 from ..models.pretrained.cache import CACHES
-from ..models.registry import EMBEDDED, load
+from ..models.registry import load
 from ..rules.named import NamedRule
 from ..sampling.result import StepInfo
 from ..sampling.state import State

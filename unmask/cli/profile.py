@@ -19,9 +19,11 @@ from ..dependence.picture import heat_map
 from ..draws.streams import derive
 from ..errors import AdapterError
 from ..files.writing import check_outputs
-from ..models.registry import load, model_folder, task_of
+from ..folders import model_folder
+from ..models.registry import load
 from ..rules.geometry import geometry_of, sudoku
 from ..rules.profile import Line, Profile, Relations
+from ..tasks.of_model import task_of
 from . import common
 from . import oracle as options
 

@@ -142,7 +142,8 @@ def _study(
 
 def _prompts_study(chosen: Chosen, folder: Path) -> Study:
     """The study of a folder of prompts."""
-    from ..models.registry import load, task_of
+    from ..models.registry import load
+    from ..tasks.of_model import task_of
     from ..tasks.prompt_folder import PromptFolder
     from ..tasks.text import TextTask
 

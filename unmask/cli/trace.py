@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
-from ..evaluation.runner import prompt_streams
+from ..draws.streams import prompt_streams
 from ..files.writing import check_outputs, write_output
 from ..models.registry import load
 from ..sampling.loop import Sampler

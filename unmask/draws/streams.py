@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 
 import torch
@@ -75,6 +75,18 @@ def derive(seed: int, *parts: int | bytes | str | Iterable[int]) -> int:
             blob = b"l" + ",".join(str(int(value)) for value in part).encode()
         digest.update(len(blob).to_bytes(8, "little") + blob)
     return int.from_bytes(digest.digest(), "little")
+
+
+def prompt_streams(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
+    """Returns `derive(seed, tokens, copy)` for every prompt."""
+    copies: dict[tuple[int, ...], int] = {}
+    streams = []
+    for prompt in prompts:
+        key = tuple(prompt)
+        copy = copies.get(key, 0)
+        copies[key] = copy + 1
+        streams.append(derive(seed, key, copy))
+    return streams
 
 
 def as_streams(streams: Iterable[int], device: torch.device | str | None = None) -> Int[Tensor, " batch"]:

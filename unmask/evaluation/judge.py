@@ -12,10 +12,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import AdapterError
+from ..folders import model_folder
 from ..likelihood.nelbo import causal_likelihood
 from ..models.networks.checkpoint import FORMAT, load_checkpoint, read_checkpoint, read_config
 from ..models.networks.transformer import Transformer
-from ..models.registry import model_folder
 from ..tasks.task import Task
 
 Judge = Callable[[Int[Tensor, "samples length"]], Float[Tensor, " samples"]]

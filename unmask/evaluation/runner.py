@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..draws.streams import derive
+from ..draws.streams import prompt_streams
 from ..sampling.loop import Sampler
 from ..sampling.queue import stream
 from ..sampling.result import Result, StepInfo
@@ -106,18 +106,6 @@ def answer(
         forward_passes=passes,
         seconds=seconds,
     )
-
-
-def prompt_streams(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
-    """Returns `derive(seed, tokens, copy)` for every prompt."""
-    copies: dict[tuple[int, ...], int] = {}
-    streams = []
-    for prompt in prompts:
-        key = tuple(prompt)
-        copy = copies.get(key, 0)
-        copies[key] = copy + 1
-        streams.append(derive(seed, key, copy))
-    return streams
 
 
 def mean_ci95(values: Float[Tensor, " values"]) -> tuple[float, float]:

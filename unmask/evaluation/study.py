@@ -20,12 +20,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..denoiser import Denoiser, device_of
+from ..draws.streams import prompt_streams
 from ..errors import DataError
-from ..models.registry import model_folder
+from ..folders import model_folder
 from ..rules.named import NamedRule
 from ..sampling.loop import Sampler
 from ..tasks.task import Prompts, Task
-from .runner import answer, mean_ci95, prompt_streams
+from .runner import answer, mean_ci95
 from .store import Store
 
 Measure = Callable[[Int[Tensor, "samples length"]], Mapping[str, Float[Tensor, " samples"]]]

@@ -51,10 +51,10 @@ from transformers.utils import ModelOutput
 
 from ..draws.streams import derive
 from ..errors import AdapterError
+from ..folders import EMBEDDED, model_folder
 from ..language import LanguageModel
 from ..models.pretrained.hf import tokenizer_of
 from ..models.pretrained.nameless import nameless_ids
-from ..models.registry import EMBEDDED, model_folder
 from ..sampling.conversation import AnyRule
 from ..sampling.result import StepInfo
 from ..sampling.state import State

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..denoiser import NetworkDenoiser, Query
 from ..draws.categorical import check_draw
-from ..evaluation.runner import prompt_streams
+from ..draws.streams import prompt_streams
 from ..models.pretrained.cache import check_cache
 from ..models.pretrained.nameless import nameless_ids
 from ..rules.named import named_rule

@@ -1,36 +1,17 @@
-"""Finding and loading models: the embedded ones by name, checkpoints by path."""
+"""Loading models: the embedded ones by name, checkpoints by path."""
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..denoiser import NetworkDenoiser
-from ..errors import AdapterError
-from ..tasks.task import Task
+from ..folders import model_folder
 
 if TYPE_CHECKING:
-    from ..rules.profile import Profile
-
-EMBEDDED = {
-    "sudoku": "sudoku",
-    "music": "music",
-    "maze": "models/maze",
-    "maze-loops": "models/maze-loops",
-    "text": "models/text",
-    "judge": "models/judge",
-    "arithmetic": "models/arithmetic",
-    "chat": "models/chat",
-}
-"""Names of the checkpoints that ship with the package, and where in its data they lie."""
+    pass
 
 
 def load(
@@ -70,139 +51,6 @@ def load(
         return _load(folder, device, dtype, shift, block_causal, mask_id, options)
 
 
-def load_profile(model: str | Path) -> Profile:
-    """Loads the dependence profile that lies beside a model, or in a folder of its own.
-
-    Args:
-        model: The name of an embedded model, or a folder with `profile.json` and `profile.safetensors`.
-
-    Raises:
-        AdapterError: If there is no such folder, or no profile in it.
-    """
-    from ..rules.profile import Profile
-
-    with model_folder(model) as folder:
-        return Profile.load(folder)
-
-
-@contextlib.contextmanager
-def model_folder(model: str | Path) -> Iterator[Path]:
-    """Finds the folder of an embedded model or a checkpoint.
-
-    Raises:
-        AdapterError: If there is no such folder.
-    """
-    if isinstance(model, str) and model in EMBEDDED:
-        with resources.as_file(resources.files("unmask").joinpath("data", EMBEDDED[model])) as folder:
-            yield folder
-        return
-    if isinstance(model, str) and not Path(model).is_dir() and (cached := _cached(model)) is not None:
-        yield cached
-        return
-    if not Path(model).is_dir():
-        raise AdapterError(
-            f"no model at {str(model)!r}: expected a folder with model.safetensors and config.json, or one of the"
-            f" embedded models: {', '.join(EMBEDDED)}"
-        )
-    yield Path(model)
-
-
-def _cached(name: str) -> Path | None:
-    """The newest snapshot of a model of the hub in the local cache."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or importlib.util.find_spec("huggingface_hub") is None:
-        return None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):
-        return None
-
-
-def task_of(model: str | Path, **settings: Any) -> Task:
-    """Builds the task a model was trained on, with the vocabulary it was trained with.
-
-    Args:
-        model: As in `load`.
-        **settings: Settings of the task that replace those of the training, such as `data` or `gaps` of text.
-
-    Raises:
-        AdapterError: If there is no such model, or it does not say what it was trained on.
-        ValueError: If a setting does not apply to the task, or is out of range.
-        DataError: If the task's data cannot be read or does not fit the vocabulary.
-    """
-    from ..tasks.named import named_task
-
-    with model_folder(model) as folder:
-        task = _said_task(folder)
-    if not isinstance(task, dict) or "name" not in task or not isinstance(task.get("settings"), dict):
-        raise AdapterError(f"{folder / 'config.json'} does not say which task the model was trained on")
-    return named_task(task["name"], **{**task["settings"], **settings})
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a model says it was trained on.
-
-    Attributes:
-        task: Name of the task, or `None` if it does not say.
-        settings: Of the task, the vocabulary apart.
-        vocabulary: The characters of a text, in the order of their ids, if it says.
-        objective: `"masked"`, or `"causal"` for a judge that reads from left to right.
-    """
-
-    task: str | None = None
-    settings: dict[str, Any] = field(default_factory=dict)
-    vocabulary: str | None = None
-    objective: str = "masked"
-
-
-def trained_on(model: str | Path) -> Training:
-    """Reads what a model says it was trained on; nothing is loaded.
-
-    Args:
-        model: As in `load`.
-
-    Raises:
-        AdapterError: If there is no such model, or its `config.json` cannot be read.
-    """
-    from .networks import coconet
-    from .networks.checkpoint import read_checkpoint
-
-    with model_folder(model) as folder:
-        said = _said_task(folder)
-        ours = not coconet.is_coconet(folder) and not _of_transformers(folder)
-        objective = read_checkpoint(folder).objective if ours else "masked"
-    if not isinstance(said, dict) or not isinstance(said.get("name"), str):
-        return Training(objective=objective)
-    settings = dict(said["settings"]) if isinstance(said.get("settings"), dict) else {}
-    vocabulary = settings.pop("vocabulary", None)
-    return Training(said["name"], settings, vocabulary if isinstance(vocabulary, str) else None, objective)
-
-
-def _said_task(folder: Path) -> Any:
-    from .networks import coconet
-    from .networks.checkpoint import read_checkpoint
-
-    if coconet.is_coconet(folder):
-        return {"name": "music", "settings": {}}
-    if _of_transformers(folder):
-        from .pretrained.masked_lm import about_of
-
-        return (about_of(folder) or {}).get("task")
-    checkpoint = read_checkpoint(folder)
-    return {"name": "sudoku", "settings": {}} if checkpoint.network == "sudoku" else checkpoint.task
-
-
-def _of_transformers(folder: Path) -> bool:
-    """Whether a folder was written by the Transformers library, not by this package."""
-    from .networks.checkpoint import read_config
-
-    config = read_config(folder)
-    return "model_type" in config and "format" not in config
-
-
 def _load(
     folder: Path,
     device: torch.device | str,
@@ -213,10 +61,9 @@ def _load(
     options: dict[str, Any],
 ) -> NetworkDenoiser:
     from .networks import coconet
-    from .networks.checkpoint import load_checkpoint, read_checkpoint
+    from .networks.checkpoint import load_checkpoint, of_transformers, read_checkpoint
 
-    of_transformers = not coconet.is_coconet(folder) and _of_transformers(folder)
-    if of_transformers:
+    if not coconet.is_coconet(folder) and of_transformers(folder):
         from ..language.loading import load_language
 
         return load_language(folder, device, dtype, shift, block_causal, options, mask_id)

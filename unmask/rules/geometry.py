@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 
 from .profile import Line, Relations
-
-if TYPE_CHECKING:
-    from ..tasks.task import Task
 
 
 def relations(length: int, relation: Callable[[int, int], str]) -> Relations:
@@ -74,6 +71,15 @@ class Placed(Protocol):
         ...
 
 
-def geometry_of(task: Task) -> Line | Relations:
+class Long(Protocol):
+    """A task whose sequences have one length."""
+
+    @property
+    def length(self) -> int:
+        """Tokens of a sequence."""
+        ...
+
+
+def geometry_of(task: Long) -> Line | Relations:
     """Returns the geometry of a task: its own, or else a line."""
     return task.geometry() if isinstance(task, Placed) else Line.of(task.length)

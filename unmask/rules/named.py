@@ -15,7 +15,7 @@ from .clock import ancestral, extrapolated_first_hitting, first_hitting, paralle
 from .dependence import AGGREGATES, DependenceBound
 from .drawn import DrawnConfidence, Moment
 from .order import Confidence, Determined, Entropy, HighEntropy, LeftToRight, Margin, Order, Uniform
-from .profile import Profile
+from .profile import Profile, load_profile
 from .ranked import Rule
 from .scored import Noisy
 from .speculative import Speculative
@@ -81,8 +81,6 @@ _SCHEDULE = _choice(SCHEDULES, "linear")
 
 def _profile(profile: str | Profile) -> Profile:
     """The profile itself, or the one that lies beside a model."""
-    from ..models.registry import load_profile
-
     return profile if isinstance(profile, Profile) else load_profile(profile)
 
 

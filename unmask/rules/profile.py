@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..checks import whole
 from ..errors import AdapterError
+from ..folders import model_folder
 
 FORMAT = "unmask-profile/1"
 
@@ -361,3 +362,16 @@ class Profile:
 
 SUMS = ("pairs", "contexts", "total", "smaller", "moves", "squares")
 """The tensors of a profile, which add up."""
+
+
+def load_profile(model: str | Path) -> Profile:
+    """Loads the dependence profile that lies beside a model, or in a folder of its own.
+
+    Args:
+        model: The name of an embedded model, or a folder with `profile.json` and `profile.safetensors`.
+
+    Raises:
+        AdapterError: If there is no such folder, or no profile in it.
+    """
+    with model_folder(model) as folder:
+        return Profile.load(folder)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from ..denoiser import Denoiser
 from ..errors import AdapterError, UnmaskError
-from ..models.registry import EMBEDDED, trained_on
+from ..folders import EMBEDDED
+from .of_model import trained_on
 from .task import Task
 
 

@@ -11,11 +11,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..denoiser import NetworkDenoiser
+from ..folders import model_folder
 from ..models.networks.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from ..models.networks.transformer import Transformer
 from ..models.pretrained.bidirectional import new_llada, save_llada
 from ..models.pretrained.masked_lm import HFMaskedDenoiser, MaskedLM, adopt_masked_lm, new_masked_lm, save_masked_lm
-from ..models.registry import model_folder
 from ..tasks.instructions import InstructionTask
 from ..tasks.named import saved_settings
 from ..tasks.task import Task

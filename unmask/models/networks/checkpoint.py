@@ -223,3 +223,9 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
             f"{path} ({len(content)} bytes) is no complete safetensors file ({error}); "
             "it may be truncated or of another kind: copy it again"
         ) from error
+
+
+def of_transformers(folder: Path) -> bool:
+    """Whether a folder was written by the Transformers library, not by this package."""
+    config = read_config(folder)
+    return "model_type" in config and "format" not in config
