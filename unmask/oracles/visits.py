@@ -146,7 +146,7 @@ class _Table:
             stay = torch.nn.functional.one_hot(digits, kinds).double()
             part = torch.zeros(len(digits), n, kinds, dtype=torch.float64)
             part[..., :-1] = torch.where(masked.unsqueeze(-1), written * drawn, (1 - again) * stay[..., :-1])
-            part[..., -1] = torch.where(masked, 1 - written, again)
+            part[..., -1] = masked * (1 - written) + ~masked * again
             asked = float((mass * (1 - (1 - written) ** masked.sum(-1))).sum())
             found.nfe, found.states = found.nfe + asked, found.states + asked
             new = torch.zeros_like(mass)

@@ -53,7 +53,7 @@ class PathPlanning(Revisits):
         return torch.zeros(len(masked), 2, dtype=torch.float64, device=masked.device)
 
     def plan(self, seen: Situation) -> Plan:
-        done, block, here = running(seen, *seen.numbers.unbind(-1), self.steps)
+        done, block, here = running(seen, seen.numbers, self.steps)
         numbers = torch.stack([done + 1, block.double()], -1)
         return Plan(seen, seen.pending & here, seen.editable & here & ~seen.masked, numbers)
 

@@ -152,7 +152,7 @@ class Remasking:
         """Makes one step of the clock; asks about what it writes, or nothing."""
         memory = seen.memory
         numbers = memory.numbers if isinstance(memory, Noted) else seen.numbers
-        done, block, here = running(seen, *numbers.unbind(-1), self.steps)
+        done, block, here = running(seen, numbers, self.steps)
         masks, tokens = seen.pending & here, seen.editable & here & ~seen.masked
         written, again = self.coins(seen, done, tokens)
         position = torch.arange(seen.x.shape[1], device=seen.x.device)

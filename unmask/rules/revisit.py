@@ -30,13 +30,19 @@ def lowest_block(seen: Situation) -> Int[Tensor, " rows"]:
 
 
 def running(
-    seen: Situation, done: Tensor, block: Tensor, steps: int
-) -> tuple[Tensor, Tensor, Bool[Tensor, "rows length"]]:
+    seen: Situation, clock: Float[Tensor, "rows 2"], steps: int
+) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"], Bool[Tensor, "rows length"]]:
     """Which block each sequence is at: the one whose clock runs, or the lowest with masks, whose clock begins.
+
+    Args:
+        seen: The situation.
+        clock: How many steps are done, and of which block.
+        steps: Of a whole clock.
 
     Returns:
         How many steps of the clock are done, the block, and its positions.
     """
+    done, block = clock.unbind(-1)
     runs = (done > 0) & (done < steps)
     block = torch.where(runs, block.long(), lowest_block(seen))
     return torch.where(runs, done, 0.0), block, (seen.block == block.unsqueeze(-1)) & seen.valid
