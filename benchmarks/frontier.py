@@ -319,6 +319,12 @@ def grids(samples: int = 1000) -> dict[str, list[dict[str, float]]]:
     return found
 
 
+def _short(row: dict[str, float | None]) -> dict[str, float | None]:
+    """What the tables need of a point."""
+    some = {key: row[key] for key in ("nfe", "kl", "states") if key in row}
+    return {key: value if value is None else float(f"{value:.7g}") for key, value in some.items()}
+
+
 def measure_newer(on_part: Callable[[str], None]) -> dict[str, Any]:
     """The rules of `NEWER` on every oracle."""
     started, found = time.perf_counter(), {"command": "python -m benchmarks.frontier newer", "groups": {}}
@@ -326,7 +332,9 @@ def measure_newer(on_part: Callable[[str], None]) -> dict[str, Any]:
         found["groups"][group] = {}
         for name, oracle in oracles.items():
             on_part(name)
-            found["groups"][group][name] = {line: laws(oracle, newer(line, oracle, LENGTH)) for line in NEWER}
+            found["groups"][group][name] = {
+                line: [_short(row) for row in laws(oracle, newer(line, oracle, LENGTH))] for line in NEWER
+            }
     on_part("sudoku4")
     found["grids"] = grids()
     found["seconds"] = round(time.perf_counter() - started)
@@ -392,6 +400,7 @@ def measure(on_part: Callable[[str], None]) -> dict[str, Any]:
             "EB, noise 1": long(oracle, [Rule(Noisy(), EntropyBound(g)) for g in (0.03, 0.3, 1.0, 2.0, 4.0, 8.0)]),
         }
     report["seconds"] = round(time.perf_counter() - started)
+    report["newer"] = measure_newer(on_part)
     return report
 
 
@@ -434,6 +443,55 @@ def ratio_table(report: dict[str, Any]) -> str:
         ends = (f"{end:.2f}" if math.isfinite(end) else "–" for end in (min(seen), max(seen)))
         lines.append(f"| {label} | " + " | ".join([*cells, *ends]) + " |")
     lines += ["", f"`{report['command']}`, torch {report['torch']}, {report['seconds']} s."]
+    return "\n".join(lines)
+
+
+def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that miss no part of the data."""
+    return [row for row in rows if row["nfe"] is not None and row["kl"] is not None]
+
+
+def newer_table(report: dict[str, Any]) -> str:
+    """The newer rules beside EB: evaluations relative to it, and what is left of the error at equal evaluations."""
+    groups, at = report["newer"]["groups"], (3, 4, 5, 8)
+    lines = [
+        "| rule | " + " | ".join(groups) + " | best | worst | states | " + " | ".join(f"at {n}" for n in at) + " |",
+        "| --- |" + " ---: |" * (len(groups) + 3 + len(at)),
+    ]
+    for name in NEWER:
+        cells, every, states = [], [], []
+        left: dict[int, list[float]] = {n: [] for n in at}
+        for oracles in groups.values():
+            values = []
+            for families in oracles.values():
+                base, rows = _points(families[BASE]), _points(families[name])
+                values.append(ratios({BASE: base, name: rows})[name] if rows else math.inf)
+                states += [row.get("states", row["nfe"]) / row["nfe"] for row in rows]
+                whole = hull([(row["nfe"], row["kl"]) for row in base])[0][1]
+                line = hull([(row["nfe"], row["kl"]) for row in rows])
+                for n in at:
+                    left[n].append(divergence_at(line, n) / whole if line and line[0][0] <= n + 1e-9 else math.nan)
+            every += values
+            cells.append(
+                math.exp(math.fsum(map(math.log, values)) / len(values)) if max(values) < math.inf else math.inf
+            )
+        cells += [min(every), max(every), math.fsum(states) / len(states)]
+        shown = [f"{value:.2f}" if math.isfinite(value) else "–" for value in cells]
+        means = [math.fsum(left[n]) / len(left[n]) for n in at]
+        shown += [f"{100 * mean:.1f} %" if math.isfinite(mean) else "–" for mean in means]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    lines += ["", f"`{report['newer']['command']}`, {report['newer']['seconds']} s."]
+    return "\n".join(lines)
+
+
+def grids_table(report: dict[str, Any]) -> str:
+    """What share of 4×4 grids is wrong at equal evaluations, as Markdown."""
+    at = (6, 8, 10, 12, 16)
+    lines = ["| 4×4 grids | " + " | ".join(f"at {n}" for n in at) + " |", "| --- |" + " ---: |" * len(at)]
+    for name, rows in report["newer"]["grids"].items():
+        line = hull([(row["nfe"], row["invalid"]) for row in rows])
+        cells = [f"{100 * divergence_at(line, n):.0f} %" if line[0][0] <= n else "–" for n in at]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -529,13 +587,14 @@ def plot(report: dict[str, Any]) -> None:
 def write_page(report: dict[str, Any]) -> None:
     """Puts the tables between their markers."""
     tables = {"ratios": ratio_table, "exact": exact_table, "wrong": wrong_table, "long": long_table}
+    tables |= {"newer": newer_table, "grids": grids_table}
     fill(PAGE, {name: table(report) for name, table in tables.items()})
 
 
 def main() -> None:
     """Parses the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", choices=["measure", "render"], default="measure")
+    parser.add_argument("command", nargs="?", choices=["measure", "newer", "render"], default="measure")
     parser.add_argument("--json", action="store_true", help="print the evaluations relative to EB, per oracle")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -544,6 +603,11 @@ def main() -> None:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     report = json.loads(RESULTS.read_text())
+    if chosen.command == "newer":
+        report["newer"] = measure_newer(lambda part: None if chosen.json else print(part, flush=True))
+        RESULTS.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        write_page(report)
+        return
     plot(report)
     write_page(report)
     if chosen.json:

@@ -58,7 +58,8 @@ class Law:
         log_q: The sampler's log-probabilities.
         off_support: The sampler's mass outside `points`.
         bound: `E_data Σ_steps (ΣH - max H)`, in nats: bounds `kl` when the denoiser is exact and draws are made from
-            its own distribution; NaN at other temperatures and with top-k, top-p, forbidden tokens or a predictor.
+            its own distribution; NaN at other temperatures and with top-k, top-p, forbidden tokens or a predictor, for
+            `Credit`, and for rules that mask again or overwrite, like `dependence`, `model_error` and `nfe_mean_data`.
         dependence: `E_data Σ_steps KL(p_U || Π p_i)` of the true conditionals (NaN without an oracle).
         model_error: `E_data Σ_steps Σ_{i∈U} KL(p_i || p̂_i)` (NaN without an oracle). `kl = dependence + model_error`
             for a rule that is a function of the state, and no more than that for one with a random order. Both are NaN
@@ -228,7 +229,7 @@ def exact_law(
         kl_rule = walk.divergence / len(orders)
     else:
         dependence = nfe_data = float("nan")
-    if oracle is None or not own or rule.predictor is not None:
+    if oracle is None or not own or rule.predictor is not None or not getattr(rule.budget, "own_marginals", True):
         bound = float("nan")
     return Law(
         points=points,
@@ -406,7 +407,8 @@ class _Walk:
             memory = memory.masked_scatter(live.unsqueeze(-1), left[inverse])
         self.divergence += float((p * (log_p.repeat(orders) - log_q)).sum())
         totals[4] = sum(dead.values())
-        totals[2] += torch.nan if dead and self.history >= EVERY else self._dead_evaluations(dead, noise)
+        unknown = self.history >= EVERY and float(totals[4]) > 1e-12
+        totals[2] += torch.nan if unknown else self._dead_evaluations(dead, noise)
         return log_q.reshape(orders, points), totals
 
     def _state(self, x: Tensor, memory: Memory, noise: Tensor) -> State:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -134,6 +134,8 @@ class Credit(Speaker):
     alpha: float = 0.7
     gamma: float = 0.2
     beta: float = 0.8
+    own_marginals: ClassVar[bool] = False
+    """Tokens are not drawn from the marginals, which no bound on the divergence survives."""
     marginal_free: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..sampling.conversation import Conversation, LawKind, Situation
+from ..sampling.conversation import Ask, Conversation, LawKind, Move, Situation
 from ..sampling.state import Memory
+from ..sampling.view import spread
 from .ranked import Rule
 from .scored import Noisy
 from .speaker import Speaker
@@ -90,8 +91,10 @@ class Gibbs:
 
     def turn(self, seen: Situation) -> Conversation:
         """A turn of the rule; if then everything is written, the next position is masked again."""
-        begun = seen.numbers[:, 0]
-        move = yield from self.rule.turn(replace(seen, memory=seen.numbers[:, 1:]))
+        begun, masked = seen.numbers[:, 0], seen.candidate.any(-1)
+        move = Move(torch.zeros_like(seen.candidate), seen.numbers[:, 1:], None)
+        if bool(masked.any()):
+            move = yield from self.written(replace(seen, memory=seen.numbers[:, 1:]), masked)
         assert isinstance(move.memory, Tensor)
         full = ~(seen.pending & ~move.chosen).any(-1)
         stands = seen.editable & (~seen.masked | move.chosen)
@@ -99,7 +102,24 @@ class Gibbs:
         most = (self.sweeps * count.double() - 1e-9).ceil()
         erase = self.pick(seen, stands, begun, count) & (full & (begun < most)).unsqueeze(-1)
         begun = begun + erase.any(-1)
-        return replace(move, memory=torch.cat([begun.unsqueeze(-1), move.memory], -1), erase=erase)
+        memory = torch.cat([begun.unsqueeze(-1), move.memory], -1)
+        # Masks that are left may be let go of before they are written (text after its end): that is not the end here.
+        return replace(move, memory=memory, erase=erase, more=~full | (begun < most))
+
+    def written(self, seen: Situation, masked: Bool[Tensor, " rows"]) -> Conversation:
+        """The turn of the rule, about sequences with masks only."""
+        talk = self.rule.turn(seen)
+        ask = next(talk)
+        row = masked.nonzero().squeeze(-1)
+        time = None if ask.time is None else ask.time[row]
+        answer = yield ask if len(row) == len(masked) else Ask(ask.where[row], x=seen.x[row], row=row, time=time)
+        try:
+            talk.send(answer)
+        except StopIteration as end:
+            move: Move = end.value
+            number = spread(torch.arange(len(answer.index), device=row.device), ask.where, -1)
+            return replace(move, rows=number[move.chosen])
+        raise AssertionError(f"{self.rule} asked twice")
 
     def pick(
         self, seen: Situation, stands: Bool[Tensor, "rows length"], begun: Float[Tensor, " rows"], count: Tensor

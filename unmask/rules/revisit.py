@@ -222,6 +222,9 @@ class Revisits:
         if seen.wants_time:
             raise ValueError(f"{self} goes back and forth, so it is at no time; give a denoiser that ignores the time")
         plan = self.plan(seen)
+        if not bool((plan.masks | plan.tokens).any()):  # what was left has been let go of
+            nothing = torch.zeros_like(seen.candidate)
+            return Move(nothing, plan.numbers, None, more=plan.left(nothing))
         answer = yield self.question(plan)
         return self.move(plan, answer, self.draw(plan, answer))
 
