@@ -59,7 +59,7 @@ class Editing(Revisits):
         """Why the exact law is not computed; empty if it is."""
         if self.shadows:
             return ""
-        return "an exact denoiser says of a visible token that it is there; the law is computed for shadows=True"
+        return "what a model says of visible tokens is no conditional of a law; the law is computed for shadows=True"
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch 2"]:
         """How many rounds of editing are left, 0 while there are masks, and of which block."""
