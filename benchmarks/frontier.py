@@ -303,10 +303,10 @@ def grids(samples: int = 1000) -> dict[str, list[dict[str, float]]]:
         "editing": [Editing(threshold, edit) for threshold in (0.0, 0.3, 0.7, 1.0) for edit in (0.5, 0.9)],
         "hierarchy": [Rule(Confidence(), Hierarchy(low, 0.9)) for low in (0.0, 0.2, 0.4, 0.6, 0.9)],
         "EB, then Gibbs": [
-            Gibbs(Rule(Entropy(), EntropyBound(g)), s) for g in (1.4, 2.8, math.inf) for s in (0.25, 0.5, 1)
+            Gibbs(Rule(Entropy(), EntropyBound(g)), s) for g in (0.0, 1.4, 2.8, math.inf) for s in (0.25, 0.5, 1)
         ],
         "EB, noise 1, then Gibbs": [
-            Gibbs(Rule(Noisy(), EntropyBound(g)), s) for g in (1.4, 2.8, math.inf) for s in (0.25, 0.5, 1)
+            Gibbs(Rule(Noisy(), EntropyBound(g)), s) for g in (0.0, 1.4, 2.8, math.inf) for s in (0.25, 0.5, 1)
         ],
     }
     for name in NEWER:
@@ -335,6 +335,12 @@ def measure_newer(on_part: Callable[[str], None]) -> dict[str, Any]:
             found["groups"][group][name] = {
                 line: [_short(row) for row in laws(oracle, newer(line, oracle, LENGTH))] for line in NEWER
             }
+    found["wrong"] = {}
+    for name, denoiser in WRONG.items():
+        on_part(name)
+        found["wrong"][name] = {
+            line: [_short(row) for row in laws(denoiser, newer(line, denoiser.oracle, LENGTH))] for line in NEWER
+        }
     on_part("sudoku4")
     found["grids"] = grids()
     found["seconds"] = round(time.perf_counter() - started)
@@ -484,6 +490,22 @@ def newer_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def newer_wrong_table(report: dict[str, Any]) -> str:
+    """Divergence of the newer rules with a wrong model at equal evaluations, as Markdown."""
+    names, at = list(report["newer"]["wrong"]), (3, 5, 8)
+    lines = [
+        "| rule | " + " | ".join(f"{name}: at {n}" if n == at[0] else f"at {n}" for name in names for n in at) + " |",
+        "| --- |" + " ---: |" * (len(names) * len(at)),
+    ]
+    for rule in NEWER:
+        cells = []
+        for name in names:
+            line = hull([(row["nfe"], row["kl"]) for row in _points(report["newer"]["wrong"][name][rule])])
+            cells += [f"{divergence_at(line, n):.3f}" if line and line[0][0] <= n + 1e-9 else "–" for n in at]
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def grids_table(report: dict[str, Any]) -> str:
     """What share of 4×4 grids is wrong at equal evaluations, as Markdown."""
     at = (6, 8, 10, 12, 16)
@@ -587,7 +609,7 @@ def plot(report: dict[str, Any]) -> None:
 def write_page(report: dict[str, Any]) -> None:
     """Puts the tables between their markers."""
     tables = {"ratios": ratio_table, "exact": exact_table, "wrong": wrong_table, "long": long_table}
-    tables |= {"newer": newer_table, "grids": grids_table}
+    tables |= {"newer": newer_table, "newer-wrong": newer_wrong_table, "grids": grids_table}
     fill(PAGE, {name: table(report) for name, table in tables.items()})
 
 

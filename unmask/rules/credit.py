@@ -11,9 +11,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..draws.categorical import Marginals
 from ..sampling.conversation import Answer, Ask, Conversation, Move, Situation
 from ..sampling.view import View, spread
 from .budget import Threshold, no_memory, probability
+from .order import Confidence
 from .speaker import Speaker
 
 if TYPE_CHECKING:
@@ -173,14 +175,37 @@ class Credit(Speaker):
         stats = answer.stats
         earned = (-stats.doubt.double()).log1p().mul(self.gamma).exp()  # max p ^ gamma
         memory = seen.memory.earn(seen.candidate, stats.token, earned, self.beta)
-        credited = self.credited(seen, answer, memory)
-        chosen, numbers = rule.choose(seen.view(credited, memory.numbers))
-        return Move(chosen, replace(memory, numbers=numbers), credited)
-
-    def credited(self, seen: Situation, answer: Answer, memory: Credits) -> Answer:
-        """The answer with logits that remember."""
         token, credit = (pairs[seen.candidate] for pairs in memory.paired(*seen.x.shape))
         bonus = torch.where(token >= 0, self.alpha * credit.log1p(), 0.0)
-        logits = answer.logits.to(answer.stats.log_norm.dtype)
-        logits = logits.scatter_add(1, token.clamp(min=0), bonus.to(logits.dtype))
-        return replace(answer, logits=logits, marginals=seen.draw.statistics(logits, answer.row, None))
+        if isinstance(rule.order, Confidence):
+            planned = self.sharpened(answer, token, bonus)
+        else:
+            everything = credited(answer.logits, token, bonus, stats.log_norm.dtype)
+            planned = seen.draw.statistics(everything, answer.row, None)
+        chosen, numbers = rule.choose(seen.view(replace(answer, marginals=planned), memory.numbers))
+        taken = chosen[seen.candidate].nonzero().squeeze(-1)
+        logits = credited(answer.logits[taken], token[taken], bonus[taken], stats.log_norm.dtype)
+        return Move(chosen, replace(memory, numbers=numbers), answer, logits=logits)
+
+    def sharpened(self, answer: Answer, token: Int[Tensor, "positions kept"], bonus: Tensor) -> Marginals:
+        """Confidence and most probable token of the credited marginals, without a second pass over the logits.
+
+        The most probable token has just earned credit, so the most probable one with credit is among the credited.
+        """
+        stats = answer.stats
+        p = (answer.logits.gather(1, token.clamp(min=0)).double() - stats.log_norm.double().unsqueeze(-1)).exp()
+        p = torch.where(token >= 0, p, 0.0)
+        gain = p * bonus.expm1()
+        best = (p + gain).argmax(-1, keepdim=True)
+        top, own = token.gather(1, best).squeeze(-1), p.gather(1, best).squeeze(-1)
+        # What is left beside it; no small difference of two large numbers, as another token than before has <= 1/2.
+        rest = torch.where(top == stats.token, stats.doubt.double(), 1 - own)
+        rest = rest + gain.scatter(1, best, 0.0).sum(-1)
+        return replace(stats, doubt=rest / (rest + own + gain.gather(1, best).squeeze(-1)), token=top)
+
+
+def credited(
+    logits: Float[Tensor, "rows vocab"], token: Int[Tensor, "rows kept"], bonus: Tensor, dtype: torch.dtype
+) -> Float[Tensor, "rows vocab"]:
+    """Logits with what credit adds to some tokens."""
+    return logits.to(dtype).scatter_add(1, token.clamp(min=0), bonus.to(dtype))

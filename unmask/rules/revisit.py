@@ -1,8 +1,9 @@
 """What rules that mask again or edit have in common: a clock per block, and what is likely where a token stands.
 
-A masked diffusion model knows nothing of a position that has its token: it was never trained to. What it can say is what it would write there if it were masked, given everything else. `Plan.shadows`
-asks that: one more state per token that is looked at, all in the same evaluation (they count as states evaluated, not
-as an evaluation). WINO's shadow masks are the same in one row, by an attention mask.
+A masked diffusion model knows nothing of a position that has its token: it was never trained to. What it can say is
+what it would write there if it were masked, given everything else. `Plan.shadows` asks that: one more state per token
+that is looked at, all in the same evaluation (they count as states evaluated, not as an evaluation). WINO's shadow
+masks are the same in one row, by an attention mask.
 """
 
 from __future__ import annotations
