@@ -29,7 +29,7 @@ def sweep(text: str, length: int, own: str | Profile | None = None) -> list[Name
 
     Rules that read a dependence profile, and are told no other, take `own`: a model's name, a folder, or the profile.
 
-    The grids are `GAMMAS` (`DEPENDENCE_GAMMAS`), `EPSILONS`, `THRESHOLDS`, `FACTORS`, `DELTAS`, `k` from 1 to the length,
+    Grids are `GAMMAS` (`DEPENDENCE_GAMMAS`), `EPSILONS`, `THRESHOLDS`, `FACTORS`, `DELTAS`, `k` from 1 to the length,
     and steps from 1 to the length (time steps of `ancestral`: powers of two up to 8 times the length); above 16, only
     1, 2, 3, 4, 6, 8, 12, 16, ... of `k` and steps.
 

@@ -23,6 +23,7 @@ from ..draws.categorical import check_draw, draw_log_prob, forbid, log_prob, mar
 from ..rules.budget import One
 from ..rules.credit import EVERY
 from ..rules.gibbs import Gibbs
+from ..rules.lookahead import Lookahead
 from ..rules.ranked import Rule
 from ..sampling.blocks import windows
 from ..sampling.conversation import AnyRule, LawKind
@@ -270,6 +271,10 @@ def _revisiting(sampler: Sampler, denoiser: Denoiser, x: Tensor, temperature: fl
         q = corrected(sampler, rule, x, points, before.log_q.exp(), temperature)
         extra = rule.visits(int((x == denoiser.mask_id).sum()))
         found = Visited(q.log(), max(0.0, 1 - float(q.sum())), before.nfe_mean + extra, before.evaluations_mean + extra)
+    elif isinstance(rule, Lookahead):
+        draw = {"temperature": temperature, "top_k": settings.top_k, "top_p": settings.top_p}
+        law = exact_law(denoiser, rule.rule, x, forbidden=settings.forbidden, blocks=blocks, **draw)
+        return replace(law, nfe_mean=math.nan, nfe_mean_data=math.nan, evaluations_mean=math.nan)
     else:
         found = visited_law(sampler, x, points, temperature, blocks)
     nan = float("nan")

@@ -21,6 +21,7 @@ from .drawn import DrawnConfidence, Moment
 from .editing import Editing
 from .filters import Spaced, UpstreamGate
 from .gibbs import Gibbs
+from .lookahead import Lookahead
 from .order import Confidence, Determined, Entropy, HighEntropy, LeftToRight, Margin, Order, Uniform
 from .path_planning import PathPlanning
 from .predictor import Extrapolate, Predictor
@@ -56,6 +57,7 @@ __all__ = [
     "HittingTimes",
     "IndependenceTest",
     "LeftToRight",
+    "Lookahead",
     "Margin",
     "MaskedFraction",
     "Moment",

@@ -19,6 +19,7 @@ from .drawn import DrawnConfidence, Moment
 from .editing import Editing
 from .filters import Spaced, UpstreamGate
 from .gibbs import Gibbs
+from .lookahead import Lookahead
 from .order import Confidence, Determined, Entropy, HighEntropy, LeftToRight, Margin, Order, Uniform
 from .path_planning import PathPlanning
 from .profile import Profile
@@ -306,6 +307,11 @@ FAMILIES: dict[str, Family] = {
             "rounds": Setting(int, 16),
             "look": _choice(("shadows", "visible"), "shadows"),
         },
+    ),
+    "lookahead": Family(
+        "a budget, its next steps drafted and verified in the same evaluation: its tokens in fewer (PSD)",
+        lambda depth, budget: Lookahead(_inner(budget), depth),
+        {"depth": Setting(int, 2), "budget": Setting(str, "entropy-bound:gamma=0.1")},
     ),
     "gibbs": Family(
         "writes everything by a budget, then draws positions again one at a time, which leaves an exact law alone",
