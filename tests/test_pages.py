@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+<<<<<<< HEAD
 import re
+=======
+>>>>>>> f5420f4 (Say what masking again repairs: a wrong model, not dependence)
 import shutil
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+<<<<<<< HEAD
 from benchmarks import (
     conditional,
     conversation,
@@ -29,6 +33,9 @@ from benchmarks import (
 from benchmarks.pages import between, fill
 from unmask.oracles import MarkovDenoiser
 from unmask.rules.profile import Line, Profile
+=======
+from benchmarks import conditional, free_text, frontier, results, text_plane
+>>>>>>> f5420f4 (Say what masking again repairs: a wrong model, not dependence)
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -65,6 +72,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(results, "README", copies["README.md"])
     monkeypatch.setattr(free_text, "THEORY", copies["dependence.md"])
     monkeypatch.setattr(results, "plot_study", no_plot)
+<<<<<<< HEAD
     for module in (performance, text_plane):
         monkeypatch.setattr(module, "plot", no_plot)
 
@@ -113,3 +121,19 @@ def test_the_pages_have_the_tables_they_are_known_for():
     }
     least |= {"numerics.md": 2, "high-order.md": 1, "speculative.md": 1}
     assert {name: marked[name] for name in least if marked[name] < least[name]} == {}
+=======
+    monkeypatch.setattr(text_plane, "plot", no_plot)
+    results.render()
+    conditional.render()
+    for name, copy in copies.items():
+        assert copy.read_text(encoding="utf-8") == sources[name].read_text(encoding="utf-8"), f"{name} is out of date"
+
+
+def test_the_tables_of_the_frontier_are_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    page = Path(shutil.copy(frontier.PAGE, tmp_path))
+    saved = json.loads(frontier.RESULTS.read_text(encoding="utf-8"))
+    assert set(saved["newer"]["grids"]) == set(frontier.NEWER)
+    monkeypatch.setattr(frontier, "PAGE", page)
+    frontier.write_page(saved)
+    assert page.read_text(encoding="utf-8") == (DOCS / "frontier.md").read_text(encoding="utf-8")
+>>>>>>> f5420f4 (Say what masking again repairs: a wrong model, not dependence)

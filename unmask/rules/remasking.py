@@ -36,10 +36,12 @@ class Remasking:
     - `confidence`: `σ_max` times the softmax of `-p` over the tokens that stand, `p` their probabilities when they were
       drawn; masks are written at the rate of ancestral sampling.
 
-    What it does to the law: with exact conditionals and ever finer grids it keeps it. With few steps, those written
-    together are drawn independently, and masking some again repairs part of that, at the price of more evaluations. It
-    ends as the steps are counted: in the last all masks are written and nothing is masked again. An evaluation is made
-    only in steps that write something. With blocks each has a clock of its own.
+    What it does to the law: with exact conditionals and ever finer grids it keeps it. On a coarse grid those written
+    together are drawn independently, and masking some again does not repair that at equal evaluations (docs/frontier.md).
+    It averages over orders, which helps a model whose conditionals contradict each other.
+
+    It ends as the steps are counted: in the last all masks are written and nothing is masked again. An evaluation is
+    made only in steps that write something. With blocks each has a clock of its own.
 
     Args:
         steps: Size of the grid.
