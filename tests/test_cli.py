@@ -253,6 +253,9 @@ def test_law_knows_every_rule(name: str):
     if setting and not options and name not in INLINE:
         rule = f"{name}:{setting}={FAMILIES[name].settings[setting].example}"
     report = json.loads(run("law", "--rule", rule, *options, "--oracle", "hmm", "--length", "4", "--json"))
+    if name == "lookahead":  # the law is its rule's, and its evaluations are not computed
+        assert report["nfe_mean"] is None
+        return
     assert 1 <= report["nfe_mean"] <= (3 if name == "independence-test" or name in AGAIN else 1) * 4 + 1e-9
     if name in BIASED:
         assert report["kl"] is None or report["kl"] > 1e-3

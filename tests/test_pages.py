@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-<<<<<<< HEAD
 import re
-=======
->>>>>>> f5420f4 (Say what masking again repairs: a wrong model, not dependence)
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-<<<<<<< HEAD
+import unmask
 from benchmarks import (
     conditional,
     conversation,
@@ -31,11 +28,9 @@ from benchmarks import (
     text_plane,
 )
 from benchmarks.pages import between, fill
+from unmask import Entropy, EntropyBound, Rule
 from unmask.oracles import MarkovDenoiser
 from unmask.rules.profile import Line, Profile
-=======
-from benchmarks import conditional, free_text, frontier, results, text_plane
->>>>>>> f5420f4 (Say what masking again repairs: a wrong model, not dependence)
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -72,7 +67,6 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(results, "README", copies["README.md"])
     monkeypatch.setattr(free_text, "THEORY", copies["dependence.md"])
     monkeypatch.setattr(results, "plot_study", no_plot)
-<<<<<<< HEAD
     for module in (performance, text_plane):
         monkeypatch.setattr(module, "plot", no_plot)
 
@@ -97,12 +91,16 @@ def test_the_code_of_the_pages_runs():
     blocks = {path.name: CODE.findall(path.read_text(encoding="utf-8")) for path in PAGES[1:]}
     # The rules of extending.md are run, and tested, by test_contract.py.
     counts = {name: len(found) for name, found in blocks.items() if found}
-    assert counts == {"dependence.md": 1, "extending.md": 3, "language.md": 1}
+    assert counts == {"dependence.md": 1, "extending.md": 3, "language.md": 1, "settings.md": 1}
     model = MarkovDenoiser.lazy(symbols=2, stay=0.75)
     x = torch.full((20, 6), model.mask_id)
     given: dict[str, Any] = {"model": model, "x": x, "profile": Profile.empty(Line.of(6))}
     exec(blocks["dependence.md"][0], given)
     assert float(given["audit"].lost.mean()) == 0  # a profile of nothing draws nothing together
+    tempered: dict[str, Any] = {"unmask": unmask, "model": model, "x": x, "rule": Rule(Entropy(), EntropyBound(0.5))}
+    exec(blocks["settings.md"][0], tempered)
+    # Planned and drawn at temperature 0.1: the chain stays where it is more surely than it should.
+    assert float((tempered["result"].tokens[:, 1:] == tempered["result"].tokens[:, :-1]).double().mean()) > 0.9
     answers: dict[str, Any] = {}
     exec(blocks["language.md"][0], answers)
     assert [one.text for one in answers["answers"]] == ["47", "13"]
@@ -115,25 +113,9 @@ def test_the_pages_have_the_tables_they_are_known_for():
         "README.md": 2,
         "results.md": 13,
         "dependence.md": 9,
-        "frontier.md": 4,
+        "frontier.md": 7,
         "performance.md": 7,
         "language.md": 5,
     }
     least |= {"numerics.md": 2, "high-order.md": 1, "speculative.md": 1}
     assert {name: marked[name] for name in least if marked[name] < least[name]} == {}
-=======
-    monkeypatch.setattr(text_plane, "plot", no_plot)
-    results.render()
-    conditional.render()
-    for name, copy in copies.items():
-        assert copy.read_text(encoding="utf-8") == sources[name].read_text(encoding="utf-8"), f"{name} is out of date"
-
-
-def test_the_tables_of_the_frontier_are_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    page = Path(shutil.copy(frontier.PAGE, tmp_path))
-    saved = json.loads(frontier.RESULTS.read_text(encoding="utf-8"))
-    assert set(saved["newer"]["grids"]) == set(frontier.NEWER)
-    monkeypatch.setattr(frontier, "PAGE", page)
-    frontier.write_page(saved)
-    assert page.read_text(encoding="utf-8") == (DOCS / "frontier.md").read_text(encoding="utf-8")
->>>>>>> f5420f4 (Say what masking again repairs: a wrong model, not dependence)

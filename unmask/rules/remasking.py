@@ -37,8 +37,8 @@ class Remasking:
       drawn; masks are written at the rate of ancestral sampling.
 
     What it does to the law: with exact conditionals and ever finer grids it keeps it. On a coarse grid those written
-    together are drawn independently, and masking some again does not repair that at equal evaluations: docs/frontier.md.
-    It averages over orders, which helps a model whose conditionals contradict each other.
+    together are drawn independently, and masking some again does not repair that at equal evaluations (see
+    docs/frontier.md). It averages over orders, which helps a model whose conditionals contradict each other.
 
     It ends as the steps are counted: in the last all masks are written and nothing is masked again. An evaluation is
     made only in steps that write something. With blocks each has a clock of its own.
