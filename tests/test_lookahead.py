@@ -41,7 +41,7 @@ BUDGETS = st.one_of(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(
     tables(),
     st.builds(Rule, ORDERS, BUDGETS),
