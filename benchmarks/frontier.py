@@ -1,6 +1,7 @@
 """The sweep of docs/frontier.md: exact error against evaluations, of every rule on every oracle.
 
     python -m benchmarks.frontier [--json]   # measure, plot, write the tables into the page (four minutes of one core)
+    python -m benchmarks.frontier newer      # only the rules of `NEWER`, beside the rest of the saved figures
     python -m benchmarks.frontier render     # plots and tables again, from the saved figures
 
 Figures go to docs/results/frontier.json, plots to docs/img/ (they need matplotlib, the extra `plot`).
@@ -13,7 +14,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from unmask import (
     sample,
 )
 from unmask.denoiser import Query
+from unmask.dependence.calibrate import oracle_profile
 from unmask.oracles import (
     HMMDenoiser,
     MarkovDenoiser,
@@ -50,7 +52,22 @@ from unmask.oracles import (
     random_markov,
     random_table,
 )
-from unmask.rules import DrawnConfidence, Moment
+from unmask.rules import (
+    Credit,
+    DependenceBound,
+    DrawnConfidence,
+    Editing,
+    Frechet,
+    Gibbs,
+    Hierarchy,
+    Moment,
+    PathPlanning,
+    Remasking,
+    Spaced,
+    UpstreamGate,
+    Wino,
+)
+from unmask.sampling.conversation import AnyRule
 
 from .pages import fill
 
@@ -89,6 +106,67 @@ FAMILIES: dict[str, list[Rule]] = {
     "total, noise 1": [Rule(Noisy(), CarriedBound(e)) for e in EPSILONS],
     "steps, noise 1": [Rule(Noisy(), Steps(n)) for n in range(1, LENGTH + 1)],
 }
+
+WIDE = tuple(g for g in GAMMAS if g >= 0.1)
+LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 32)
+
+
+def _dependence(oracle: Oracle, length: int) -> list[AnyRule]:
+    """The dependence bound with the profile of the oracle at hand."""
+    profile = oracle_profile(oracle, length)
+    return [Rule(Entropy(), DependenceBound(gamma, profile)) for gamma in GAMMAS]
+
+
+NEWER: dict[str, list[AnyRule] | Callable[[Oracle, int], list[AnyRule]]] = {
+    BASE: [Rule(Entropy(), EntropyBound(g)) for g in GAMMAS],
+    "EB, noise 1": [Rule(Noisy(), EntropyBound(g)) for g in GAMMAS],
+    "dependence bound": _dependence,
+    "threshold": [Rule(Confidence(), Threshold(t)) for t in (0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)],
+    "Fréchet": [Rule(Confidence(), Frechet(d)) for d in (0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 1)],
+    "hierarchy": [
+        Rule(Confidence(), Hierarchy(low, high))
+        for low, high in itertools.product((0.0, 0.2, 0.4, 0.6, 0.8, 1.0), (0.5, 0.7, 0.9, 1.0))
+        if low <= high
+    ],
+    "upstream gate": [
+        Rule(Entropy(), UpstreamGate(EntropyBound(g), beta))
+        for beta, g in itertools.product((0.0, 0.5, 1.0, 2.0, 4.0), (*WIDE, 0.0))
+    ],
+    "spaced": [
+        Rule(Entropy(), Spaced(EntropyBound(g), spacing, None))
+        for spacing, g in itertools.product((2, 3), (*WIDE, 0.0))
+    ],
+    "spaced, noise 1": [
+        Rule(Noisy(), Spaced(EntropyBound(g), spacing, None)) for spacing, g in itertools.product((2, 3), (*WIDE, 0.0))
+    ],
+    "credit": [Rule(Confidence(), Credit(t)) for t in (0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)],
+    "ancestral (ReMDM, rate 0)": [Remasking(n, 0.0) for n in (*LENGTHS, 64)],
+    "ReMDM, cap": [Remasking(n, rate) for n, rate in itertools.product(LENGTHS, (0.02, 0.05, 0.1, 0.2, 0.5))],
+    "ReMDM, rescale": [
+        Remasking(n, rate, "rescale") for n, rate in itertools.product(LENGTHS, (0.02, 0.05, 0.1, 0.2, 0.5))
+    ],
+    "ReMDM, loop": [Remasking(n, rate, "loop") for n, rate in itertools.product(LENGTHS, (0.02, 0.05, 0.1))],
+    "P2": [PathPlanning(n, eta) for n, eta in itertools.product(LENGTHS[:8], (0.5, 1.0, 2.0))],
+    "WINO": [
+        Wino(threshold, back)
+        for threshold, back in itertools.product((0.0, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), (0.01, 0.1, 0.3, 0.6, 0.9))
+    ],
+    "editing": [
+        Editing(threshold, edit, rounds)
+        for threshold, edit, rounds in itertools.product((0.0, 0.3, 0.5, 0.7, 1.0), (0.5, 0.8, 0.95), (1, 16))
+    ],
+    "EB, then Gibbs": [
+        Gibbs(Rule(Entropy(), EntropyBound(g)), sweeps)
+        for sweeps, g in itertools.product((0.2, 0.4, 0.6, 1.0, 2.0), (0.3, 1.0, math.inf))
+    ],
+    "EB, noise 1, then Gibbs": [
+        Gibbs(Rule(Noisy(), EntropyBound(g)), sweeps)
+        for sweeps, g in itertools.product((0.2, 0.4, 0.6, 1.0, 2.0), (0.3, 1.0, math.inf))
+    ],
+}
+"""The rules of 2025 and 2026 beside EB, its noisy order and the dependence bound."""
+BIASED = ("credit", "P2", "WINO", "editing")
+"""Those whose draws are biased even one position at a time."""
 SHOWN = (BASE, "EB, margin", "total, paced by masks", "threshold", "steps, uniform order", "EB, noise 1")
 """What the plots show."""
 
@@ -148,13 +226,14 @@ def divergence_at(line: list[tuple[float, float]], evaluations: float) -> float:
     return line[0][1] if evaluations < line[0][0] else line[-1][1]
 
 
-def laws(denoiser: Oracle | PerturbedDenoiser, rules: list[Rule]) -> list[dict[str, float | None]]:
+def laws(denoiser: Oracle | PerturbedDenoiser, rules: Sequence[AnyRule]) -> list[dict[str, float | None]]:
     """Exact figures of each rule on sequences of `LENGTH` masks."""
     rows = []
     for rule in rules:
         law = exact_law(denoiser, rule, torch.full((LENGTH,), denoiser.mask_id))
         row = {"nfe": law.nfe_mean, "kl": law.kl, "dependence": law.dependence, "bound": law.bound}
-        rows.append({key: None if math.isnan(value) else value for key, value in row.items()})
+        row |= {"states": law.evaluations_mean} if law.evaluations_mean > law.nfe_mean + 1e-9 else {}
+        rows.append({key: value if math.isfinite(value) else None for key, value in row.items()})
     return rows
 
 
@@ -196,6 +275,75 @@ def sudoku4() -> dict[str, list[dict[str, float | None]]]:
             kl = float((share * (share / q[:2]).log()).sum()) if valid < 1 else 0.0
             rows.append({"nfe": float(runs.nfe.double().mean()), "kl": kl, "dependence": None, "bound": None})
         found[name] = [row for row in rows if math.isfinite(row["kl"])]
+    return found
+
+
+def newer(name: str, oracle: Oracle, length: int) -> list[AnyRule]:
+    """The rules of a line of `NEWER`, for an oracle."""
+    rules = NEWER[name]
+    return rules if isinstance(rules, list) else rules(oracle, length)
+
+
+def grids(samples: int = 1000) -> dict[str, list[dict[str, float]]]:
+    """The rules of `NEWER` on the 4×4 grid, where no law can be followed: the share of samples that are grids."""
+    oracle, found = Sudoku4Denoiser(), {}
+    x = torch.full((16,), oracle.mask_id)
+    steps, gammas = (2, 3, 4, 6, 8, 12, 16, 24), (0.0, 0.7, 1.4, 2.1, 2.8, 5.6, math.inf)
+    some: dict[str, list[AnyRule]] = {
+        BASE: [Rule(Entropy(), EntropyBound(g)) for g in gammas],
+        "EB, noise 1": [Rule(Noisy(), EntropyBound(g)) for g in gammas],
+        "upstream gate": [Rule(Entropy(), UpstreamGate(EntropyBound(g), b)) for g in gammas for b in (1.0, 4.0)],
+        "spaced": [Rule(Entropy(), Spaced(EntropyBound(g), s, None)) for g in gammas for s in (2, 4)],
+        "ancestral (ReMDM, rate 0)": [Remasking(n, 0.0) for n in steps],
+        "ReMDM, cap": [Remasking(n, rate) for n in steps for rate in (0.05, 0.2)],
+        "ReMDM, rescale": [Remasking(n, rate, "rescale") for n in steps for rate in (0.05, 0.2)],
+        "ReMDM, loop": [Remasking(n, rate, "loop") for n in steps for rate in (0.02, 0.1)],
+        "P2": [PathPlanning(n) for n in steps[:7]],
+        "WINO": [Wino(threshold, back) for threshold in (0.3, 0.6, 0.9) for back in (0.1, 0.5, 0.9)],
+        "editing": [Editing(threshold, edit) for threshold in (0.0, 0.3, 0.7, 1.0) for edit in (0.5, 0.9)],
+        "hierarchy": [Rule(Confidence(), Hierarchy(low, 0.9)) for low in (0.0, 0.2, 0.4, 0.6, 0.9)],
+        "EB, then Gibbs": [
+            Gibbs(Rule(Entropy(), EntropyBound(g)), s) for g in (0.0, 1.4, 2.8, math.inf) for s in (0.25, 0.5, 1)
+        ],
+        "EB, noise 1, then Gibbs": [
+            Gibbs(Rule(Noisy(), EntropyBound(g)), s) for g in (0.0, 1.4, 2.8, math.inf) for s in (0.25, 0.5, 1)
+        ],
+    }
+    for name in NEWER:
+        rows = []
+        for rule in some.get(name) or newer(name, oracle, 16):
+            runs = sample(oracle, x.expand(samples, -1), rule, seed=0)
+            valid = float(oracle.log_marginal(runs.tokens).isfinite().double().mean())
+            rows.append({"nfe": float(runs.nfe.double().mean()), "invalid": 1 - valid})
+        found[name] = rows
+    return found
+
+
+def _short(row: dict[str, float | None]) -> dict[str, float | None]:
+    """What the tables need of a point."""
+    some = {key: row[key] for key in ("nfe", "kl", "states") if key in row}
+    return {key: value if value is None else float(f"{value:.7g}") for key, value in some.items()}
+
+
+def measure_newer(on_part: Callable[[str], None]) -> dict[str, Any]:
+    """The rules of `NEWER` on every oracle."""
+    started, found = time.perf_counter(), {"command": "python -m benchmarks.frontier newer", "groups": {}}
+    for group, oracles in ORACLES.items():
+        found["groups"][group] = {}
+        for name, oracle in oracles.items():
+            on_part(name)
+            found["groups"][group][name] = {
+                line: [_short(row) for row in laws(oracle, newer(line, oracle, LENGTH))] for line in NEWER
+            }
+    found["wrong"] = {}
+    for name, denoiser in WRONG.items():
+        on_part(name)
+        found["wrong"][name] = {
+            line: [_short(row) for row in laws(denoiser, newer(line, denoiser.oracle, LENGTH))] for line in NEWER
+        }
+    on_part("sudoku4")
+    found["grids"] = grids()
+    found["seconds"] = round(time.perf_counter() - started)
     return found
 
 
@@ -258,6 +406,7 @@ def measure(on_part: Callable[[str], None]) -> dict[str, Any]:
             "EB, noise 1": long(oracle, [Rule(Noisy(), EntropyBound(g)) for g in (0.03, 0.3, 1.0, 2.0, 4.0, 8.0)]),
         }
     report["seconds"] = round(time.perf_counter() - started)
+    report["newer"] = measure_newer(on_part)
     return report
 
 
@@ -300,6 +449,71 @@ def ratio_table(report: dict[str, Any]) -> str:
         ends = (f"{end:.2f}" if math.isfinite(end) else "–" for end in (min(seen), max(seen)))
         lines.append(f"| {label} | " + " | ".join([*cells, *ends]) + " |")
     lines += ["", f"`{report['command']}`, torch {report['torch']}, {report['seconds']} s."]
+    return "\n".join(lines)
+
+
+def _points(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that miss no part of the data."""
+    return [row for row in rows if row["nfe"] is not None and row["kl"] is not None]
+
+
+def newer_table(report: dict[str, Any]) -> str:
+    """The newer rules beside EB: evaluations relative to it, and what is left of the error at equal evaluations."""
+    groups, at = report["newer"]["groups"], (3, 4, 5, 8)
+    lines = [
+        "| rule | " + " | ".join(groups) + " | best | worst | states | " + " | ".join(f"at {n}" for n in at) + " |",
+        "| --- |" + " ---: |" * (len(groups) + 3 + len(at)),
+    ]
+    for name in NEWER:
+        cells, every, states = [], [], []
+        left: dict[int, list[float]] = {n: [] for n in at}
+        for oracles in groups.values():
+            values = []
+            for families in oracles.values():
+                base, rows = _points(families[BASE]), _points(families[name])
+                values.append(ratios({BASE: base, name: rows})[name] if rows else math.inf)
+                states += [row.get("states", row["nfe"]) / row["nfe"] for row in rows]
+                whole = hull([(row["nfe"], row["kl"]) for row in base])[0][1]
+                line = hull([(row["nfe"], row["kl"]) for row in rows])
+                for n in at:
+                    left[n].append(divergence_at(line, n) / whole if line and line[0][0] <= n + 1e-9 else math.nan)
+            every += values
+            cells.append(
+                math.exp(math.fsum(map(math.log, values)) / len(values)) if max(values) < math.inf else math.inf
+            )
+        cells += [min(every), max(every), math.fsum(states) / len(states)]
+        shown = [f"{value:.2f}" if math.isfinite(value) else "–" for value in cells]
+        means = [math.fsum(left[n]) / len(left[n]) for n in at]
+        shown += [f"{100 * mean:.1f} %" if math.isfinite(mean) else "–" for mean in means]
+        lines.append(f"| {name} | " + " | ".join(shown) + " |")
+    lines += ["", f"`{report['newer']['command']}`, {report['newer']['seconds']} s."]
+    return "\n".join(lines)
+
+
+def newer_wrong_table(report: dict[str, Any]) -> str:
+    """Divergence of the newer rules with a wrong model at equal evaluations, as Markdown."""
+    names, at = list(report["newer"]["wrong"]), (3, 5, 8)
+    lines = [
+        "| rule | " + " | ".join(f"{name}: at {n}" if n == at[0] else f"at {n}" for name in names for n in at) + " |",
+        "| --- |" + " ---: |" * (len(names) * len(at)),
+    ]
+    for rule in NEWER:
+        cells = []
+        for name in names:
+            line = hull([(row["nfe"], row["kl"]) for row in _points(report["newer"]["wrong"][name][rule])])
+            cells += [f"{divergence_at(line, n):.3f}" if line and line[0][0] <= n + 1e-9 else "–" for n in at]
+        lines.append(f"| {rule} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def grids_table(report: dict[str, Any]) -> str:
+    """What share of 4×4 grids is wrong at equal evaluations, as Markdown."""
+    at = (6, 8, 10, 12, 16)
+    lines = ["| 4×4 grids | " + " | ".join(f"at {n}" for n in at) + " |", "| --- |" + " ---: |" * len(at)]
+    for name, rows in report["newer"]["grids"].items():
+        line = hull([(row["nfe"], row["invalid"]) for row in rows])
+        cells = [f"{100 * divergence_at(line, n):.0f} %" if line[0][0] <= n else "–" for n in at]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -395,13 +609,14 @@ def plot(report: dict[str, Any]) -> None:
 def write_page(report: dict[str, Any]) -> None:
     """Puts the tables between their markers."""
     tables = {"ratios": ratio_table, "exact": exact_table, "wrong": wrong_table, "long": long_table}
+    tables |= {"newer": newer_table, "newer-wrong": newer_wrong_table, "grids": grids_table}
     fill(PAGE, {name: table(report) for name, table in tables.items()})
 
 
 def main() -> None:
     """Parses the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", nargs="?", choices=["measure", "render"], default="measure")
+    parser.add_argument("command", nargs="?", choices=["measure", "newer", "render"], default="measure")
     parser.add_argument("--json", action="store_true", help="print the evaluations relative to EB, per oracle")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -410,6 +625,11 @@ def main() -> None:
         RESULTS.parent.mkdir(parents=True, exist_ok=True)
         RESULTS.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     report = json.loads(RESULTS.read_text())
+    if chosen.command == "newer":
+        report["newer"] = measure_newer(lambda part: None if chosen.json else print(part, flush=True))
+        RESULTS.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
+        write_page(report)
+        return
     plot(report)
     write_page(report)
     if chosen.json:

@@ -361,3 +361,23 @@ def test_a_bert_ends_its_text_where_its_tokenizer_does(tmp_path):
     seen = []
     bert.generate("the cat", rule=ONE, max_new_tokens=2, on_step=lambda state, info: seen.append(state.x[0].tolist()))
     assert (seen[0][:3], seen[0][-1], len(seen[0])) == ([2, 5, 6], 3, 6)
+
+
+class Wavering(Scripted):
+    """Ends or goes on, as likely the one as the other."""
+
+    def forward(self, x, where, time=None, valid=None):
+        logits = torch.full((int(where.sum()), InstructionTask.vocab_size), -torch.inf)
+        logits[:, [self.tokens[0], self.end]] = 0.0
+        return logits
+
+
+@pytest.mark.parametrize("rule", ["remdm:steps=8,rate=0.5", "p2:steps=6,eta=2", "gibbs:sweeps=2,budget=all"])
+def test_an_end_that_is_masked_again_lets_the_answer_go_on(model, rule):
+    """What comes after an end token is let go of; without the end it has to be written, and was left masked."""
+    waverer = LanguageModel(Wavering("a", 2), model.vocab_size, model.mask_id, model.tokenizer, [END_ID], 96)
+    answers = waverer.generate([encode("1+")] * 64, rule=rule, max_new_tokens=8, seed=0, temperature=1.0)
+    assert all(MASK_ID not in answer.tokens for answer in answers)
+    assert len({len(answer.tokens) for answer in answers}) > 2
+    stopped = waverer.generate([encode("1+")] * 64, rule=rule, max_new_tokens=8, seed=0, temperature=1.0, stop="aa")
+    assert all(MASK_ID not in answer.tokens and "aa" not in answer.text for answer in stopped)

@@ -158,3 +158,20 @@ def test_pearson_is_uniform_under_the_law_and_small_off_it():
     assert max(one(off, 10_000) for _ in range(20)) < 1e-6
     assert pearson(torch.tensor([1, 0, 0, 0, 1]), p) == 0.0
     assert math.isnan(pearson(torch.tensor([2, 1, 0, 0, 0]), p))  # too few to tell anything
+
+
+@pytest.mark.parametrize(
+    "oracle", [random_table(3, 4, 1), random_hmm(3, 3, 1), random_markov(3, 1)], ids=lambda o: type(o).__name__
+)
+def test_a_token_that_stands_is_looked_at_as_if_it_were_masked(oracle):
+    """The table answered with some other position's row."""
+    x = torch.tensor([[0, 3, 1, 2], [2, 2, 0, 1]])
+    where = torch.tensor([[True, True, False, True], [False, True, False, False]])
+    rows = []
+    for row, position in where.nonzero().tolist():
+        hidden = x[row : row + 1].clone()
+        hidden[0, position] = 3
+        one = torch.zeros(1, 4, dtype=torch.bool).index_fill(1, torch.tensor(position), True)
+        rows.append(oracle(Query(hidden, one, torch.ones_like(one), torch.arange(1))).softmax(-1))
+    found = oracle(Query(x, where, torch.ones_like(where), torch.arange(2))).softmax(-1)
+    assert found == pytest.approx(torch.cat(rows))

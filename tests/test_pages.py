@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+import unmask
 from benchmarks import (
     conditional,
     conversation,
@@ -27,6 +28,7 @@ from benchmarks import (
     text_plane,
 )
 from benchmarks.pages import between, fill
+from unmask import Entropy, EntropyBound, Rule
 from unmask.oracles import MarkovDenoiser
 from unmask.rules.profile import Line, Profile
 
@@ -89,12 +91,16 @@ def test_the_code_of_the_pages_runs():
     blocks = {path.name: CODE.findall(path.read_text(encoding="utf-8")) for path in PAGES[1:]}
     # The rules of extending.md are run, and tested, by test_contract.py.
     counts = {name: len(found) for name, found in blocks.items() if found}
-    assert counts == {"dependence.md": 1, "extending.md": 3, "language.md": 1}
+    assert counts == {"dependence.md": 1, "extending.md": 3, "language.md": 1, "settings.md": 1}
     model = MarkovDenoiser.lazy(symbols=2, stay=0.75)
     x = torch.full((20, 6), model.mask_id)
     given: dict[str, Any] = {"model": model, "x": x, "profile": Profile.empty(Line.of(6))}
     exec(blocks["dependence.md"][0], given)
     assert float(given["audit"].lost.mean()) == 0  # a profile of nothing draws nothing together
+    tempered: dict[str, Any] = {"unmask": unmask, "model": model, "x": x, "rule": Rule(Entropy(), EntropyBound(0.5))}
+    exec(blocks["settings.md"][0], tempered)
+    # Planned and drawn at temperature 0.1: the chain stays where it is more surely than it should.
+    assert float((tempered["result"].tokens[:, 1:] == tempered["result"].tokens[:, :-1]).double().mean()) > 0.9
     answers: dict[str, Any] = {}
     exec(blocks["language.md"][0], answers)
     assert [one.text for one in answers["answers"]] == ["47", "13"]
@@ -107,7 +113,7 @@ def test_the_pages_have_the_tables_they_are_known_for():
         "README.md": 2,
         "results.md": 13,
         "dependence.md": 9,
-        "frontier.md": 4,
+        "frontier.md": 7,
         "performance.md": 7,
         "language.md": 5,
     }

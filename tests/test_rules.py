@@ -281,6 +281,7 @@ SETTINGS = {
     "factor": 0.5,
     "profile": "text",
     "sizes": "2+1",
+    "delta": 0.25,
 }
 
 

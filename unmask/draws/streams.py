@@ -40,6 +40,11 @@ class Purpose(IntEnum):
     """Which tokens a likelihood estimate masks; the visit is the number of the permutation."""
     AUDIT = 4
     """Which steps an audit tests, and how; the visit is three times the number of the step, and up to two more."""
+    AGAIN = 5
+    """Which token a position takes after it was masked again; the visit counts how often it was. Not `TOKEN`, of which
+    evaluations that draw drafts have a uniform each."""
+    COIN = 6
+    """Whether a rule writes a position, or masks it again; the visit is the rule's own count of its turns."""
 
 
 def derive(seed: int, *parts: int | bytes | str | Iterable[int]) -> int:

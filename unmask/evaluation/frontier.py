@@ -21,6 +21,7 @@ EPSILONS = (0.0, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0, 1.5, 2.0, 3.0, 5.0, math.inf)
 DEPENDENCE_GAMMAS = (0.0, 0.001, 0.003, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, math.inf)
 FACTORS = (0.1, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0, 5.0)
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+DELTAS = (0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97)
 
 
 def sweep(text: str, length: int, own: str | Profile | None = None) -> list[NamedRule]:
@@ -28,9 +29,9 @@ def sweep(text: str, length: int, own: str | Profile | None = None) -> list[Name
 
     Rules that read a dependence profile, and are told no other, take `own`: a model's name, a folder, or the profile.
 
-    The grids are `GAMMAS` (`DEPENDENCE_GAMMAS`), `EPSILONS`, `THRESHOLDS`, `FACTORS`, `k` from 1 to the length, and
-    steps from 1 to the length (time steps of `ancestral`: powers of two up to 8 times the length); above 16, only 1, 2,
-    3, 4, 6, 8, 12, 16, ... of `k` and steps.
+    Grids are `GAMMAS` (`DEPENDENCE_GAMMAS`), `EPSILONS`, `THRESHOLDS`, `FACTORS`, `DELTAS`, `k` from 1 to the length,
+    and steps from 1 to the length (time steps of `ancestral`: powers of two up to 8 times the length); above 16, only
+    1, 2, 3, 4, 6, 8, 12, 16, ... of `k` and steps.
 
     Raises:
         ValueError: If the name or a setting is unknown or out of range.
@@ -43,6 +44,7 @@ def sweep(text: str, length: int, own: str | Profile | None = None) -> list[Name
         "epsilon": list(EPSILONS),
         "threshold": list(THRESHOLDS),
         "factor": list(FACTORS),
+        "delta": list(DELTAS),
         "k": _counts(length),
         "steps": _counts(length),
     }
@@ -64,11 +66,11 @@ def _counts(length: int) -> list[float]:
 
 def gentlest_first(rules: list[NamedRule]) -> list[NamedRule]:
     """Orders the settings of one rule from the most evaluations to the fewest: smaller γ, k or factor first, larger
-    threshold or number of steps first."""
+    threshold, number of steps or delta first."""
     if not rules:
         return rules
     setting = FAMILIES[rules[0].name].setting
-    descending = setting in ("threshold", "steps")
+    descending = setting in ("threshold", "steps", "delta")
     return sorted(rules, key=lambda one: one.settings[setting] if setting else 0, reverse=descending)
 
 

@@ -168,7 +168,10 @@ class _Batch:
         row = info.sequence[row]
         self.log_prob[row, column] = info.log_prob.double()
         self.step[row, column] = state.nfe[row]
-        pending = state.pending
+        going = torch.tensor([stop is None for stop in self.stopped], device=state.x.device)
+        # An end token may be masked again, and what comes after it is then to be written after all.
+        masks = (state.x == state.mask_id) & state.editable & self.gap
+        pending = (state.pending | masks) & going.unsqueeze(-1)
         if len(self.ends):
             ended = torch.isin(state.x, self.ends) & self.gap
             pending = pending & (ended.cumsum(-1) == 0)
@@ -178,7 +181,8 @@ class _Batch:
         finished = ~pending.any(-1)
         for place in info.sequence[finished[info.sequence]].tolist():
             self.seconds[place] = now
-        self.state = replace(state, pending=pending)
+        going = torch.tensor([stop is None for stop in self.stopped], device=state.x.device)
+        self.state = replace(state, pending=pending, more=state.more & going)
         return self.state
 
     def _stop(self, x: Tensor, pending: Tensor, sequences: list[int]) -> Tensor:

@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +21,9 @@ from torch import Tensor
 from ..denoiser import Denoiser, FullDenoiser, Query
 from ..draws.categorical import check_draw, draw_log_prob, forbid, log_prob, marginals
 from ..rules.budget import One
-from ..rules.history import Remembered
+from ..rules.credit import EVERY
+from ..rules.gibbs import Gibbs
+from ..rules.lookahead import Lookahead
 from ..rules.ranked import Rule
 from ..sampling.blocks import windows
 from ..sampling.conversation import AnyRule, LawKind
@@ -34,6 +37,7 @@ from .scored_law import scored_law
 from .speculation import Rounds, expected_rounds
 from .subsets import uniform_subsets
 from .table import Sudoku4Denoiser
+from .visits import Visited, corrected, visited_law
 
 _ORDERS = 7
 """With more masks than this, orders are not enumerated."""
@@ -55,7 +59,8 @@ class Law:
         log_q: The sampler's log-probabilities.
         off_support: The sampler's mass outside `points`.
         bound: `E_data Σ_steps (ΣH - max H)`, in nats: bounds `kl` when the denoiser is exact and draws are made from
-            its own distribution; NaN at other temperatures and with top-k, top-p, forbidden tokens or a predictor.
+            its own distribution; NaN at other temperatures and with top-k, top-p, forbidden tokens or a predictor, for
+            `Credit`, and for rules that mask again or overwrite, like `dependence`, `model_error` and `nfe_mean_data`.
         dependence: `E_data Σ_steps KL(p_U || Π p_i)` of the true conditionals (NaN without an oracle).
         model_error: `E_data Σ_steps Σ_{i∈U} KL(p_i || p̂_i)` (NaN without an oracle). `kl = dependence + model_error`
             for a rule that is a function of the state, and no more than that for one with a random order. Both are NaN
@@ -142,7 +147,7 @@ def exact_law(
     """Computes the exact law of `sample(denoiser, x, rule, ...)` for one sequence with masks.
 
     Off the support of the data, where only the number of evaluations matters, a rule with history is taken to see none:
-    exact for the predictor, whose rule is blind, and for `Stable` where the threshold is above `1/V`.
+    exact for the predictor, whose rule is blind, and for `Stable` where the threshold is above `1/V`; NaN for `Credit`.
 
     Args:
         denoiser: An oracle, a perturbed oracle (the data then follow the oracle inside), or any denoiser of a small
@@ -169,6 +174,8 @@ def exact_law(
     sampler = Sampler(denoiser, rule, top_k=top_k, top_p=top_p, forbidden=forbidden)
     if rule.law is LawKind.NONE:
         raise ValueError(rule.no_law)
+    if rule.law is LawKind.VISITS:
+        return _revisiting(sampler, denoiser, torch.as_tensor(x), temperature, blocks)
     if not isinstance(rule, Rule):
         raise ValueError(f"the law of {rule} is not computed: it is not made of an order and a budget")
     if rule.law is LawKind.ONE:
@@ -180,17 +187,7 @@ def exact_law(
             found = expected_rounds(sampler, torch.as_tensor(x), one.points, one.log_p, orders, temperature, blocks)
         return replace(one, nfe_mean=found.nfe, nfe_mean_data=found.nfe_data, evaluations_mean=found.states)
     mask = denoiser.mask_id
-    x = torch.as_tensor(x)
-    if x.ndim != 1 or x.dtype.is_floating_point or not bool(((x >= 0) & (x < denoiser.vocab_size)).all()):
-        raise ValueError(f"x is one sequence of token ids 0..{denoiser.vocab_size - 1}, got {x.dtype} {x.tolist()}")
-    oracle = denoiser.oracle if isinstance(denoiser, PerturbedDenoiser) else denoiser
-    if isinstance(oracle, Oracle):
-        points, log_p = oracle.completions(x)
-    else:
-        if mask != denoiser.vocab_size - 1:
-            raise ValueError("the exact law of a denoiser that is no oracle needs the mask token to be the last id")
-        oracle, log_p = None, None
-        points = enumerate_completions(x, mask, denoiser.vocab_size - 1)
+    oracle, x, points, log_p = _completions(denoiser, x)
     own = top_k is None and top_p is None and temperature == 1 and sampler.settings.forbidden == (mask,)
     if rule.law in (LawKind.SCORES, LawKind.DRAFTS):
         found = scored_law(sampler, oracle, x, points, temperature, blocks)
@@ -233,7 +230,7 @@ def exact_law(
         kl_rule = walk.divergence / len(orders)
     else:
         dependence = nfe_data = float("nan")
-    if oracle is None or not own or rule.predictor is not None:
+    if oracle is None or not own or rule.predictor is not None or not getattr(rule.budget, "own_marginals", True):
         bound = float("nan")
     return Law(
         points=points,
@@ -246,6 +243,52 @@ def exact_law(
         nfe_mean=nfe,
         nfe_mean_data=nfe_data,
         evaluations_mean=nfe,
+    )
+
+
+def _completions(denoiser: Denoiser, x: Tensor) -> tuple[Oracle | None, Tensor, Tensor, Tensor | None]:
+    """The oracle, if there is one, the sequence, its completions, and their log-probabilities under the data."""
+    x, mask = torch.as_tensor(x), denoiser.mask_id
+    if x.ndim != 1 or x.dtype.is_floating_point or not bool(((x >= 0) & (x < denoiser.vocab_size)).all()):
+        raise ValueError(f"x is one sequence of token ids 0..{denoiser.vocab_size - 1}, got {x.dtype} {x.tolist()}")
+    oracle = denoiser.oracle if isinstance(denoiser, PerturbedDenoiser) else denoiser
+    if isinstance(oracle, Oracle):
+        return oracle, x, *oracle.completions(x)
+    if mask != denoiser.vocab_size - 1:
+        raise ValueError("the exact law of a denoiser that is no oracle needs the mask token to be the last id")
+    return None, x, enumerate_completions(x, mask, denoiser.vocab_size - 1), None
+
+
+def _revisiting(sampler: Sampler, denoiser: Denoiser, x: Tensor, temperature: float, blocks: int | None) -> Law:
+    """The law of a rule that masks again or overwrites; of one that corrects another, by way of that one's."""
+    rule, settings = sampler.rule, sampler.settings
+    _, x, points, log_p = _completions(denoiser, x)
+    if isinstance(rule, Gibbs):
+        draw = {"temperature": temperature, "top_k": settings.top_k, "top_p": settings.top_p}
+        before = exact_law(denoiser, rule.rule, x, forbidden=settings.forbidden, blocks=blocks, **draw)
+        if before.off_support > 1e-12:
+            raise ValueError(f"the law of {rule} is computed where {rule.rule} draws nothing that cannot be")
+        q = corrected(sampler, rule, x, points, before.log_q.exp(), temperature)
+        extra = rule.visits(int((x == denoiser.mask_id).sum()))
+        found = Visited(q.log(), max(0.0, 1 - float(q.sum())), before.nfe_mean + extra, before.evaluations_mean + extra)
+    elif isinstance(rule, Lookahead):
+        draw = {"temperature": temperature, "top_k": settings.top_k, "top_p": settings.top_p}
+        law = exact_law(denoiser, rule.rule, x, forbidden=settings.forbidden, blocks=blocks, **draw)
+        return replace(law, nfe_mean=math.nan, nfe_mean_data=math.nan, evaluations_mean=math.nan)
+    else:
+        found = visited_law(sampler, x, points, temperature, blocks)
+    nan = float("nan")
+    return Law(
+        points=points,
+        log_p=torch.full_like(found.log_q, torch.nan) if log_p is None else log_p,
+        log_q=found.log_q,
+        off_support=found.off_support,
+        bound=nan,
+        dependence=nan,
+        model_error=nan,
+        nfe_mean=found.nfe,
+        nfe_mean_data=nan,
+        evaluations_mean=found.states,
     )
 
 
@@ -285,10 +328,14 @@ def _subset_law(oracle: Oracle, rule: Rule, x: Tensor, points: Tensor, log_p: Te
 
 def numbers_of(memory: Memory) -> Float[Tensor, "states memory"]:
     """The numbers in a rule's memory: all that its future depends on, besides the evaluations it compares with."""
-    if isinstance(memory, Tensor):
-        return memory
-    assert isinstance(memory, Remembered)
-    return memory.numbers
+    numbers = memory if isinstance(memory, Tensor) else getattr(memory, "numbers", None)
+    assert isinstance(numbers, Tensor)
+    return numbers
+
+
+def _with_numbers(memory: Any, numbers: Tensor) -> Memory:
+    """The memory of a rule with history, with other numbers."""
+    return replace(memory, numbers=numbers)
 
 
 class _Walk:
@@ -365,7 +412,8 @@ class _Walk:
             memory = memory.masked_scatter(live.unsqueeze(-1), left[inverse])
         self.divergence += float((p * (log_p.repeat(orders) - log_q)).sum())
         totals[4] = sum(dead.values())
-        totals[2] += self._dead_evaluations(dead, noise)
+        unknown = self.history >= EVERY and float(totals[4]) > 1e-12
+        totals[2] += torch.nan if unknown else self._dead_evaluations(dead, noise)
         return log_q.reshape(orders, points), totals
 
     def _state(self, x: Tensor, memory: Memory, noise: Tensor) -> State:
@@ -375,11 +423,9 @@ class _Walk:
         """What the rule remembers: repeats the evaluations that one with history compares with."""
         if not self.history:
             return numbers
-        memory = Remembered(numbers)
+        memory = _with_numbers(self.sampler.rule.start(torch.zeros(len(numbers), dtype=torch.int64)), numbers)
         for x in trail:
-            after = self.sampler.move(self._state(x, memory, noise)).memory
-            assert isinstance(after, Remembered)
-            memory = replace(after, numbers=numbers)
+            memory = _with_numbers(self.sampler.move(self._state(x, memory, noise)).memory, numbers)
         return memory
 
     def _draw_log_prob(self, logits: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Oracle(ABC):
 
     @abstractmethod
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
-        """Returns the exact conditionals of the candidate positions as logits."""
+        """Returns the exact conditionals of the positions asked for as logits; of one with a token, as if masked."""
 
     @abstractmethod
     def log_marginal(self, x: Int[Tensor, "batch length"]) -> Float[Tensor, " batch"]:

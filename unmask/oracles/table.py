@@ -53,6 +53,8 @@ class SupportDenoiser(Oracle):
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         self._check(query.x)
+        if bool((query.where & (query.x != self.mask_id)).any()):
+            return self._looking_at_tokens(query)
         states, inverse = distinct(query.x)
         masked = states == self.mask_id
         rows, positions = masked.nonzero().unbind(-1)
@@ -68,6 +70,13 @@ class SupportDenoiser(Oracle):
         place = torch.zeros(states.shape, dtype=torch.int64)
         place[masked] = torch.arange(len(rows))
         return logits[place[inverse][query.where]]
+
+    def _looking_at_tokens(self, query: Query) -> Float[Tensor, "rows vocab"]:
+        """The answer to a question about tokens that stand: each as if it were masked."""
+        row, position = query.where.nonzero().unbind(-1)
+        one = torch.zeros_like(query.where[row]).scatter(1, position.unsqueeze(-1), True)
+        x = query.x[row].masked_fill(one, self.mask_id)
+        return self(Query(x, one, query.valid[row], query.sequence[row]))
 
     def log_marginal(self, x: Int[Tensor, "batch length"]) -> Float[Tensor, " batch"]:
         self._check(x)

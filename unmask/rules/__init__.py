@@ -14,14 +14,23 @@ from .clock import (
     first_hitting,
     parallel_first_hitting,
 )
+from .confident import Frechet, Hierarchy
+from .credit import Credit
 from .dependence import DependenceBound
 from .drawn import DrawnConfidence, Moment
+from .editing import Editing
+from .filters import Spaced, UpstreamGate
+from .gibbs import Gibbs
+from .lookahead import Lookahead
 from .order import Confidence, Determined, Entropy, HighEntropy, LeftToRight, Margin, Order, Uniform
+from .path_planning import PathPlanning
 from .predictor import Extrapolate, Predictor
 from .ranked import Rule
+from .remasking import Remasking
 from .scored import Noisy, Scored, ScoredOrder
 from .speculative import Speculative
 from .testing import IndependenceTest
+from .wino import Wino
 
 __all__ = [
     "All",
@@ -30,29 +39,38 @@ __all__ = [
     "Cell",
     "Clock",
     "Confidence",
+    "Credit",
     "DependenceBound",
     "Determined",
     "Dilated",
     "DrawnConfidence",
+    "Editing",
     "Entropy",
     "EntropyBound",
     "Extrapolate",
     "Factor",
+    "Frechet",
+    "Gibbs",
     "Groups",
+    "Hierarchy",
     "HighEntropy",
     "HittingTimes",
     "IndependenceTest",
     "LeftToRight",
+    "Lookahead",
     "Margin",
     "MaskedFraction",
     "Moment",
     "Noisy",
     "One",
     "Order",
+    "PathPlanning",
     "Predictor",
+    "Remasking",
     "Rule",
     "Scored",
     "ScoredOrder",
+    "Spaced",
     "Speculative",
     "Stable",
     "Steps",
@@ -60,7 +78,9 @@ __all__ = [
     "TimeGrid",
     "TopK",
     "Uniform",
+    "UpstreamGate",
     "View",
+    "Wino",
     "ancestral",
     "entropy_bound",
     "extrapolated_first_hitting",

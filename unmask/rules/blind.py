@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -82,6 +82,7 @@ class Groups:
 
     sizes: tuple[int, ...]
     marginal_free: bool = field(default=True, init=False, repr=False)
+    counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         sizes = tuple(self.sizes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -26,7 +26,11 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Budget(Protocol):
-    """Decides how much of a ranking is unmasked in one step."""
+    """Decides how much of a ranking is unmasked in one step.
+
+    One that remembers how much it has admitted says so by a class attribute `counts = True`: nothing that it admits may
+    be held back (see `unmask.rules.filters`).
+    """
 
     @property
     def marginal_free(self) -> bool:
@@ -52,12 +56,14 @@ def no_memory(masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch 0"]:
     return torch.empty(len(masked), 0, dtype=torch.float64, device=masked.device)
 
 
-def _whole(name: str, value: object) -> None:
+def whole(name: str, value: object) -> None:
+    """Raises `ValueError` if a setting is not an integer >= 1."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
 
 
-def _probability(name: str, value: float) -> None:
+def probability(name: str, value: float) -> None:
+    """Raises `ValueError` if a setting is no probability."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is a probability in [0, 1], got {value}")
 
@@ -74,7 +80,7 @@ class TopK:
     marginal_free: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _whole("k", self.k)
+        whole("k", self.k)
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
         return no_memory(masked)
@@ -115,9 +121,10 @@ class Steps:
 
     steps: int
     marginal_free: bool = field(default=True, init=False, repr=False)
+    counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _whole("steps", self.steps)
+        whole("steps", self.steps)
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
         return torch.stack([masked.double(), torch.full_like(masked, self.steps, dtype=torch.float64)], -1)
@@ -143,7 +150,7 @@ class Threshold:
     marginal_free: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _probability("threshold", self.threshold)
+        probability("threshold", self.threshold)
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
         return no_memory(masked)
@@ -205,10 +212,10 @@ class Stable(Speaker):
     marginal_free: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _probability("threshold", self.threshold)
+        probability("threshold", self.threshold)
         if not self.kl >= 0:
             raise ValueError(f"kl must be a number of nats >= 0, got {self.kl}")
-        _whole("history", self.history)
+        whole("history", self.history)
 
     def turn(self, rule: Rule, seen: Situation) -> Conversation:
         """Compares each evaluation with the ones before it."""
@@ -328,6 +335,7 @@ class CarriedBound:
     epsilon: float
     cap: float | None = None
     marginal_free: bool = field(default=False, init=False, repr=False)
+    counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not self.epsilon >= 0:

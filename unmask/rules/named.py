@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..sampling.conversation import AnyRule
 from ..schedule import SCHEDULES
 from .blind import Dilated, Groups
-from .budget import All, CarriedBound, EntropyBound, Factor, One, Stable, Steps, Threshold, TopK
+from .budget import All, Budget, CarriedBound, EntropyBound, Factor, One, Stable, Steps, Threshold, TopK
 from .clock import ancestral, extrapolated_first_hitting, first_hitting, parallel_first_hitting
+from .confident import Frechet, Hierarchy
+from .credit import Credit
 from .dependence import AGGREGATES, DependenceBound
 from .drawn import DrawnConfidence, Moment
+from .editing import Editing
+from .filters import Spaced, UpstreamGate
+from .gibbs import Gibbs
+from .lookahead import Lookahead
 from .order import Confidence, Determined, Entropy, HighEntropy, LeftToRight, Margin, Order, Uniform
+from .path_planning import PathPlanning
 from .profile import Profile, load_profile
 from .ranked import Rule
+from .remasking import STRATEGIES, Remasking
 from .scored import Noisy
 from .speculative import Speculative
 from .testing import IndependenceTest
+from .wino import Wino
 
 FLOOR = 0.05
 """Nats below which the proxy `determined` tells positions apart by their place only."""
@@ -77,6 +86,21 @@ def _needed(example: str | float) -> Setting:
 
 _BY_ENTROPY, _BY_CONFIDENCE = _choice(PROXIES, "entropy"), _choice(PROXIES, "confidence")
 _SCHEDULE = _choice(SCHEDULES, "linear")
+
+
+def _inner(text: str) -> Rule:
+    """The rule whose budget another one wraps: a name with settings, several of them joined by `+`."""
+    name, colon, settings = text.partition(":")
+    rule = named_rule(name + colon + settings.replace("+", ",")).rule
+    if not isinstance(rule, Rule):
+        raise ValueError(f"budget={text} is a rule of its own and has no budget to wrap")
+    return rule
+
+
+def _around(text: str, wrap: Callable[[Budget], Budget]) -> Rule:
+    """The rule of that name with its budget wrapped."""
+    rule = _inner(text)
+    return replace(rule, budget=wrap(rule.budget))
 
 
 def _profile(profile: str | Profile) -> Profile:
@@ -221,6 +245,76 @@ FAMILIES: dict[str, Family] = {
         "the moment sampler: MaskGIT's limit, chooses before it draws, at a lower temperature (biased)",
         lambda steps, alpha: Rule(Moment(alpha), Steps(steps)),
         {"steps": _needed(3), "alpha": Setting(float, 4.5)},
+    ),
+    "upstream-gate": Family(
+        "of what a budget takes, what has at most beta nats of masks left open before it (Reliable Parallel Decoding)",
+        lambda beta, window, budget: _around(budget, lambda inner: UpstreamGate(inner, beta, window)),
+        {"beta": Setting(float, 4.0), "window": Setting(int, 32), "budget": Setting(str, "threshold:threshold=0.9")},
+    ),
+    "spaced": Family(
+        "of what a budget takes, what keeps a distance that shrinks with the masks (DUS's filter); block 0: no blocks",
+        lambda spacing, block, budget: _around(budget, lambda inner: Spaced(inner, spacing, block or None)),
+        {"spacing": Setting(int, 8), "block": Setting(int, 32), "budget": Setting(str, "entropy-bound:gamma=0.1")},
+    ),
+    "frechet": Family(
+        "longest prefix whose most probable tokens are the most probable together by more than delta (Fast-dLLM++)",
+        lambda delta, proxy: Rule(PROXIES[proxy](), Frechet(delta)),
+        {"delta": _needed(0.3), "proxy": _BY_CONFIDENCE},
+    ),
+    "hierarchy": Family(
+        "the most confident of each run of masks above low, and all above high (dInfer)",
+        lambda low, high: Rule(Confidence(), Hierarchy(low, high)),
+        {"low": Setting(float, 0.4), "high": Setting(float, 0.9)},
+    ),
+    "credit": Family(
+        "threshold on logits with credit for tokens that were the most probable before (CreditDecoding, biased)",
+        lambda threshold, alpha, gamma, beta: Rule(Confidence(), Credit(threshold, alpha, gamma, beta)),
+        {
+            "threshold": _needed(0.6),
+            "alpha": Setting(float, 0.7),
+            "gamma": Setting(float, 0.2),
+            "beta": Setting(float, 0.8),
+        },
+    ),
+    "remdm": Family(
+        "ancestral sampling on a grid whose tokens may be masked again (ReMDM)",
+        lambda steps, rate, strategy, schedule: Remasking(steps, rate, strategy, SCHEDULES[schedule]),
+        {
+            "steps": _needed(6),
+            "rate": Setting(float, 0.1),
+            "strategy": _choice(STRATEGIES, "cap"),
+            "schedule": _SCHEDULE,
+        },
+    ),
+    "p2": Family(
+        "in every step the least likely of drafts and tokens are masked (P2, biased)",
+        lambda steps, eta: PathPlanning(steps, eta),
+        {"steps": _needed(4), "eta": Setting(float, 1.0)},
+    ),
+    "wino": Family(
+        "writes above a threshold, masks again what is less probable than back given the rest (WINO, biased)",
+        lambda threshold, back: Wino(threshold, back),
+        {"threshold": Setting(float, 0.6), "back": Setting(float, 0.9)},
+    ),
+    "edit": Family(
+        "writes above a threshold, replaces tokens where another one has p > edit (LLaDA2.1, biased)",
+        lambda threshold, edit, rounds, look: Editing(threshold, edit, rounds, look == "shadows"),
+        {
+            "threshold": Setting(float, 0.7),
+            "edit": Setting(float, 0.5),
+            "rounds": Setting(int, 16),
+            "look": _choice(("shadows", "visible"), "shadows"),
+        },
+    ),
+    "lookahead": Family(
+        "a budget, its next steps drafted and verified in the same evaluation: its tokens in fewer (PSD)",
+        lambda depth, budget: Lookahead(_inner(budget), depth),
+        {"depth": Setting(int, 2), "budget": Setting(str, "entropy-bound:gamma=0.1")},
+    ),
+    "gibbs": Family(
+        "writes everything by a budget, then draws positions again one at a time, which leaves an exact law alone",
+        lambda sweeps, budget: Gibbs(_inner(budget), sweeps),
+        {"sweeps": Setting(float, 1.0), "budget": Setting(str, "entropy-bound:gamma=0.1")},
     ),
 }
 

@@ -102,7 +102,8 @@ class Move:
         power: Draws are made from the marginals to this power, one per row.
         together: Whether positions written in one row were drawn independently, so that `ΣH - max H` bounds the loss.
         erase: Positions to mask again; they must have been masked in the beginning.
-        more: True for rows in which the rule has more to do even if no mask remains; `None` leaves it as it was.
+        more: True for rows in which the rule has more to do even if no mask remains, and whose turn may change nothing;
+            `None` leaves it as it was. A rule that says so counts its turns, and ends.
     """
 
     chosen: Bool[Tensor, "rows length"]
@@ -205,6 +206,8 @@ class LawKind(StrEnum):
     """Scores with fresh noise in every step, of marginals or of drawn tokens (`ScoredOrder`)."""
     DRAFTS = "drafts"
     """Tests of drawn tokens."""
+    VISITS = "visits"
+    """Its own turns, which mask again or overwrite: followed from state to state, as many as the memory counts."""
     ONE = "one"
     """It is that of one position at a time, in the same order."""
     NONE = "none"

@@ -172,7 +172,7 @@ class Sampler:
         bounds: list[tuple[Tensor, Tensor]] = []
         while max_steps is None or passes < max_steps:
             state, info = self.step(state, candidates=candidates)
-            if not info.forward_passes:
+            if not len(info.sequence):
                 break
             state = state if settle is None else settle(state, info)
             passes += info.forward_passes

@@ -291,7 +291,7 @@ def run_jobs(
         for batch, info in pool.evaluate():
             for slot, nats in zip(batch.state.slot[info.sequence].tolist(), info.bound.tolist(), strict=True):
                 working[slot][1].append(nats)
-            if on_step is not None and info.forward_passes:
+            if on_step is not None and len(info.sequence):
                 on_step(batch.state, info)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -57,7 +57,7 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class Event:
-    """One position being unmasked.
+    """One position being written; a rule that masks again or overwrites writes some several times.
 
     Attributes:
         step: Number of the evaluation, counted from 1 within the sequence.
@@ -161,17 +161,11 @@ class Result:
             raise ValueError("this run kept no trace; pass trace=True")
         if not -len(self.nfe) <= sequence < len(self.nfe):
             raise IndexError(f"there is no sequence {sequence} in a batch of {len(self.nfe)}")
-        sequence %= len(self.nfe)
         events: list[Event] = []
-        number = 0
-        for info in self.steps:
-            row = (info.sequence == sequence).nonzero()
-            if not len(row):
-                continue
-            number += 1
-            of_row = info.chosen.nonzero()[:, 0] == row[0, 0]
+        for number, (info, row) in enumerate(self._turns(sequence), 1):
+            of_row = info.chosen.nonzero()[:, 0] == row
             columns = (info.tokens, info.log_prob.exp(), info.entropy)
-            where = info.chosen[row[0, 0]].nonzero().squeeze(-1).tolist()
+            where = info.chosen[row].nonzero().squeeze(-1).tolist()
             candidates = [()] * len(where)
             if info.top_tokens is not None and info.top_log_prob is not None:
                 pairs = zip(info.top_tokens[of_row].tolist(), info.top_log_prob[of_row].exp().tolist(), strict=True)
@@ -179,6 +173,27 @@ class Result:
             values = zip(where, *(column[of_row].tolist() for column in columns), candidates, strict=True)
             events.extend(Event(number, *value) for value in values)
         return events
+
+    def _turns(self, sequence: int) -> Iterator[tuple[StepInfo, int]]:
+        """The steps that a sequence took part in, and its row in each."""
+        for info in self.steps or ():
+            row = (info.sequence == sequence % len(self.nfe)).nonzero()
+            if len(row):
+                yield info, int(row[0, 0])
+
+    def erasures(self, sequence: int = 0) -> list[tuple[int, int]]:
+        """Returns what was masked again in one sequence: pairs of step and position, in order.
+
+        Raises:
+            ValueError: If the run kept no trace.
+        """
+        if self.steps is None:
+            raise ValueError("this run kept no trace; pass trace=True")
+        pairs = []
+        for number, (info, row) in enumerate(self._turns(sequence), 1):
+            if info.erased is not None:
+                pairs += [(number, position) for position in info.erased[row].nonzero().squeeze(-1).tolist()]
+        return pairs
 
     def render(
         self, sequence: int = 0, decode: Callable[[int], str] = str, mask: str = "_", color: bool = False
@@ -194,23 +209,20 @@ class Result:
         Raises:
             ValueError: If the run kept no trace.
         """
-        events = self.trace(sequence)
-        fixed = {event.position: event for event in events}
-        tokens = self.initial[sequence, : int(self.lengths[sequence])].tolist()
+        events, erased = self.trace(sequence), self.erasures(sequence)
+        length = int(self.lengths[sequence])
+        hidden = {event.position for event in events} | {at for at in range(length) if self.pending[sequence, at]}
+        tokens = self.initial[sequence, :length].tolist()
+        texts = [mask if at in hidden else decode(token) for at, token in enumerate(tokens)]
         lines = []
-        for step in range(max((event.step for event in events), default=0) + 1):
-            cells, fresh = [], [event for event in events if event.step == step]
-            for position, token in enumerate(tokens):
-                event = fixed.get(position)
-                if event is None:
-                    text = mask if bool(self.pending[sequence, position]) else decode(token)
-                elif event.step > step:
-                    text = mask
-                else:
-                    text = decode(event.token)
-                    if event.step == step:
-                        text = f"\x1b[1;33m{text}\x1b[0m" if color else f"[{text}]"
-                cells.append(text)
+        for step in range(max([0, *(event.step for event in events), *(number for number, _ in erased)]) + 1):
+            cells, fresh = list(texts), [event for event in events if event.step == step]
+            for event in fresh:
+                texts[event.position] = decode(event.token)
+                text = texts[event.position]
+                cells[event.position] = f"\x1b[1;33m{text}\x1b[0m" if color else f"[{text}]"
+            for position in (at for number, at in erased if number == step):
+                texts[position] = cells[position] = mask
             note = f"   p >= {min(event.probability for event in fresh):.3f}" if fresh else ""
             lines.append(f"{step:>4}  {' '.join(cells)}{note}")
         return "\n".join(lines)
@@ -226,4 +238,5 @@ class Result:
             "evaluations": int(self.evaluations[sequence]),
             "bounds": list(self.bounds[sequence]),
             "events": [vars(event) for event in self.trace(sequence)],
+            **({"erased": erased} if (erased := self.erasures(sequence)) else {}),
         }

@@ -131,7 +131,7 @@ def _run(
     bounds: list[tuple[Tensor, Tensor]] = []
     while len(pool) and (max_steps is None or pool.passes < max_steps):
         for batch, info in pool.evaluate(candidates):
-            if not info.forward_passes:
+            if not len(info.sequence):
                 continue
             told = replace(info, sequence=batch.state.slot[info.sequence])
             bounds.append((told.sequence, told.bound))

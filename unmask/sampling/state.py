@@ -130,7 +130,7 @@ class State:
             raise ValueError("positions to mask again must lie inside their sequences")
         visits = self.visits + where
         row, position = where.nonzero(as_tuple=True)
-        again = uniforms(self.streams[row], position, Purpose.TOKEN, visits[row, position])
+        again = uniforms(self.streams[row], position, Purpose.AGAIN, visits[row, position])
         return replace(
             self,
             x=self.x.masked_fill(where, self.mask_id),

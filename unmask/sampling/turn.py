@@ -159,6 +159,8 @@ class Turn:
                 erase = move.erase.cpu()
                 idle &= ~erase.any(-1)
                 wrong |= erase & (~editable | (pending & ~taken))
+        if move.more is not None:  # it counts its turns, and one of them may change nothing
+            idle &= ~move.more.cpu()
         if bool(idle.any() | wrong.any()):
             row = int((idle | wrong.any(-1)).nonzero()[0])
             raise RuleError(
@@ -236,7 +238,16 @@ class Turn:
         if answer is None:
             if len(at):
                 raise RuleError(f"{self.rule} writes without an answer to draw from ({self._who(int(row[0]))})")
-            return replace(StepInfo.empty(seen.x), sequence=self.live, candidate=seen.candidate, chosen=chosen)
+            return replace(
+                StepInfo.empty(seen.x),
+                sequence=self.live,
+                candidate=seen.candidate,
+                chosen=chosen,
+                bound=torch.zeros(len(self.live), dtype=torch.float64, device=chosen.device),
+                forward_passes=self.passes,
+                evaluations=self._counts[1],
+                erased=move.erase,
+            )
         stats = answer.stats
         if move.rows is not None:
             picked = move.rows

@@ -134,7 +134,8 @@ class Scene:
         layout = layout.fit(len(tokens))
         cells = []
         for position in layout.positions or ():
-            event, masked = events.get(position), pending[position]
+            masked = pending[position]  # perhaps again
+            event = None if masked else events.get(position)
             candidates = event.candidates if event else ()
             text = "" if masked else decode(tokens[position])
             cells.append(
