@@ -19,9 +19,9 @@ from unmask.cli import app
 from unmask.errors import AdapterError, DataError
 from unmask.evaluation.judge import load_judge
 from unmask.models import registry as models
-from unmask.tasks import of_model
 from unmask.models.networks.checkpoint import load_checkpoint
 from unmask.models.networks.transformer import Transformer
+from unmask.tasks import of_model
 from unmask.tasks.named import named_task
 from unmask.tasks.text import TextTask
 from unmask.training.config import TrainConfig, read_config

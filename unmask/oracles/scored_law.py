@@ -3,7 +3,7 @@
 A final sequence does not tell the path to it, but the sampler is a Markov chain on partial sequences: every step has
 noise of its own. Its first `k` positions are a draw without replacement with weights `exp(score / scale)`
 (Plackett-Luce). Where scores are functions of the marginals, that gives each set its probability, and the tokens of the
-set are drawn from their marginals. Where they are those of drawn tokens, or drafts are tested (`IndependenceTest`), one
+set are drawn from their marginals. Where they are those of drawn tokens, or drafts are tested (`LawKind.DRAFTS`), one
 step sums over the joint draws of all candidates, `Π p_i(x_i)`, and forgets what was drawn and not fixed.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -21,7 +22,6 @@ from ..denoiser import Query
 from ..draws.categorical import Marginals, draw_log_prob, forbid, marginals
 from ..rules.ranked import Rule
 from ..rules.scored import Scored, ScoredOrder
-from ..rules.testing import IndependenceTest
 from ..sampling.blocks import open_block, windows
 from ..sampling.conversation import Ask, Conversation, LawKind, Situation
 from ..sampling.loop import Sampler
@@ -158,9 +158,9 @@ class _Drafted:
         return self.rule.start(masked)
 
     def turn(self, seen: Situation) -> Conversation:
-        assert isinstance(self.rule.budget, IndependenceTest)
+        budget: Any = self.rule.budget  # that its law is one of drafts says that it can test them
         answer = yield Ask(seen.candidate)
-        return (yield from self.rule.budget.test(self.rule, seen, answer, self.tokens))
+        return (yield from budget.test(self.rule, seen, answer, self.tokens))
 
 
 class _Chain:

@@ -84,8 +84,7 @@ class Result:
         tokens: The sequences, right-padded with the mask token.
         lengths: Their lengths.
         nfe: Evaluations each sequence took part in.
-        evaluations: States of each sequence that were evaluated: `nfe`, or more if the rule evaluates ahead
-            (`Speculative`).
+        evaluations: States of each sequence that were evaluated: `nfe`, or more if the rule evaluates ahead.
         forward_passes: Evaluations of the batch.
         bounds: For each sequence, the `ΣH - max H` of each step of this run, in nats. A diagnostic: the bound on the
             divergence is an expectation over the states that the *data* visit, these are the sampler's own.
