@@ -176,3 +176,31 @@ def test_a_cache_with_content_and_a_causal_model_are_refused(llama: LlamaForCaus
             call(llama)
     finally:
         llama.config.is_causal = False
+
+
+def test_a_bias_of_single_tokens_is_adapted_and_one_of_several_refused(llama: LlamaForCausalLM):
+    banned = [[token] for token in range(12)]
+    free, out = call(llama, seed=1), call(llama, seed=1, bad_words_ids=banned)
+    assert bool((free[:, 5:] < 12).any()), "the control: without the ban they come up"
+    assert not bool((out[:, 5:] < 12).any())
+    biased = call(llama, seed=1, sequence_bias={(7,): 1e4})
+    assert biased[:, 5:].unique().tolist() == [7]
+    with pytest.raises(ValueError, match="SequenceBiasLogitsProcessor works on the next token"):
+        call(llama, sequence_bias={(7, 8): 2.0})
+
+
+def test_a_processor_that_needs_no_order_says_so(llama: LlamaForCausalLM):
+    class Even(LogitsProcessor):
+        any_order = True
+
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            assert input_ids.shape[1] == 17, "it sees the whole sequence"
+            return scores.masked_fill(torch.arange(VOCAB) % 2 == 1, -torch.inf)
+
+    out = call(llama, seed=2, do_sample=True, temperature=1.0, logits_processor=[Even()])
+    assert bool((out[:, 5:] % 2 == 0).all())
+    alone = [call(llama, PROMPTS[row : row + 1], seed=2, logits_processor=[Even()]) for row in range(3)]
+    together = call(llama, seed=2, logits_processor=[Even()])
+    for row, one in enumerate(alone):
+        width = one.shape[1]
+        assert together[row, :width].tolist() == one[0].tolist()

@@ -11,6 +11,7 @@ What a caller of `generate` expects is kept where it means something for a maske
   as `top_k=50` where sampling is asked for and `top_k` is not), `num_return_sequences`, `eos_token_id`, `pad_token_id`,
   `attention_mask` (padding on any side), `suppress_tokens`, `return_dict_in_generate`;
 - dropped, because the library adds them unasked: the empty cache, `use_cache`, `logits_to_keep=1`, `position_ids`;
+- adapted: `sequence_bias` and `bad_words_ids` of single tokens, and processors that say `any_order = True`;
 - refused: beams, penalties and other logits processors, stopping criteria besides length and end token, prompts as
   embeddings, caches with content, output of scores, attentions or hidden states, causal models;
 - forbidden: ids that are not tokens of the tokenizer, as where a vocabulary is padded, if it is given as `vocabulary`
@@ -41,7 +42,9 @@ from transformers import (
 )
 from transformers.generation import (
     EosTokenCriteria,
+    LogitsProcessor,
     MaxLengthCriteria,
+    SequenceBiasLogitsProcessor,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -56,6 +59,8 @@ from ..language import LanguageModel
 from ..models.pretrained.hf import tokenizer_of
 from ..models.pretrained.nameless import nameless_ids
 from ..sampling.conversation import AnyRule
+from ..sampling.draw import Processor
+from ..sampling.processors import Chain, LogitBias
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 
@@ -131,7 +136,7 @@ def generate(
     config = generation_config
     valid = _prompts(model, input_ids, model_kwargs)
     _refuse(config, stopping_criteria)
-    suppressed = _suppressed(logits_processor, config)
+    suppressed, processor = _processed(logits_processor, config)
     new = int(config.max_length or 0) - input_ids.shape[1]
     ends = _ids(config.eos_token_id)
     denoiser = LanguageModel.of(model, None, mask_id=mask_id, end_ids=ends, shift=shift)
@@ -146,6 +151,7 @@ def generate(
         top_p=config.top_p if config.do_sample else None,
         streams=[derive(base, row) for row in range(len(input_ids))],
         forbidden=[*forbidden, *suppressed, *_nameless(model, vocabulary, ends)],
+        processor=processor,
         guidance=guidance,
         end_last=end_last,
         batch_size=len(input_ids),
@@ -240,25 +246,49 @@ def _refuse(config: GenerationConfig, stopping: StoppingCriteriaList) -> None:
             )
 
 
-def _suppressed(processors: LogitsProcessorList, config: GenerationConfig) -> list[int]:
-    """The tokens that must not appear; any other processor but those the settings of the draw made is refused."""
+@dataclass(frozen=True, eq=False)
+class AnyOrder:
+    """A `LogitsProcessor` of the library that says of itself, by `any_order = True`, that it needs no order.
+
+    It is called with the whole sequence, masks included, where the library would give what was written so far.
+    """
+
+    processor: LogitsProcessor
+
+    def __call__(self, logits: Tensor, position: Tensor, x: Tensor) -> Float[Tensor, "rows vocab"]:
+        """Returns what it makes of the logits."""
+        return torch.as_tensor(self.processor(x, logits))  # pyright: ignore[reportArgumentType]
+
+
+def _processed(processors: LogitsProcessorList, config: GenerationConfig) -> tuple[list[int], Processor | None]:
+    """The tokens that must not appear, and a processor; what needs an order from left to right is refused by name.
+
+    The warpers that the settings of the draw made are known already. A bias of single tokens (`sequence_bias`,
+    `bad_words_ids`) needs no order.
+    """
     tokens: list[int] = []
+    adapted: list[Processor] = []
     for processor in processors:
         match processor:
             case SuppressTokensLogitsProcessor():
                 tokens += processor.suppress_tokens.tolist()
+            case SequenceBiasLogitsProcessor() if all(len(ids) == 1 for ids in processor.sequence_bias):
+                adapted.append(LogitBias({int(ids[0]): float(bias) for ids, bias in processor.sequence_bias.items()}))
             case TemperatureLogitsWarper(temperature=config.temperature):
                 pass
             case TopKLogitsWarper(top_k=config.top_k):
                 pass
             case TopPLogitsWarper(top_p=config.top_p):
                 pass
+            case _ if getattr(processor, "any_order", False):
+                adapted.append(AnyOrder(processor))
             case _:
                 raise ValueError(
                     f"{type(processor).__name__} works on the next token and what was written before it; masked models"
-                    " do not write from the left. Take temperature, top_k, top_p, suppress_tokens or forbidden"
+                    " do not write from the left. Take temperature, top_k, top_p, suppress_tokens, forbidden, a bias of"
+                    " single tokens, or a processor with any_order = True"
                 )
-    return tokens
+    return tokens, Chain(tuple(adapted)) if adapted else None
 
 
 def _ids(token: int | list[int] | Tensor | None) -> list[int]:

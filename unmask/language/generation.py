@@ -15,6 +15,7 @@ from ..denoiser import Denoiser
 from ..models.pretrained.cache import Cached
 from ..sampling.blocks import windows
 from ..sampling.conversation import AnyRule
+from ..sampling.draw import Processor
 from ..sampling.loop import Sampler
 from ..sampling.result import StepInfo
 from ..sampling.state import State
@@ -37,6 +38,7 @@ class Settings:
         top_k: Of the draw.
         top_p: Of the draw.
         forbidden: Tokens that must not appear.
+        processor: Changes logits before planning and drawing.
         last: Tokens that wait for the others.
         ends: Tokens that end an answer.
         stops: Texts that end an answer.
@@ -62,6 +64,7 @@ class Settings:
     cache_refresh: int | None = None
     batch_size: int = 1
     whole: bool = False
+    processor: Processor | None = None
 
 
 def answer_all(
@@ -131,6 +134,7 @@ class _Batch:
             top_p=settings.top_p,
             forbidden=settings.forbidden,
             last=settings.last,
+            processor=settings.processor,
         )
         self.state = self.sampler.start(x, streams=streams, temperature=settings.temperature, blocks=blocks)
         self.streams = [stream % 2**64 for stream in streams]

@@ -16,6 +16,7 @@ from ..models.pretrained.cache import check_cache
 from ..models.pretrained.nameless import nameless_ids
 from ..rules.named import named_rule
 from ..sampling.conversation import AnyRule
+from ..sampling.draw import Processor
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
@@ -152,6 +153,7 @@ class LanguageModel(NetworkDenoiser):
         top_k: int | None = None,
         top_p: float | None = None,
         forbidden: Iterable[int] = (),
+        processor: Processor | None = None,
         guidance: float | None = None,
         cache: str = "none",
         cache_refresh: int | None = None,
@@ -180,6 +182,7 @@ class LanguageModel(NetworkDenoiser):
             top_k: Draw among the `k` most probable tokens.
             top_p: Draw among the fewest tokens that hold this mass.
             forbidden: Token ids that must not appear.
+            processor: Changes logits before planning and drawing, such as `LogitBias` (`unmask.sampling.processors`).
             guidance: Classifier-free guidance (see `Guided`); each evaluation is then of two states.
             cache: Keys and values to keep (see `Cached`): `"none"`; `"prefix"` or `"dual"`, which approximate and need
                 blocks; or `"block-causal"`, which is exact, for models with such attention.
@@ -228,6 +231,7 @@ class LanguageModel(NetworkDenoiser):
             top_k=top_k,
             top_p=top_p,
             forbidden=tuple(forbidden),
+            processor=processor,
             last=self.end_ids if (chosen.waits if end_last is None else end_last) else (),
             ends=self.end_ids,
             stops=stops,

@@ -13,7 +13,7 @@ from ..draws.streams import Purpose, uniforms
 from .batch import Tokens, as_batch, stream_ids, temperatures
 from .blocks import block_numbers
 from .conversation import AnyRule, Move
-from .draw import Draw, Settings
+from .draw import Draw, Processor, Settings
 from .result import Result, StepInfo
 from .state import State
 from .turn import Turn
@@ -29,6 +29,7 @@ class Sampler:
         top_p: Keep the smallest set of tokens with this mass when drawing. Planning never sees it.
         forbidden: Token ids that must not appear; removed before planning and drawing alike. The mask token always is.
         last: Tokens that go after the others (see `View.measured`), for rules that look before they choose.
+        processor: Changes logits before planning and drawing (see `Processor`).
 
     Raises:
         ValueError: If a setting is out of range, a token id outside the vocabulary, or `last` does not fit the rule.
@@ -43,11 +44,12 @@ class Sampler:
         top_p: float | None = None,
         forbidden: Iterable[int] = (),
         last: Iterable[int] = (),
+        processor: Processor | None = None,
     ) -> None:
         check_denoiser(denoiser)
         self.denoiser, self.rule = denoiser, rule
         self.settings = self.fits(
-            Settings.of(denoiser.vocab_size, denoiser.mask_id, top_k, top_p, forbidden, tuple(last))
+            Settings.of(denoiser.vocab_size, denoiser.mask_id, top_k, top_p, forbidden, tuple(last), processor)
         )
 
     def fits(self, settings: Settings) -> Settings:
