@@ -307,3 +307,24 @@ def test_the_command_line_has_caches(tmp_path):
         command(*shown, "--cache", "all")
     with pytest.raises(ValueError, match="block_causal does not apply"):
         command(*shown, "--cache", "block-causal", "--block-causal", "4")
+
+
+@pytest.mark.parametrize("layout", ["llada", "dream", "block-causal"])
+def test_a_cache_serves_a_queue_whose_slots_are_refilled(models, layout):
+    """Keys on slots: what left is forgotten, lengths grow, and every answer is what the cache gives it alone."""
+    from unmask.sampling.queue import stream
+
+    model, cache = models[layout], "block-causal" if layout == "block-causal" else "dual"
+    rule = named_rule("entropy-bound:gamma=0.3").rule
+    rows = [
+        torch.tensor([*tokens, *[MASK] * new]) for tokens, new in zip(prompts(5, 9, 3, 12), (8, 4, 12, 8), strict=True)
+    ]
+    kept = Cached(model, cache, 2)
+    found = dict(stream(Sampler(kept, rule), rows, 2, streams=range(4), blocks=4))
+    assert sorted(found) == [0, 1, 2, 3]
+    for number, row in enumerate(rows):
+        fresh = model if cache == "block-causal" else Cached(model, cache, 1)
+        alone = unmask.sample(fresh, [row], rule, streams=[number], blocks=4)
+        assert found[number].sequences == alone.sequences
+        assert found[number].nfe.tolist() == alone.nfe.tolist()
+    assert len(kept.row_of) == 2, "more slots were kept than there are rows"

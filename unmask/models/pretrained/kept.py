@@ -24,7 +24,7 @@ class _KeysValues(Cache):
         self.batch, self.length = batch, length
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.row = self.column = torch.empty(0)
-        self.whole = True
+        self.whole, self.all_in_order = True, False
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -41,7 +41,7 @@ class _KeysValues(Cache):
         if self.whole:
             return computed
         keys, values = self.kept[layer_idx]
-        return (keys, values) if len(row) == self.batch else (keys[row], values[row])
+        return (keys, values) if self.all_in_order else (keys[row], values[row])
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Nothing comes before the tokens that are given."""
@@ -113,6 +113,7 @@ class KeptNetwork:
         """
         kept, body = self.kept, self.network.model.base_model
         kept.row, kept.whole = sequence, compute is None
+        kept.all_in_order = sequence.tolist() == list(range(kept.batch))
         if compute is None:
             kept.column = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
             look = seen.long() if self.network.block_causal is None else self.network.looks(seen)
