@@ -20,6 +20,7 @@ from benchmarks import (
     frontier,
     high_order,
     language,
+    masked_lms,
     numerics,
     performance,
     results,
@@ -77,6 +78,8 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     numerics.write_page(figures("numerics"))
     fill(copies["high-order.md"], {"high-order": high_order.table(figures("high-order"))})
     fill(copies["language.md"], language.tables(figures("language")))
+    tried = [masked_lms.Tried(**one) for one in figures("masked_lms")["classes"]]
+    fill(copies["language.md"], {"masked-lms": masked_lms.table(tried)})
     fill(copies["speculative.md"], {"speculative": speculative.table(figures("speculative")["rows"])})
     fill(copies["README.md"], {"sudoku": sudoku.table(figures("sudoku-test"))})
 

@@ -27,12 +27,12 @@ values = {**numbers, "sizes": "2+1", "profile": profile}
 models = [hmm, oracles.random_markov(3, 0), oracles.PerturbedDenoiser(hmm, 0.2)]
 for name, family in FAMILIES.items():
     needed = [key for key, setting in family.settings.items() if setting.default is None]
-    named = named_rule(name, **{key: values[key] for key in needed})
+    named = named_rule(name, **{key: values.get(key, family.settings[key].example) for key in needed})
     for model in models:
         x, settings = [[3, 3, 0, 3], [3, 1]], {"blocks": 3, "trace": True, "candidates": 2, "temperature": 0.5}
         run = unmask.sample(model, x, named.rule, seed=0, **settings)
         run.trace_json(0), run.render(1), run.bound, run.sequences
-        if not isinstance(model, oracles.PerturbedDenoiser):
+        if not isinstance(model, oracles.PerturbedDenoiser) and not named.rule.no_law:
             law = oracles.exact_law(model, named.rule, torch.tensor([3, 3, 0, 3]))
             law.pvalue(torch.zeros(9, 4, dtype=torch.int64))
     sampler = unmask.Sampler(models[0], named.rule)

@@ -71,6 +71,7 @@ class Placed(Protocol):
         ...
 
 
+@runtime_checkable
 class Long(Protocol):
     """A task whose sequences have one length."""
 

@@ -79,7 +79,7 @@ def _choice(options: Iterable[str], default: str) -> Setting:
     return Setting(str, default, tuple(options))
 
 
-def _needed(example: str | float) -> Setting:
+def _needed(example: str | int | float) -> Setting:
     """A setting that must be given."""
     return Setting(type(example), example=example)
 

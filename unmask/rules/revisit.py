@@ -143,7 +143,7 @@ class Plan:
         length = self.seen.x.shape[1]
         return answer.row * length + answer.index % length
 
-    def spread(self, answer: Answer, values: Tensor, fill: float) -> Tensor:
+    def spread(self, answer: Answer, values: Tensor, fill: float | int) -> Tensor:
         """Puts a value per row of an answer at its place."""
         flat = torch.full((self.seen.x.numel(),), fill, dtype=values.dtype, device=values.device)
         return flat.index_copy(0, self.place(answer), values).view(self.seen.x.shape)

@@ -37,7 +37,7 @@ class Rows(Protocol):
         ...
 
 
-Memory = Float[Tensor, "batch memory"] | Rows
+Memory = Float[Tensor, "_ _"] | Rows
 """What a rule remembers of each sequence: a few numbers, or an object of rows."""
 
 
