@@ -16,9 +16,6 @@ import unmask
 NEED = {"unmask.draws.kernels.triton_rows": "triton"}
 """Modules that cannot be imported without a package that is not installed everywhere."""
 
-WAITING: set[str] = set()
-"""Modules where something has none yet. Once it has, this test asks for the name to be taken out here."""
-
 
 def modules() -> list[str]:
     names = [module.name for module in pkgutil.walk_packages(unmask.__path__, "unmask.")]
@@ -65,7 +62,7 @@ def implements(kind: type, name: str, protocols: list[type]) -> bool:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.xfail(strict=True)) if name in WAITING else name for name in modules()],
+    modules(),
 )
 def test_every_public_thing_says_what_it_does(name: str, protocols: list[type]):
     if name in NEED:

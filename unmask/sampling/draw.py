@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -241,7 +241,3 @@ class Draw:
         for one, index in self.parts(row):
             late[index] = torch.isin(token[index], torch.tensor(one.last, dtype=token.dtype, device=token.device))
         return late
-
-    def at(self, temperature: Float[Tensor, " batch"]) -> Draw:
-        """The same at other temperatures."""
-        return replace(self, temperature=temperature)
