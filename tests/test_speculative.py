@@ -355,8 +355,8 @@ def test_the_command_line_reports_evaluations_and_states():
     one, ours = (
         json.loads(CliRunner().invoke(app, [*run, *rest]).stdout)
         for rest in (
-            ["topk", "--k", "1", "--proxy", "determined"],
-            ["speculative", "--draft", "3", "--proxy", "determined"],
+            ["topk:k=1,proxy=determined"],
+            ["speculative", "-o", "draft=3", "-o", "proxy=determined"],
         )
     )
     assert ours["settings"] == {"draft": 3, "proxy": "determined"}
