@@ -148,7 +148,7 @@ def write(folder: Path, layout: str, *, shards: int = 1, **changes: Any) -> Path
 
 def write_text_model(folder: Path) -> Path:
     """Writes an untrained model in LLaDA's layout with the tokenizer of the instructions, for up to 64 tokens."""
-    from unmask.models.pretrained.bidirectional import new_llada, save_llada
+    from unmask.models.pretrained.llada import new_llada, save_llada
     from unmask.tasks.instructions import END_ID, InstructionTask, save_tokenizer
 
     with torch.random.fork_rng():

@@ -5,14 +5,14 @@ import pytest
 import torch
 from layouts import DREAM, MASK, ROUNDING, VOCAB, write, write_text_model
 from test_cli import run as command
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, Qwen3ForCausalLM
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import unmask
 from unmask.denoiser import Query
 from unmask.language import LanguageModel
-from unmask.models.pretrained.bidirectional import adapted_config
 from unmask.models.pretrained.cache import Cached
+from unmask.models.pretrained.counterparts import plain_as
 from unmask.models.pretrained.hf import check_attention
 from unmask.rules.named import named_rule
 from unmask.sampling.loop import Sampler
@@ -155,7 +155,7 @@ def test_the_block_causal_cache_is_exact(models, rule, size):
 def test_the_block_causal_cache_is_exact_with_a_shift():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = Qwen3ForCausalLM(adapted_config({**DREAM, "model_type": "qwen3", "head_dim": 8})).eval()  # pyright: ignore[reportArgumentType]
+        network = Qwen3ForCausalLM(plain_as(Qwen3Config)({**DREAM, "head_dim": 8})).eval()  # pyright: ignore[reportArgumentType]
         for weight in network.parameters():
             torch.nn.init.normal_(weight, 1.0 if weight.ndim == 1 else 0.0, 0.2)
     model = LanguageModel.of(network, mask_id=MASK, end_ids=[], shift=True, block_causal=4)

@@ -7,9 +7,28 @@ silence: every key of a `config.json` is in one of the tables here, or refused b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from .gate import NEVER_READ
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What becomes of each key of a configuration.
+
+    Attributes:
+        honoured: Handed on under the same name, but for those of the positions and `layer_types`, which are looked at.
+        fixed: Must have one of these values.
+        harmless: Do not change the logits.
+        needed: Must be there.
+    """
+
+    honoured: frozenset[str]
+    fixed: Mapping[str, tuple[Any, ...]]
+    harmless: frozenset[str]
+    needed: tuple[str, ...] = ("hidden_size", "num_hidden_layers", "vocab_size")
+
 
 ABOUT: frozenset[str] = frozenset(
     (
@@ -85,6 +104,8 @@ DREAM_HARMLESS: frozenset[str] = ABOUT | {
     "max_window_layers",  # of use_sliding_window, which is off
     "sliding_window",
 }
+
+DREAM = Settings(DREAM_HONOURED, DREAM_FIXED, DREAM_HARMLESS)
 
 
 def check_settings(
