@@ -214,11 +214,11 @@ def main() -> None:
 
 def _diffulex(x: Tensor, mask: Tensor) -> Tensor:
     """The logits of Diffulex's DreamReasoner, on a processor: attention by its own reference, one row at a time."""
-    state = importlib.import_module("diffulex.distributed.parallel_state")
+    state = _imported("diffulex.distributed.parallel_state")
     state.PARALLEL_STATE = state.build_parallel_state_for_test(
         tp_size=1, ep_size=1, dp_size=1, world_size=1, global_rank=0
     )
-    attend = importlib.import_module("diffulex.attention.attn_impl").reference_torch_attention
+    attend = _imported("diffulex.attention.attn_impl").reference_torch_attention
 
     class Attention(nn.Module):
         def __init__(self, heads: int, _: int, scale: float, key_heads: int, **__: Any) -> None:
@@ -228,7 +228,7 @@ def _diffulex(x: Tensor, mask: Tensor) -> Tensor:
         def forward(self, query: Tensor, key: Tensor, value: Tensor, look: Tensor) -> Tensor:
             return attend(query, key, value, mask=look, **self.how).flatten(1)
 
-    found = importlib.import_module("diffulex.model.dream_reasoner")
+    found = _imported("diffulex.model.dream_reasoner")
     found.Attention = Attention
     model = found.DreamReasonerForDiffusionLM(types.SimpleNamespace(**CONFIGS["dream_reasoner"])).eval()
     model.load_state_dict(weights("dream_reasoner"))
@@ -237,17 +237,21 @@ def _diffulex(x: Tensor, mask: Tensor) -> Tensor:
         return torch.stack([model(row, torch.arange(len(row)), look) @ model.lm_head.weight.T for row in x])
 
 
+def _imported(name: str) -> Any:
+    return importlib.import_module(name)
+
+
 def _reference(layout: str) -> tuple[Any, Any]:
     if layout == "sdar":
-        found = importlib.import_module("sdar.modeling_sdar")
+        found = _imported("sdar.modeling_sdar")
         return found.SDARConfig, found.SDARForCausalLM
     if layout == "sdar_moe":
-        found = importlib.import_module("sdar_moe.modeling_sdar_moe")
+        found = _imported("sdar_moe.modeling_sdar_moe")
         return found.SDARMoeConfig, found.SDARMoeForCausalLM
     if layout == "illada":
-        found = importlib.import_module("illada.modeling_illada")
+        found = _imported("illada.modeling_illada")
         return found.ILLaDAConfig, found.ILLaDAForCausalLM
-    found = importlib.import_module("modeling_fast")
+    found = _imported("modeling_fast")
     return found.Fast_dLLM_QwenConfig, found.Fast_dLLM_QwenForCausalLM
 
 
