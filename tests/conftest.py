@@ -21,6 +21,8 @@ NUMERICAL = {
     "bidirectional",
     "blind",
     "block_causal",
+    "block_families",
+    "block_generation",
     "cache",
     "categorical",
     "clock",
