@@ -117,22 +117,30 @@ def shapes(layout: str) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def weights(layout: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: normal, seeded by their names; norms are around 1."""
+def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Tensors of these shapes: normal, seeded by their names; norms are around 1."""
     made = {}
-    for name, shape in shapes(layout).items():
+    for name, shape in shapes.items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         values = torch.randn(shape, generator=generator)
         made[name] = 1 + values / 10 if "norm" in name or "ln_f" in name else values / 4
     return made
 
 
+def weights(layout: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint."""
+    return drawn(shapes(layout))
+
+
 def write(folder: Path, layout: str, *, shards: int = 1, **changes: Any) -> Path:
     """Writes a checkpoint, in several files with their index if asked for; `changes` are of the configuration."""
+    return write_parts(folder, {**(LLADA if layout == "llada" else DREAM), **changes}, weights(layout), shards)
+
+
+def write_parts(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shards: int) -> Path:
+    """Writes a configuration, without what is `"absent"`, and tensors in so many files."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**(LLADA if layout == "llada" else DREAM), **changes}
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value != "absent"}))
-    tensors = weights(layout)
     if shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return folder

@@ -22,11 +22,14 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeForCausalLM,
 )
 
 from ...errors import AdapterError
 from .counterparts import Counterpart, checked_as, plain_as
 from .llada import LLADA_NAMES, llada_config
+from .llada2 import LLADA2_NAMES, LLaDA2ForMaskedLM, llada2_config
+from .llada_moe import MARKS, llada_moe_config
 from .settings import DREAM
 
 
@@ -128,8 +131,28 @@ def _adapted(kind: str, counterpart: Counterpart, auto: type[PreTrainedModel]) -
 
 
 FAMILIES: tuple[Family, ...] = (
+    Family(
+        "llada-moe",
+        ("llada", "lladamoe"),
+        llada_moe_config,
+        Qwen3MoeForCausalLM,
+        marks=MARKS,
+        shift=False,
+        mask_id=156895,
+    ),
     Family("llada", ("llada",), llada_config, LlamaForCausalLM, names=LLADA_NAMES, shift=False),
     Family("dream", ("dream",), checked_as(Qwen2Config, DREAM), Qwen2ForCausalLM, shift=True),
+    Family(
+        "llada2",
+        ("llada2_moe",),
+        llada2_config,
+        LLaDA2ForMaskedLM,
+        names=LLADA2_NAMES,
+        shift=False,
+        mask_id=156895,
+        attention="blocks",
+        block=32,
+    ),
     _adapted("llama", plain_as(LlamaConfig), LlamaForCausalLM),
     _adapted("qwen2", plain_as(Qwen2Config), Qwen2ForCausalLM),
     _adapted("qwen3", plain_as(Qwen3Config), Qwen3ForCausalLM),

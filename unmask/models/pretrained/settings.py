@@ -29,6 +29,19 @@ class Settings:
     harmless: frozenset[str]
     needed: tuple[str, ...] = ("hidden_size", "num_hidden_layers", "vocab_size")
 
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Refuses a configuration that lacks a setting, or has one that cannot be honoured.
+
+        Args:
+            config: The content of `config.json`; a key that is null counts as absent.
+
+        Raises:
+            ValueError: If there is such a setting; it is named.
+        """
+        if missing := [key for key in self.needed if config.get(key) is None]:
+            raise ValueError(f"the configuration lacks {', '.join(missing)}")
+        check_settings(config, self.honoured, self.fixed, self.harmless)
+
 
 ABOUT: frozenset[str] = frozenset(
     (
