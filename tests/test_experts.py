@@ -1,5 +1,7 @@
 """Families whose layers hold experts: LLaDA2 and LLaDA-MoE."""
 
+import contextlib
+import copy
 import json
 import re
 from pathlib import Path
@@ -16,7 +18,10 @@ import unmask
 from unmask.denoiser import Query
 from unmask.errors import AdapterError
 from unmask.language import LanguageModel
+from unmask.models.pretrained import sharing, undisturbed
 from unmask.models.pretrained.families import family_of
+from unmask.models.pretrained.llada2 import LLaDA2ForMaskedLM
+from unmask.models.pretrained.sharing import sharing_of
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "expert-logits.json").read_text())
 QUERY = Query.of(torch.tensor(TOKENS), MASK)
@@ -214,3 +219,16 @@ def test_an_answer_does_not_depend_on_its_batch(models, layout, cache):
     alone = [models[layout].generate([one], **options)[0] for one in asked]
     assert [one.tokens for one in together] == [one.tokens for one in alone]
     assert len({one.nfe for one in alone}) > 3  # places in the batch are taken by others before all have ended
+
+
+def test_a_token_that_goes_elsewhere_for_rounding_is_no_sign_of_padding(models, monkeypatch):
+    config = models["llada2"].network.model.config
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LLaDA2ForMaskedLM(type(config)(**{**config.to_dict(), "n_routed_experts": 64, "num_hidden_layers": 8}))
+        for weight in model.parameters():
+            torch.nn.init.normal_(weight, 1.0 if weight.ndim == 1 else 0.0, weight.shape[-1] ** -0.5)
+    monkeypatch.setattr(undisturbed, "_WIDENED", 0)  # as if it were too large to be tried in float32
+    assert sharing_of(model.bfloat16().eval(), END).together == "any"
+    monkeypatch.setattr(sharing, "without_experts", lambda model: contextlib.nullcontext())
+    assert sharing_of(copy.deepcopy(model), END).together != "any"
