@@ -21,6 +21,7 @@ NUMERICAL = {
     "bidirectional",
     "blind",
     "block_causal",
+    "block_families",
     "cache",
     "categorical",
     "clock",

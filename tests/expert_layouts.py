@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from layouts import drawn, write_parts
+from layouts import seeded, write_files
 from rounding import allowed
 from torch import Tensor
 
@@ -165,13 +165,13 @@ def shapes(layout: str) -> dict[str, tuple[int, ...]]:
 
 def weights(layout: str) -> dict[str, Tensor]:
     """The tensors of a checkpoint; the biases of experts turn many a choice, and many are far below 0."""
-    made = drawn(shapes(layout))
+    made = seeded(shapes(layout))
     return {name: 4 * values - 1 if name.endswith("expert_bias") else values for name, values in made.items()}
 
 
 def write(folder: Path, layout: str, *, shards: int = 1, **changes: Any) -> Path:
     """Writes a checkpoint, in several files with their index if asked for; `changes` are of the configuration."""
-    return write_parts(folder, {**CONFIGS[layout], **changes}, weights(layout), shards)
+    return write_files(folder, {**CONFIGS[layout], **changes}, weights(layout), shards)
 
 
 def _stub(name: str, **contents: Any) -> None:

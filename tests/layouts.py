@@ -117,8 +117,13 @@ def shapes(layout: str) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Tensors of these shapes: normal, seeded by their names; norms are around 1."""
+def weights(layout: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint."""
+    return seeded(shapes(layout))
+
+
+def seeded(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Tensors that are functions of their names: normal; norms are around 1."""
     made = {}
     for name, shape in shapes.items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -127,18 +132,13 @@ def drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return made
 
 
-def weights(layout: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint."""
-    return drawn(shapes(layout))
-
-
 def write(folder: Path, layout: str, *, shards: int = 1, **changes: Any) -> Path:
     """Writes a checkpoint, in several files with their index if asked for; `changes` are of the configuration."""
-    return write_parts(folder, {**(LLADA if layout == "llada" else DREAM), **changes}, weights(layout), shards)
+    return write_files(folder, {**(LLADA if layout == "llada" else DREAM), **changes}, weights(layout), shards)
 
 
-def write_parts(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shards: int) -> Path:
-    """Writes a configuration, without what is `"absent"`, and tensors in so many files."""
+def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shards: int = 1) -> Path:
+    """Writes a configuration without what is `"absent"`, and tensors, in several files with their index or in one."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value != "absent"}))
     if shards == 1:

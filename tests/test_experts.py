@@ -92,13 +92,13 @@ def test_what_the_files_leave_unsaid(tmp_path):
         unmask.load(other)
     with pytest.raises(ValueError, match=r"block_causal does not apply .* looks at all positions"):
         unmask.load(other, mask_id=MASK, block_causal=4)
-    with pytest.raises(AdapterError, match="llada2 models are read with shift=False, not True"):
+    with pytest.raises(AdapterError, match="LLaDA2 models are read with shift=False, not True"):
         unmask.load(folder, mask_id=MASK, shift=True)
 
 
 def test_two_architectures_behind_one_word_are_told_apart():
     found = [family_of(config) for config in (layouts.LLADA, experts.LLADA_MOE, experts.LLADA2)]
-    assert [family.name for family in found if family is not None] == ["llada", "llada-moe", "llada2"]
+    assert [family.name for family in found if family is not None] == ["llada", "LLaDA-MoE", "LLaDA2"]
 
 
 @pytest.mark.parametrize("way", ["eager", "batched_mm"])
@@ -135,13 +135,15 @@ def test_half_precision_keeps_its_type(layout, attention, tmp_path):
         ("llada2", {"use_bias": True}, "unsupported: use_bias True"),
         ("llada2", {"block_routing": True}, "unsupported: block_routing True"),
         ("llada2", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "unsupported: rope_scaling"),
-        ("llada2", {"num_shared_experts": 0}, "unsupported: num_shared_experts 0; expected 1 or more"),
+        ("llada2", {"rope_theta": "absent"}, "lacks rope_theta"),
+        ("llada2", {"num_shared_experts": 0}, "num_shared_experts must be a whole number >= 1, got 0"),
         ("llada2", {"num_shared_experts": None}, "lacks num_shared_experts"),
         ("llada2", {"n_group": "absent"}, "lacks n_group"),
-        ("llada2", {"n_group": 3}, "num_experts 8 in n_group 3"),
-        ("llada2", {"n_group": 8}, "num_experts 8 in n_group 8"),
-        ("llada2", {"topk_group": 5}, "n_group 4, of which topk_group 5"),
-        ("llada2", {"num_experts_per_tok": 5}, "num_experts_per_tok 5: the chosen groups do not have so many"),
+        ("llada2", {"n_group": 3}, "num_experts 8 cannot be put into n_group 3 groups"),
+        ("llada2", {"n_group": 8}, "num_experts must be a whole number >= 16, got 8"),
+        ("llada2", {"topk_group": 5}, "topk_group must be a whole number from 1 to 4, got 5"),
+        ("llada2", {"num_experts_per_tok": 5}, "num_experts_per_tok must be a whole number from 1 to 4, got 5"),
+        ("llada2", {"first_k_dense_replace": -1}, "first_k_dense_replace must be a whole number >= 0, got -1"),
         ("llada2", {"intermediate_size": None}, "lacks intermediate_size, of the first 1 layers"),
         ("llada2", {"rotary_dim": 4}, "rotary_dim 4 is not partial_rotary_factor of head_dim, 8"),
         ("llada-moe", {"hidden_act": "gelu"}, "unsupported: hidden_act 'gelu'"),
@@ -158,6 +160,8 @@ def test_half_precision_keeps_its_type(layout, attention, tmp_path):
         ("llada-moe", {"moe_layer_freq": 1}, "moe_layer_freq 1 is not a list"),
         ("llada-moe", {"dense_intermediate_size": None}, "lacks dense_intermediate_size, of layers 1"),
         ("llada-moe", {"num_experts": "absent"}, "lacks num_experts"),
+        ("llada-moe", {"num_experts_per_tok": 9}, "num_experts_per_tok must be a whole number from 1 to 8, got 9"),
+        ("llada-moe", {"rope_theta": "absent"}, "lacks rope_theta"),
     ],
 )
 def test_settings_without_a_counterpart_are_named(layout, changes, words, tmp_path):

@@ -11,8 +11,9 @@ from ..denoiser import NetworkDenoiser
 from ..errors import AdapterError
 from ..models.networks.checkpoint import read_config
 from ..models.pretrained.bidirectional import load_bidirectional
-from ..models.pretrained.families import family_of
+from ..models.pretrained.families import family_of, known
 from ..models.pretrained.gate import said
+from ..models.pretrained.hf import check_kind
 from ..models.pretrained.masked_lm import HFMaskedDenoiser, MaskedLM, load_masked_lm
 from ..models.pretrained.said import TOKENIZER_FILES, end_ids_of, generation_of
 from ..models.pretrained.vocabulary import tokenizer_of
@@ -50,6 +51,7 @@ def load_language(
         given = "block_causal" if shift is None else "shift"
         raise ValueError(f"{given} does not apply to {folder}, which holds a {config.get('model_type')}")
     else:
+        check_kind(folder, config, "masked", known())
         network = load_masked_lm(folder, device, dtype, mask_id, **options)
     check_works(folder, network)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):

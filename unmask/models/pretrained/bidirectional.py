@@ -9,7 +9,7 @@ import torch
 
 from ...errors import AdapterError
 from ..networks.checkpoint import read_config
-from .families import FAMILIES, family_of
+from .families import family_of, known
 from .gate import look_at, said
 from .hf import placed
 from .masked_lm import MaskedLM
@@ -48,8 +48,7 @@ def load_bidirectional(
     config = read_config(folder)
     family = family_of(config)
     if family is None:
-        known = ", ".join(one.name for one in FAMILIES)
-        raise AdapterError(f"{folder} holds a {config.get('model_type')} model, expected one of {known}")
+        raise AdapterError(f"{folder} holds a {config.get('model_type')!r:.60} model; {known()}")
     size = family.block_of(folder, config, block_causal)
     look_at(folder, config, options.get("variant"))
     try:

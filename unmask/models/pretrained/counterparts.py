@@ -41,13 +41,29 @@ def checked_as(kind: type[PreTrainedConfig], settings: Settings) -> Counterpart:
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise ValueError(f"unsupported: layer_types {kinds!r:.120}; every layer looks at all positions")
         names = settings.honoured - {"layer_types", "rope_theta", "rope_scaling", "rope_parameters"}
-        given: dict[str, Any] = {name: config[name] for name in sorted(names) if name in config}
-        given["rope_parameters"] = {"rope_type": "default", "rope_theta": rope_theta(config)}
+        given: dict[str, Any] = dict(settings.usual)
+        given |= {name: config[name] for name in sorted(names) if name in config}
+        given["rope_parameters"] = {"rope_type": "default", "rope_theta": rope_theta(config, settings.rope_theta)}
         if "use_sliding_window" in settings.fixed:
             given["use_sliding_window"] = False
         return kind(**given, **BOTH_WAYS)
 
     return counterpart
+
+
+def with_head_size(counterpart: Counterpart) -> Counterpart:
+    """Returns the same, for layouts whose heads share the width equally unless `head_dim` says otherwise.
+
+    The library's Qwen3 takes a missing `head_dim` for 128.
+    """
+
+    def complete(config: dict[str, Any]) -> PreTrainedConfig:
+        width, heads = config.get("hidden_size"), config.get("num_attention_heads")
+        if config.get("head_dim") is None and isinstance(width, int) and isinstance(heads, int) and heads > 0:
+            config = {**config, "head_dim": width // heads}
+        return counterpart(config)
+
+    return complete
 
 
 def plain_as(kind: type[PreTrainedConfig]) -> Counterpart:

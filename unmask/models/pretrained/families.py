@@ -4,7 +4,9 @@ No code of a checkpoint is run: every family is computed by a class of the Trans
 its entry says by which, under which names its tensors are, where positions look, and what its files leave unsaid.
 
 References:
-    Nie et al. (2025), arXiv:2502.09992, LLaDA; Ye et al. (2025), arXiv:2508.15487, Dream.
+    Nie et al. (2025), arXiv:2502.09992, LLaDA; Ye et al. (2025), arXiv:2508.15487, Dream; Cheng et al. (2025),
+    arXiv:2510.06303, SDAR; Wang et al. (2025), arXiv:2509.06949, TraDo; Wu et al. (2025), arXiv:2509.26328, Fast-dLLM
+    v2; Wu et al. (2026), arXiv:2606.19257, DreamReasoner; arXiv:2606.25331, iLLaDA.
 """
 
 from __future__ import annotations
@@ -22,15 +24,16 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
     Qwen3MoeForCausalLM,
 )
 
 from ...errors import AdapterError
-from .counterparts import Counterpart, checked_as, plain_as
+from .counterparts import Counterpart, checked_as, plain_as, with_head_size
 from .llada import LLADA_NAMES, llada_config
 from .llada2 import LLADA2_NAMES, LLaDA2ForMaskedLM, llada2_config
 from .llada_moe import MARKS, llada_moe_config
-from .settings import DREAM
+from .settings import DREAM, FAST_DLLM, ILLADA, SDAR, SDAR_MOE
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,8 @@ class Family:
                 " it out"
             )
         said = self.block if field is None else config[field]
+        if isinstance(said, bool) or not isinstance(said, int | None) or (said is not None and said < 1):
+            raise AdapterError(f"{folder}: {field} is a whole number of positions >= 1, got {said!r:.60}")
         size = said if given is None else given
         if size is None:
             raise AdapterError(
@@ -132,7 +137,7 @@ def _adapted(kind: str, counterpart: Counterpart, auto: type[PreTrainedModel]) -
 
 FAMILIES: tuple[Family, ...] = (
     Family(
-        "llada-moe",
+        "LLaDA-MoE",
         ("llada", "lladamoe"),
         llada_moe_config,
         Qwen3MoeForCausalLM,
@@ -141,9 +146,20 @@ FAMILIES: tuple[Family, ...] = (
         mask_id=156895,
     ),
     Family("llada", ("llada",), llada_config, LlamaForCausalLM, names=LLADA_NAMES, shift=False),
+    Family(
+        "DreamReasoner",
+        ("dream",),
+        with_head_size(checked_as(Qwen3Config, SDAR)),
+        Qwen3ForCausalLM,
+        marks=("block_size",),
+        shift=False,
+        mask_id=151669,
+        attention="blocks",
+        block_fields=("block_size",),
+    ),
     Family("dream", ("dream",), checked_as(Qwen2Config, DREAM), Qwen2ForCausalLM, shift=True),
     Family(
-        "llada2",
+        "LLaDA2",
         ("llada2_moe",),
         llada2_config,
         LLaDA2ForMaskedLM,
@@ -151,6 +167,38 @@ FAMILIES: tuple[Family, ...] = (
         shift=False,
         mask_id=156895,
         attention="blocks",
+        block=32,
+    ),
+    Family("iLLaDA", ("illada",), checked_as(LlamaConfig, ILLADA), LlamaForCausalLM, shift=False, mask_id=5),
+    Family(
+        "SDAR",
+        ("sdar",),
+        checked_as(Qwen3Config, SDAR),
+        Qwen3ForCausalLM,
+        shift=False,
+        mask_id=151669,
+        attention="blocks",
+        block_fields=("block_size",),
+    ),
+    Family(
+        "SDAR-MoE",
+        ("sdar_moe",),
+        checked_as(Qwen3MoeConfig, SDAR_MOE),
+        Qwen3MoeForCausalLM,
+        shift=False,
+        mask_id=151669,
+        attention="blocks",
+        block_fields=("block_size",),
+    ),
+    Family(
+        "Fast-dLLM v2",
+        ("fast_dllm_qwen",),
+        checked_as(Qwen2Config, FAST_DLLM),
+        Qwen2ForCausalLM,
+        shift=True,
+        mask_id=151665,
+        attention="blocks",
+        block_fields=("bd_size",),
         block=32,
     ),
     _adapted("llama", plain_as(LlamaConfig), LlamaForCausalLM),
@@ -163,3 +211,9 @@ FAMILIES: tuple[Family, ...] = (
 def family_of(config: Mapping[str, Any]) -> Family | None:
     """Returns the family that the content of a `config.json` is of, `None` if it is of none."""
     return next((family for family in FAMILIES if family.matches(config)), None)
+
+
+def known() -> str:
+    """Returns the names of the families, and what to do about a model of another, for a message."""
+    names = ", ".join(family.name for family in FAMILIES)
+    return f"known are {names}; if it computes what one of these does, put that model_type into its config.json"

@@ -25,6 +25,7 @@ from transformers.models.glm4_moe.modeling_glm4_moe import (
     eager_attention_forward,
 )
 
+from ...checks import whole
 from .counterparts import BOTH_WAYS
 from .settings import ABOUT, Settings, rope_theta
 
@@ -90,31 +91,30 @@ def llada2_config(config: dict[str, Any]) -> Glm4MoeConfig:
         ValueError: If a setting is missing, has no counterpart here, or does not fit the others; it is named.
     """
     LLADA2.check(config)
-    experts, groups, dense = config["num_experts"], config["n_group"], config["first_k_dense_replace"]
-    if experts % groups or experts < 2 * groups or not 1 <= config["topk_group"] <= groups:
-        raise ValueError(
-            f"num_experts {experts} in n_group {groups}, of which topk_group {config['topk_group']}: groups are of one"
-            " size, of 2 or more, and some of them are chosen"
-        )
-    if not 1 <= config["num_experts_per_tok"] <= config["topk_group"] * experts // groups:
-        raise ValueError(f"num_experts_per_tok {config['num_experts_per_tok']}: the chosen groups do not have so many")
-    if config["num_shared_experts"] < 1:
-        raise ValueError(f"unsupported: num_shared_experts {config['num_shared_experts']}; expected 1 or more")
+    numbers = ("hidden_size", "num_attention_heads", "num_shared_experts", "moe_intermediate_size", "n_group")
+    hidden, heads, shared, inner, groups = (whole(name, config[name]) for name in numbers)
+    experts, chosen_groups = whole("num_experts", config["num_experts"], 2 * groups), config["topk_group"]
+    if experts % groups:
+        raise ValueError(f"num_experts {experts} cannot be put into n_group {groups} groups of one size")
+    whole("topk_group", chosen_groups, 1, groups)
+    whole("num_experts_per_tok", config["num_experts_per_tok"], 1, chosen_groups * experts // groups)
+    dense = whole("first_k_dense_replace", config["first_k_dense_replace"], 0)
     if dense and config.get("intermediate_size") is None:
         raise ValueError(f"the configuration lacks intermediate_size, of the first {dense} layers")
-    head = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    head = whole("head_dim", hidden // heads if config.get("head_dim") is None else config["head_dim"])
     rotary = int(head * config["partial_rotary_factor"])
     if config.get("rotary_dim") not in (None, rotary):
         raise ValueError(f"rotary_dim {config['rotary_dim']} is not partial_rotary_factor of head_dim, {rotary}")
     same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     same += ("vocab_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "quantization_config")
-    same += ("num_experts_per_tok", "moe_intermediate_size", "routed_scaling_factor", "n_group", "topk_group")
-    positions = {"rope_type": "default", "rope_theta": rope_theta(config)}
+    same += ("num_experts_per_tok", "routed_scaling_factor", "n_group", "topk_group")
+    positions = {"rope_type": "default", "rope_theta": rope_theta(config, None)}
     fields: dict[str, Any] = {
         **{name: config[name] for name in same if config.get(name) is not None},
         "first_k_dense_replace": dense,
         "n_routed_experts": experts,
-        "n_shared_experts": config["num_shared_experts"],
+        "n_shared_experts": shared,
+        "moe_intermediate_size": inner,
         "head_dim": head,
         "attention_bias": bool(config.get("use_qkv_bias")),
         "use_qk_norm": config.get("use_qk_norm") is not False,  # the authors' code has no other way

@@ -13,6 +13,7 @@ from typing import Any
 
 from transformers import Qwen3MoeConfig
 
+from ...checks import whole
 from .counterparts import BOTH_WAYS
 from .settings import ABOUT, Settings, rope_theta
 
@@ -73,7 +74,8 @@ def llada_moe_config(config: dict[str, Any]) -> Qwen3MoeConfig:
     dense = [number for number, one in enumerate(mixed) if not one]
     if dense and config.get("dense_intermediate_size") is None:
         raise ValueError(f"the configuration lacks dense_intermediate_size, of layers {', '.join(map(str, dense))}")
-    heads = config["num_attention_heads"]
+    hidden, heads = (whole(name, config[name]) for name in ("hidden_size", "num_attention_heads"))
+    whole("num_experts_per_tok", config["num_experts_per_tok"], 1, whole("num_experts", config["num_experts"]))
     same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "rms_norm_eps", "num_experts")
     same += ("num_experts_per_tok", "max_position_embeddings", "tie_word_embeddings", "quantization_config")
     fields: dict[str, Any] = {
@@ -82,10 +84,10 @@ def llada_moe_config(config: dict[str, Any]) -> Qwen3MoeConfig:
         "moe_intermediate_size": config["expert_intermediate_size"],
         "mlp_only_layers": dense,
         "norm_topk_prob": False,
-        "head_dim": config["hidden_size"] // heads,
+        "head_dim": hidden // heads,
         "num_key_value_heads": config.get("num_key_value_heads") or heads,
         "attention_bias": bool(config.get("attention_bias")),
-        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta(config)},
+        "rope_parameters": {"rope_type": "default", "rope_theta": rope_theta(config, None)},
         **BOTH_WAYS,
     }
     return Qwen3MoeConfig(**fields)
