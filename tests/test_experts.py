@@ -58,7 +58,7 @@ def test_logits_are_those_of_the_families_own_code(name, layout, changes, option
         ("llada2", {"num_experts_per_tok": 2}),
         ("llada2", {"n_group": 2}),
         ("llada2", {"topk_group": 4}),
-        ("llada2", {"routed_scaling_factor": 1.0}),
+        ("llada2", {"routed_scaling_factor": 1}),
         ("llada2", {"partial_rotary_factor": 1.0, "rotary_dim": 16}),
         ("llada2", {"rope_theta": 10000}),
         ("llada-moe", {"num_experts_per_tok": 2}),
@@ -213,6 +213,16 @@ def test_the_cache_changes_no_token(models):
     kept = models["llada2"].generate(asked, **OPTIONS, batch_size=8, cache="block-causal")
     assert [one.tokens for one in kept] == [one.tokens for one in plain]
     assert [one.nfe for one in kept] == [one.nfe for one in plain]
+
+
+@pytest.mark.parametrize("cache", ["prefix", "dual"])
+def test_caches_that_drift_serve_models_that_look_both_ways(models, cache):
+    model, asked = models["llada-moe"], prompts(8)
+    plain = model.generate(asked, **OPTIONS)
+    assert [one.tokens for one in model.generate(asked, **OPTIONS, cache=cache, cache_refresh=1)] == [
+        one.tokens for one in plain
+    ]
+    assert [one.tokens for one in model.generate(asked, **OPTIONS, cache=cache)] != [one.tokens for one in plain]
 
 
 @pytest.mark.parametrize(("layout", "cache"), [("llada2", "block-causal"), ("llada-moe", "none")])

@@ -107,7 +107,7 @@ def llada2_config(config: dict[str, Any]) -> Glm4MoeConfig:
         raise ValueError(f"rotary_dim {config['rotary_dim']} is not partial_rotary_factor of head_dim, {rotary}")
     same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     same += ("vocab_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "quantization_config")
-    same += ("num_experts_per_tok", "routed_scaling_factor", "n_group", "topk_group")
+    same += ("num_experts_per_tok", "n_group", "topk_group")
     positions = {"rope_type": "default", "rope_theta": rope_theta(config, None)}
     fields: dict[str, Any] = {
         **{name: config[name] for name in same if config.get(name) is not None},
@@ -115,6 +115,7 @@ def llada2_config(config: dict[str, Any]) -> Glm4MoeConfig:
         "n_routed_experts": experts,
         "n_shared_experts": shared,
         "moe_intermediate_size": inner,
+        "routed_scaling_factor": float(config["routed_scaling_factor"]),
         "head_dim": head,
         "attention_bias": bool(config.get("use_qkv_bias")),
         "use_qk_norm": config.get("use_qk_norm") is not False,  # the authors' code has no other way
