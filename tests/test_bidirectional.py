@@ -130,7 +130,7 @@ def test_a_config_that_lacks_sizes_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
-        ("llada2_moe", "LLaDA2MoeModelLM", "LLaDA2MoeModelLM"),
+        ("wedlm", "WeDLMForCausalLM", "WeDLMForCausalLM"),
         ("gpt2", "GPT2LMHeadModel", "causal"),
         ("bart", "BartForConditionalGeneration", "sequence-to-sequence"),
     ],
