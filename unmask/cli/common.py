@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, overload
 
 import typer
 from rich import box
@@ -13,6 +15,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ..folders import EMBEDDED
+from ..hub import HubName
 from ..rules.named import FAMILIES, PROXIES, NamedRule, named_rule
 from ..rules.profile import Profile
 from ..schedule import SCHEDULES
@@ -33,6 +37,9 @@ GAMMAS = {"entropy-bound": GAMMA, "dependence-bound": GAMMA}
 
 COMMITMENT = 0.1
 """The command line's limit on `1 - max p` for `dependence-bound` at temperatures below 1."""
+
+MODEL = "Embedded model, checkpoint folder, or owner/name of the hub."
+"""What a command can be given as a model."""
 
 Rule = Annotated[str, typer.Option(help=f"One of: {', '.join(FAMILIES)}.")]
 Gamma = Annotated[
@@ -73,6 +80,12 @@ Encoding = Annotated[
     str | None, typer.Option(help="Encoding of the file, such as latin-1; default: what it says itself, else UTF-8.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Revision = Annotated[
+    str | None, typer.Option(help="Of a model of the hub: branch, tag or commit; owner/name@REVISION says the same.")
+]
+Offline = Annotated[
+    bool, typer.Option("--offline", help="Ask the hub nothing: models of it are loaded as downloaded before.")
+]
 
 
 def rule_from(
@@ -108,6 +121,31 @@ def rule_from(
         if settings.get("commitment") is None and temperature < 1:
             settings["commitment"] = COMMITMENT
     return named_rule(name, **settings)
+
+
+@overload
+def pinned(model: str, revision: str | None, offline: bool) -> str: ...
+
+
+@overload
+def pinned(model: str | None, revision: str | None, offline: bool) -> str | None: ...
+
+
+def pinned(model: str | None, revision: str | None, offline: bool) -> str | None:
+    """Returns the name of a model with its revision; from then on this process asks the hub nothing, if told so.
+
+    Raises:
+        ValueError: If a revision is given for what is not a model of the hub.
+    """
+    if offline:
+        os.environ["HF_HUB_OFFLINE"] = "1"
+    if revision is None:
+        return model
+    here = model is None or model in EMBEDDED or Path(model).is_dir()
+    named = None if here else HubName.read(str(model), revision)
+    if named is None:
+        raise ValueError(f"--revision goes with owner/name of a model of the hub, and not with {model!r}")
+    return str(named)
 
 
 def one_thread() -> None:

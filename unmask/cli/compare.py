@@ -40,6 +40,8 @@ def compare(
     out: study.Store = None,
     device: study.Device = "cpu",
     csv: Annotated[Path | None, typer.Option(help="With --task: write the rows to this CSV file.")] = None,
+    revision: common.Revision = None,
+    offline: common.Offline = False,
     json: common.Json = False,
 ) -> None:
     """Compare samplers on an oracle, or on a task with a trained model.
@@ -52,6 +54,7 @@ def compare(
     from ..dependence.calibrate import oracle_profile
     from ..evaluation import frontier
 
+    model = common.pinned(model, revision, offline)
     if task is not None:
         chosen = study.Chosen(
             task, model, data, split, limit, seeds, temperature, batch_size, judge, out, device, encoding=encoding

@@ -62,10 +62,12 @@ def compose(
     temperature: common.Temperature = 1.0,
     seed: common.Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Versions per batch; changes no note.")] = 8,
-    model: Annotated[str, typer.Option(help="Embedded model or checkpoint folder.")] = "music",
+    model: Annotated[str, typer.Option(help=common.MODEL)] = "music",
     score: Annotated[bool, typer.Option(help="Judge each version: one evaluation per composed token.")] = True,
     midi: Annotated[Path | None, typer.Option(help="Write MIDI here; several versions are numbered.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw a piano roll here; several versions are numbered.")] = None,
+    revision: common.Revision = None,
+    offline: common.Offline = False,
     json: common.Json = False,
 ) -> None:
     """Compose four-part chorales of 64 sixteenth notes with a masked model that others trained.
@@ -75,6 +77,7 @@ def compose(
     time in a random order. equal_previous is the share of tokens equal to the same voice's previous step,
     voices_in_order that of steps with soprano >= alto >= tenor >= bass.
     """
+    model = common.pinned(model, revision, offline)
     named = common.rule_from(
         rule,
         model,

@@ -50,6 +50,8 @@ def evaluate(
     dtype: options.Dtype = "float32",
     shift: options.Shift = None,
     mask_id: options.MaskId = None,
+    revision: common.Revision = None,
+    offline: common.Offline = False,
     out: Annotated[
         Path | None, typer.Option(help="Keep every answer in this file; an interrupted run goes on from it.")
     ] = None,
@@ -60,6 +62,7 @@ def evaluate(
     Tokens are counted up to the end token only: tokens_per_evaluation and tokens_per_second leave out what is drawn
     behind it. seconds is the time in calls to the model; of answers read from --out, the time they once took.
     """
+    model = common.pinned(model, revision, offline)
     from ..evaluation.study import code_fingerprint, fingerprint
     from ..integrations.harness import evaluate as run
     from ..integrations.lm_eval import UnmaskLM

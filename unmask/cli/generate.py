@@ -26,7 +26,7 @@ from . import common
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MASK_SHOWN = "░"
 
-Model = Annotated[str, typer.Argument(help="Embedded model, checkpoint folder, or owner/name in the hub's cache.")]
+Model = Annotated[str, typer.Argument(help=common.MODEL)]
 Input = Annotated[
     Path | None, typer.Option("--input", help='JSON Lines: {"prompt": ...} or {"messages": [...]} each; - is stdin.')
 ]
@@ -97,6 +97,8 @@ def generate(
     shift: Shift = None,
     block_causal: BlockCausal = None,
     mask_id: MaskId = None,
+    revision: common.Revision = None,
+    offline: common.Offline = False,
     json: common.Json = False,
 ) -> None:
     """Answer prompts with a language model.
@@ -104,6 +106,7 @@ def generate(
     NFE is the number of evaluations an answer took part in, new tokens are those up to the end of the text. With
     --json, a list with one object per prompt.
     """
+    model = common.pinned(model, revision, offline)
     settings = {"gamma": gamma, "k": k, "threshold": threshold, "steps": steps, "proxy": proxy}
     named = common.rule_from(rule, model, temperature, **settings)
     prompts: list[Any] = list(prompt or ())
@@ -160,9 +163,12 @@ def infill(
     dtype: Dtype = "float32",
     shift: Shift = None,
     mask_id: MaskId = None,
+    revision: common.Revision = None,
+    offline: common.Offline = False,
     json: common.Json = False,
 ) -> None:
     """Fill gaps in texts with a language model: in "The [MASK:12] sat on" twelve tokens are missing."""
+    model = common.pinned(model, revision, offline)
     settings = {"gamma": gamma, "k": k, "threshold": threshold, "steps": steps, "proxy": proxy}
     named = common.rule_from(rule, model, temperature, **settings)
     texts = [*(text or ()), *(read_prompts(input, "text", field, encoding) if input is not None else ())]
@@ -197,11 +203,14 @@ def chat(
     dtype: Dtype = "float32",
     shift: Shift = None,
     mask_id: MaskId = None,
+    revision: common.Revision = None,
+    offline: common.Offline = False,
 ) -> None:
     """Talk with a language model; the answer is shown while it unmasks.
 
     /rule NAME, /gamma NATS, /reset (forget what was said) and /quit are commands; so is the end of the input.
     """
+    model = common.pinned(model, revision, offline)
     named = common.rule_from(rule, model, temperature, gamma=gamma)
     network = language_model(model, device, dtype, shift, mask_id=mask_id)
     canvas_length = max_new_tokens or usual_new_tokens(network)

@@ -57,13 +57,15 @@ def solve(
         int | None, typer.Option(min=1, help="Puzzles per batch; changes no answer. Default: measured.")
     ] = None,
     by: Annotated[str | None, typer.Option(help="Also report one row per value of this column.")] = None,
-    model: Annotated[str, typer.Option(help="Embedded model or checkpoint folder.")] = "sudoku",
+    model: Annotated[str, typer.Option(help=common.MODEL)] = "sudoku",
     compile: Annotated[bool, typer.Option(help="Compile the network: a minute first, then quicker.")] = False,
     encoding: common.Encoding = None,
     output: Annotated[Path | None, typer.Option(help="Write the answers here as CSV, all columns kept.")] = None,
     rejected: Annotated[
         Path | None, typer.Option(help="Write the lines that were left out here, to be mended and solved again.")
     ] = None,
+    revision: common.Revision = None,
+    offline: common.Offline = False,
     json: common.Json = False,
 ) -> None:
     """Solve Sudoku puzzles with a masked diffusion model.
@@ -73,6 +75,7 @@ def solve(
     interval of its mean. evaluations_mean counts the states of a puzzle that were evaluated: a speculative rule
     evaluates several at once.
     """
+    model = common.pinned(model, revision, offline)
     named = common.rule_from(
         rule,
         model,

@@ -31,9 +31,7 @@ def trace(
     index: Annotated[int | None, typer.Option(min=0, help="Which prompt, counted from 0 (default 0).")] = None,
     split: Annotated[str | None, typer.Option(help="Where it is: train, validation or test (default).")] = None,
     puzzle: Annotated[str | None, typer.Option(help="sudoku: 81 characters instead, 0 or . where empty.")] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Embedded model or checkpoint folder; default: the one named like the task.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help=f"{common.MODEL} Default: the one named like the task.")] = None,
     rule: common.Rule = "entropy-bound",
     gamma: common.Gamma = None,
     k: common.K = None,
@@ -55,6 +53,8 @@ def trace(
     html: Annotated[Path | None, typer.Option(help=f"Write the page here (default: {PAGE}).")] = None,
     gif: Annotated[Path | None, typer.Option(help="Write an animation here (extra plot).")] = None,
     png: Annotated[Path | None, typer.Option(help="Write a strip of pictures here (extra plot).")] = None,
+    revision: common.Revision = None,
+    offline: common.Offline = False,
     json: common.Json = False,
 ) -> None:
     """Show how one sequence came about, evaluation by evaluation.
@@ -63,6 +63,7 @@ def trace(
     entropy or by the probability of its token then, and for each position what else it could have become. The bound is
     the sum of ΣH - max H over the evaluations, in nats. The same seed gives the same tokens as in unmask solve.
     """
+    model = common.pinned(model, revision, offline)
     named = common.rule_from(
         rule,
         model or task.partition(":")[0],
