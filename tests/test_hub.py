@@ -216,6 +216,7 @@ def test_a_disk_that_fills_up_is_named(hub: Hub, tmp_path: Path):
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert (fetch(HubName(NAME)) / "model.safetensors").stat().st_size == size
+    assert [one.what for one in hub.asked if one.method == "GET"].count("config.json") == 1  # what was whole is kept
 
 
 def test_a_disk_without_room_is_named_before(hub: Hub, monkeypatch: pytest.MonkeyPatch):
@@ -284,6 +285,17 @@ def test_commands_take_a_revision_and_run_offline(hub: Hub, monkeypatch: pytest.
     assert hub.asked == []
     with pytest.raises(ValueError, match=r"--revision goes with owner/name of a model of the hub, and not with 'chat'"):
         run("generate", "chat", "-p", "1+1=", "--revision", "other")
+
+
+def test_the_harness_takes_a_revision(hub: Hub):
+    UnmaskLM = pytest.importorskip("unmask.integrations.lm_eval").UnmaskLM
+    hub.revisions, hub.token = {"other": hub.revisions["main"]}, "hf_any"
+    model = UnmaskLM(NAME, "all", revision="other", token="hf_any")
+    assert isinstance(model.model, LanguageModel)
+    assert {one.token for one in hub.asked} == {"hf_any"}
+    hub.asked.clear()
+    UnmaskLM(NAME, "all", revision="other", local_files_only=True)
+    assert hub.asked == []
 
 
 def test_the_variables_of_the_hub_are_honoured(hub: Hub, tmp_path: Path):
