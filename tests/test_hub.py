@@ -288,7 +288,7 @@ def test_commands_take_a_revision_and_run_offline(hub: Hub, monkeypatch: pytest.
 
 
 def test_the_harness_takes_a_revision(hub: Hub):
-    UnmaskLM = pytest.importorskip("unmask.integrations.lm_eval").UnmaskLM
+    UnmaskLM = pytest.importorskip("unmask.integrations.lm_eval", exc_type=ImportError).UnmaskLM
     hub.revisions, hub.token = {"other": hub.revisions["main"]}, "hf_any"
     model = UnmaskLM(NAME, "all", revision="other", token="hf_any")
     assert isinstance(model.model, LanguageModel)

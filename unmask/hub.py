@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,9 @@ from .errors import AdapterError
 _NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^\s@]+))?")
 _TEXTS = (".json", ".jinja", ".txt", ".model", ".codes", ".spm")
 """Endings of configurations, tokenizers and chat templates; the whole of `.model` is a vocabulary of SentencePiece."""
+_TRIES = 3
+"""Attempts at a download that breaks off: huggingface_hub goes on where it broke, the releases before 1.20 only if they
+are asked again."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".gguf")
 
 
@@ -178,9 +182,20 @@ def _download(model: HubName, token: str | bool | None, variant: str | None) -> 
         missing = [
             file for file in files if not isinstance(try_to_load_from_cache(model.name, file, revision=about.sha), str)
         ]
-        _check_room(model, sum(sizes[file] for file in missing))
-        patterns = [glob.escape(file) for file in files]
-        return Path(snapshot_download(model.name, revision=model.revision, token=token, allow_patterns=patterns))
+    _check_room(model, sum(sizes[file] for file in missing))
+    patterns = [glob.escape(file) for file in files]
+    tries = _TRIES
+    while True:
+        try:
+            with _asking(model):
+                return Path(
+                    snapshot_download(model.name, revision=model.revision, token=token, allow_patterns=patterns)
+                )
+        except _Unreachable:
+            tries -= 1
+            if tries == 0:
+                raise
+        time.sleep(1.0)
 
 
 def _shards(index: Path, model: HubName, files: Iterable[str]) -> list[str]:
