@@ -58,7 +58,7 @@ build: .venv/.everything
 .venv-oldest/.core: pyproject.toml constraints-oldest.txt
 	rm -rf .venv-oldest
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[train,test]'
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[train,plot,test]'
 	touch $@
 
 clean:

@@ -40,7 +40,8 @@ def test_the_wheel_runs_the_demo_elsewhere(tmp_path: Path):
 
 def test_the_lower_bounds_are_the_releases_that_were_run():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    bounds = dict(one.split(">=") for one in [*project["dependencies"], *project["optional-dependencies"]["train"]])
+    extras = project["optional-dependencies"]
+    bounds = dict(one.split(">=") for one in [*project["dependencies"], *extras["train"], *extras["plot"]])
     pinned = dict(one.split("==") for one in (ROOT / "constraints-oldest.txt").read_text().splitlines()[1:])
     assert pinned.keys() == bounds.keys()
     for name, release in pinned.items():
