@@ -150,7 +150,12 @@ def strip(hub: Hub) -> None:
         (NAME, {}, strip, r"nothing was downloaded of somebody/model: it has no config.json"),
         (NAME, {}, unhinge, r"names 'modeling.py', which is not a safetensors file beside it"),
         ("so--me/model", {}, None, r"'so--me/model' is not a name that a model of the hub can have"),
-        (NAME, {"local_files_only": True}, None, r"has not been downloaded to .*cache.*load it once without"),
+        (
+            NAME,
+            {"local_files_only": True},
+            None,
+            r"no folder 'somebody/model', and no such model was downloaded to .*cache; the hub is only asked without",
+        ),
     ],
 )
 def test_what_cannot_be_had_is_said_in_one_line(

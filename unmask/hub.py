@@ -101,8 +101,8 @@ def fetch(
     kept = cached(model)
     if kept is None:
         raise AdapterError(
-            f"{model} has not been downloaded to {_cache()}, and the hub is not to be asked: load it once without"
-            " local_files_only, --offline and HF_HUB_OFFLINE"
+            f"there is no folder {str(model)!r}, and no such model was downloaded to {_cache()}; the hub is only asked"
+            " without local_files_only, --offline and HF_HUB_OFFLINE"
         )
     if lacking := _lacking(kept, variant):
         raise AdapterError(
