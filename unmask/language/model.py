@@ -113,6 +113,12 @@ class LanguageModel(NetworkDenoiser):
         return getattr(self.network, "block_causal", None)
 
     @property
+    def usual_new_tokens(self) -> int:
+        """Masks of an answer where nothing is said: 32, or the power of two within two fifths of what it takes."""
+        room = 32 if self.max_length is None else max(1, min(32, self.max_length * 2 // 5))
+        return 1 << (room.bit_length() - 1)
+
+    @property
     def padding_invisible(self) -> bool:
         """Whether sequences of different lengths are evaluated together, as they notice nothing of each other.
 

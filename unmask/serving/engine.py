@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..errors import UnmaskError
 from ..language.canvas import Canvas
 from ..sampling.conversation import LawKind
 from .events import Admitted, Event, Failed, Finished, Request, Written
@@ -237,12 +238,14 @@ class Engine:
                 self.observer.left(lane.name, "cancelled", lane.runner.passes - one.asked_at)
             return []
         if error is not None:
-            log.error("a sequence has failed: %s", error)
+            log.error("a sequence has failed: %s", type(error).__name__)
             with self._wake:
                 lane.cancelled.setdefault(one.request.name, None)
             if self.observer is not None:
                 self.observer.left(lane.name, "failed", 0)
-            return [Failed("model", f"the model failed to answer: {error}")]
+            asked_wrongly = isinstance(error, ValueError) and not isinstance(error, UnmaskError)
+            message = " ".join(str(error).split())
+            return [Failed("request", message) if asked_wrongly else Failed("model", f"the model failed: {message}")]
         asked = one.request.asked[one.index]
         completion = one.work.canvas.completion(asked.prompt.text, now - one.admitted, asked.stream)
         text = one.work.canvas.release() if one.request.watch else ""

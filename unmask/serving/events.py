@@ -66,7 +66,7 @@ class Failed:
     """The request has failed; nothing comes after that.
 
     Attributes:
-        kind: `"timeout"`, `"model"` or `"shutdown"`.
+        kind: `"request"` (it cannot be answered), `"timeout"`, `"model"` or `"shutdown"`.
         message: For whoever asked.
     """
 
