@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from ..denoiser import Denoiser
@@ -23,14 +23,16 @@ from ..folders import model_folder
 from ..models.registry import load
 from ..rules.geometry import geometry_of, sudoku
 from ..rules.profile import Line, Profile, Relations
+from ..sampling.batch import Tokens
 from ..tasks.of_model import task_of
+from ..tasks.task import Foreign
 from . import common
 from . import oracle as options
 
 SAVE_EVERY = 10.0
 """Seconds between two savings of what was measured."""
 
-Rows = Callable[[range], tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]]
+Rows = Callable[[range], tuple[Tokens, Bool[Tensor, "rows length"]]]
 """The sequences of some contexts, by number, and which of their tokens may be masked."""
 
 
@@ -109,9 +111,13 @@ def sequences_of(
     check_model(model, denoiser, chosen)
     examples = chosen.examples(split)
 
-    def rows(numbers: range) -> tuple[Tensor, Tensor]:
+    def rows(numbers: range) -> tuple[Tokens, Tensor]:
         pairs = [examples[number % len(examples)] for number in numbers]
-        return torch.stack([tokens for tokens, _ in pairs]), torch.stack([maskable for _, maskable in pairs])
+        maskable = torch.stack([free for _, free in pairs])
+        if isinstance(chosen, Foreign):
+            own = [tokens[tokens != chosen.fill_id] for tokens, _ in pairs]
+            return own, maskable[:, : max(map(len, own))]
+        return torch.stack([tokens for tokens, _ in pairs]), maskable
 
     about = {"model": model, "weights": weights_of(model), "task": name, "settings": settings, "split": split}
     return denoiser, geometry_of(chosen), rows, about

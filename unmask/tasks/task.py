@@ -92,3 +92,16 @@ class Task(Protocol):
     def show(self, tokens: Int[Tensor, " length"]) -> str:
         """Renders a sequence, masks included, for a person to read."""
         ...
+
+
+@runtime_checkable
+class Foreign(Protocol):
+    """A task in the vocabulary of a model that others trained, whose sequences have lengths of their own.
+
+    Attributes:
+        fill_id: Fills sequences up to one length. No model is shown it.
+        special_ids: Tokens that never fill a mask, `fill_id` among them.
+    """
+
+    fill_id: int
+    special_ids: tuple[int, ...]
