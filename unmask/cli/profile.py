@@ -13,6 +13,7 @@ import typer
 from jaxtyping import Bool
 from torch import Tensor
 
+from ..checks import key_values
 from ..denoiser import Denoiser
 from ..dependence.calibrate import measure_profile, oracle_samples
 from ..dependence.picture import heat_map
@@ -103,7 +104,7 @@ def sequences_of(
 
     denoiser = load(model)
     name, _, inline = (task or "").partition(":")
-    settings = common.settings_of(inline)
+    settings = key_values(inline)
     if data is not None:
         settings["data"] = str(data)
     chosen = named_task(name, **settings) if name else task_of(model, **settings)

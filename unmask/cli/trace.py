@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from ..checks import key_values
 from ..draws.streams import prompt_streams
 from ..files.writing import check_outputs, write_output
 from ..models.registry import load
@@ -19,6 +20,7 @@ from ..tasks.task import Prompts, Task
 from ..viewing import COLORS, Layout, Viewable, trace_gif, trace_html, trace_png
 from ..viewing.pictures import check_pictures
 from . import common
+from .groups import USUAL, RuleOptions
 
 PAGE = Path("trace.html")
 """Where the page goes if nothing else is asked for."""
@@ -34,19 +36,7 @@ def trace(
     model: Annotated[
         str | None, typer.Option(help="Embedded model or checkpoint folder; default: the one named like the task.")
     ] = None,
-    rule: common.Rule = "entropy-bound",
-    gamma: common.Gamma = None,
-    k: common.K = None,
-    threshold: common.Threshold = None,
-    steps: common.StepsOption = None,
-    proxy: common.Proxy = None,
-    schedule: common.Schedule = None,
-    profile: common.ProfileOption = None,
-    commitment: common.Commitment = None,
-    factor: common.FactorOption = None,
-    gumbel: common.Gumbel = None,
-    alpha: common.Alpha = None,
-    draft: common.DraftOption = None,
+    choice: RuleOptions = USUAL,
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
     candidates: Annotated[int, typer.Option(min=0, help="So many of each position's most probable tokens.")] = 5,
@@ -63,29 +53,13 @@ def trace(
     entropy or by the probability of its token then, and for each position what else it could have become. The bound is
     the sum of ΣH - max H over the evaluations, in nats. The same seed gives the same tokens as in unmask solve.
     """
-    named = common.rule_from(
-        rule,
-        model or task.partition(":")[0],
-        temperature,
-        profile=profile,
-        commitment=commitment,
-        gamma=gamma,
-        k=k,
-        threshold=threshold,
-        steps=steps,
-        proxy=proxy,
-        schedule=schedule,
-        factor=factor,
-        gumbel=gumbel,
-        alpha=alpha,
-        draft=draft,
-    )
+    named = choice.named(model or task.partition(":")[0], temperature)
     if color not in COLORS:
         raise ValueError(f"unknown color {color!r}; choose one of {', '.join(COLORS)}")
     if html is None and gif is None and png is None and not json:
         html = PAGE
     name, _, inline = task.partition(":")
-    settings = common.settings_of(inline)
+    settings = key_values(inline)
     check_outputs({"--html": html, "--gif": gif, "--png": png}, [settings.get("data")])
     if gif is not None or png is not None:
         check_pictures()

@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..sampling.conversation import Answer, Ask, LawKind, Move, Situation
-from .budget import probability, whole
+from .budget import probability
 from .revisit import Plan, Revisits, lowest_block, write
 
 

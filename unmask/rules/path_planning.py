@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..sampling.conversation import Answer, Move, Situation
-from .budget import whole
 from .revisit import Plan, Revisits, running, write
 
 
@@ -32,7 +32,7 @@ class PathPlanning(Revisits):
         eta: How readily tokens that stand are taken back.
 
     Raises:
-        ValueError: If `steps` is not an integer >= 1, or `eta` not a finite number >= 0.
+        ValueError: If `steps` is not a whole number >= 1, or `eta` not a finite number >= 0.
 
     References:
         Peng et al. (2025), arXiv:2502.03540; schedule, scores and `eta` were checked against the authors' code

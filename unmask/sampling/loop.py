@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..denoiser import Denoiser, check_denoiser
 from ..draws.streams import Purpose, uniforms
 from .batch import Tokens, as_batch, stream_ids, temperatures
@@ -188,7 +189,6 @@ class Sampler:
 
 def check_run(max_steps: int | None, candidates: int) -> None:
     """Raises `ValueError` if a run cannot be limited or watched so."""
-    if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0):
-        raise ValueError(f"max_steps must be an integer >= 0 or None, got {max_steps!r}")
-    if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 0:
-        raise ValueError(f"candidates must be an integer >= 0, got {candidates!r}")
+    if max_steps is not None:
+        whole("max_steps", max_steps, least=0)
+    whole("candidates", candidates, least=0)
