@@ -22,6 +22,7 @@ def load(
     shift: bool | None = None,
     block_causal: int | None = None,
     mask_id: int | None = None,
+    smoothing: float | None = None,
     **options: Any,
 ) -> NetworkDenoiser:
     """Loads a model as a denoiser; language models that come with a tokenizer as a `LanguageModel`.
@@ -40,6 +41,9 @@ def load(
             counted from the first position, and at the blocks before it.
         mask_id: Id of the mask token of a model of the Transformers library whose files do not name it (iLLaDA: 5,
             LLaDA-MoE: 156895).
+        smoothing: The ε of the label smoothing that a model of the Transformers library was trained with, to be undone
+            in everything it says (see `unmask.draws.smoothing`; `unmask doctor --model` sees it): what is certain is
+            then of no entropy.
         **options: Of `from_pretrained` for models of the Transformers library, such as `device_map` (instead of
             `device`) or `quantization_config`.
 
@@ -48,7 +52,7 @@ def load(
         ValueError: If an option does not apply to the model.
     """
     with model_folder(model) as folder:
-        return _load(folder, device, dtype, shift, block_causal, mask_id, options)
+        return _load(folder, device, dtype, shift, block_causal, mask_id, smoothing, options)
 
 
 def _load(
@@ -58,6 +62,7 @@ def _load(
     shift: bool | None,
     block_causal: int | None,
     mask_id: int | None,
+    smoothing: float | None,
     options: dict[str, Any],
 ) -> NetworkDenoiser:
     from .networks import coconet
@@ -66,8 +71,8 @@ def _load(
     if not coconet.is_coconet(folder) and of_transformers(folder):
         from ..language.loading import load_language
 
-        return load_language(folder, device, dtype, shift, block_causal, options, mask_id)
-    ours = {"shift": shift, "block_causal": block_causal, "mask_id": mask_id}
+        return load_language(folder, device, dtype, shift, block_causal, options, mask_id, smoothing)
+    ours = {"shift": shift, "block_causal": block_causal, "mask_id": mask_id, "smoothing": smoothing}
     if extra := [*options, *(name for name, value in ours.items() if value is not None)]:
         raise ValueError(f"{', '.join(extra)} does not apply to {folder}: it is for models of the Transformers library")
     if coconet.is_coconet(folder):
