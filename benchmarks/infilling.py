@@ -44,7 +44,7 @@ from unmask.rules.profile import Profile, load_profile
 from unmask.rules.usual import COMMITMENT
 from unmask.tasks._common import stack
 from unmask.tasks.named import named_task
-from unmask.tasks.task import Foreign, Prompts
+from unmask.tasks.task import Foreign, Prompts, own_lengths
 
 from .pages import fill
 
@@ -66,7 +66,7 @@ FAMILIES: dict[str, tuple[float, ...]] = {
 }
 """Settings of each rule that adapts, from the gentlest on: validation chooses one."""
 
-FIXED: dict[str, tuple[float, ...]] = {"topk": (3, 4, 6, 8, 12), "random-k": (3, 4, 6, 8, 12)}
+FIXED: dict[str, tuple[float, ...]] = {"topk": (4, 8, 12), "random-k": (4, 8, 12)}
 """Settings of the rules that do not adapt, all of which are run on test."""
 
 AGAINST = (*FIXED, "threshold")
@@ -161,9 +161,8 @@ class Bench:
     def measured(self) -> Profile:
         """The profile of a model whose label smoothing is undone, on sequences of the validation half."""
         assert isinstance(self.task, Foreign)
-        x, maskable = stack(self.task.examples("validation"), CONTEXTS)
-        rows = [row[row != self.task.fill_id] for row in x]
-        free = maskable[:, : max(map(len, rows))]
+        x, _ = stack(self.task.examples("validation"), CONTEXTS)
+        rows, free = own_lengths(self.task, x)
         return measure_profile(self.denoiser, rows, Profile.empty(geometry_of(self.task)), maskable=free, seed=0)
 
     def likelihood(self, prompts: Prompts, tokens: Int[Tensor, "samples length"]) -> dict[str, Tensor]:

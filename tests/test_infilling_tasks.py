@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from unmask import load
 from unmask.cli.app import app
 from unmask.denoiser import Query
 from unmask.errors import DataError
+from unmask.evaluation.measures import measure_for
 from unmask.evaluation.study import Study
 from unmask.language import LanguageModel
 from unmask.rules.named import named_rule
@@ -24,7 +26,7 @@ from unmask.tasks.antibodies import VOCABULARY, AntibodyTask, segments
 from unmask.tasks.named import named_task
 from unmask.tasks.of_model import task_of
 from unmask.tasks.reactions import ReactionTask, read_reactions, well_formed
-from unmask.tasks.task import Foreign, Task
+from unmask.tasks.task import Foreign, Task, own_lengths
 
 SUZUKI = "OB(O)c1ccccc1.Brc1ccncc1>>c1ccc(-c2ccncc2)cc1"
 KINDS = [
@@ -175,7 +177,7 @@ def test_chains_are_joined_of_germline_segments():
 class Watched:
     """Likes special tokens best, and remembers what it was shown."""
 
-    def __init__(self, task: AntibodyTask) -> None:
+    def __init__(self, task: Any) -> None:
         self.task, self.vocab_size, self.mask_id = task, task.vocab_size, task.mask_id
         self.max_length = task.length
 
@@ -227,3 +229,19 @@ def test_the_commands_fill_in_a_reaction_and_measure_chains(tmp_path: Path):
     done = CliRunner().invoke(app, ["profile", "sapiens-vl", "--contexts", "3", "--out", str(tmp_path), "--json"])
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["contexts"] == 3
+
+
+def test_what_fills_up_is_neither_shown_nor_measured():
+    task = ReactionTask(length=60)
+    tokens = task.prompts("test", 3).answers
+    rows, scored = own_lengths(task, tokens)
+    assert [len(row) for row in rows] == [int((row != task.fill_id).sum()) for row in tokens]
+    assert scored.shape == (3, max(map(len, rows)))
+    assert [int(count) for count in scored.sum(1)] == [len(row) - 2 for row in rows]
+    measure = measure_for(task, Watched(task))
+    assert measure is not None
+    figures = measure(tokens)
+    assert figures["well_formed"].tolist() == [1.0] * 3
+    special = len(task.special_ids)
+    surprise = math.log(special * math.exp(5) + task.vocab_size - 1 - special)
+    assert figures["nelbo"].tolist() == pytest.approx([surprise] * 3)

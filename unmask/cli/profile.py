@@ -26,7 +26,7 @@ from ..rules.geometry import geometry_of, sudoku
 from ..rules.profile import Line, Profile, Relations
 from ..sampling.batch import Tokens
 from ..tasks.of_model import task_of
-from ..tasks.task import Foreign
+from ..tasks.task import Foreign, own_lengths
 from . import common
 from . import oracle as options
 
@@ -115,11 +115,10 @@ def sequences_of(
 
     def rows(numbers: range) -> tuple[Tokens, Tensor]:
         pairs = [examples[number % len(examples)] for number in numbers]
-        maskable = torch.stack([free for _, free in pairs])
+        x = torch.stack([tokens for tokens, _ in pairs])
         if isinstance(chosen, Foreign):
-            own = [tokens[tokens != chosen.fill_id] for tokens, _ in pairs]
-            return own, maskable[:, : max(map(len, own))]
-        return torch.stack([tokens for tokens, _ in pairs]), maskable
+            return own_lengths(chosen, x)
+        return x, torch.stack([maskable for _, maskable in pairs])
 
     about = {"model": model, "weights": weights_of(model), "task": name, "settings": settings, "split": split}
     about |= {} if smoothing is None else {"smoothing": smoothing}

@@ -105,3 +105,12 @@ class Foreign(Protocol):
 
     fill_id: int
     special_ids: tuple[int, ...]
+
+
+def own_lengths(
+    task: Foreign, x: Int[Tensor, "batch length"]
+) -> tuple[list[Int[Tensor, " own"]], Bool[Tensor, "batch longest"]]:
+    """Returns sequences of a task without what fills them up, and where they have no special tokens."""
+    rows = [row[row != task.fill_id] for row in x]
+    special = torch.isin(x, torch.tensor(task.special_ids, device=x.device))
+    return rows, ~special[:, : max(map(len, rows), default=0)]
