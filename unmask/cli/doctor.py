@@ -148,6 +148,7 @@ class _Size:
 
 def _draws(device: torch.device, seed: int, effort: float, bits: dict[str, int]):
     """Yields rows of the table, draw by draw; forms of one dtype share their uniforms."""
+    from ..draws.race import LEAST
     from ..numerics import ceiling, race_exponential, race_multinomial, race_rand, race_unmask
 
     # An accelerator is some hundred times faster; all sizes are for one CPU core.
@@ -176,7 +177,7 @@ def _draws(device: torch.device, seed: int, effort: float, bits: dict[str, int])
     yield [_row("multinomial float32", multinomial, resolution, race.largest_noise, "as exponential_, which it races")]
     size = _Size(1 << 16, 1 << 13).times(speed)
     ours = race_unmask(rare, size.classes, size.trials, device, seed)
-    yield [_row("unmask", ours, 53, 53 * math.log(2), "one 53-bit uniform; no noise")]
+    yield [_row("unmask", ours, 53, -math.log(LEAST), "the smallest of its clocks")]
 
 
 def _row(name: str, race: Any, bits: int, ceiling: float, source: str) -> dict[str, Any]:
