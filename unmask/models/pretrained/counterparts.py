@@ -12,7 +12,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from .gate import without_code
-from .settings import Settings, check_settings, rope_theta
+from .settings import Settings, rope_theta
 
 BOTH_WAYS: dict[str, Any] = {
     "is_causal": False,
@@ -36,9 +36,7 @@ def checked_as(kind: type[PreTrainedConfig], settings: Settings) -> Counterpart:
     """
 
     def counterpart(config: dict[str, Any]) -> PreTrainedConfig:
-        if missing := [key for key in settings.needed if key not in config]:
-            raise ValueError(f"the configuration lacks {', '.join(missing)}")
-        check_settings(config, settings.honoured, settings.fixed, settings.harmless)
+        settings.check(config)
         kinds = config.get("layer_types") or []
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
             raise ValueError(f"unsupported: layer_types {kinds!r:.120}; every layer looks at all positions")

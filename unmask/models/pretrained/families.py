@@ -31,6 +31,8 @@ from transformers import (
 from ...errors import AdapterError
 from .counterparts import Counterpart, checked_as, plain_as, with_head_size
 from .llada import LLADA_NAMES, llada_config
+from .llada2 import LLADA2_NAMES, LLaDA2ForMaskedLM, llada2_config
+from .llada_moe import MARKS, llada_moe_config
 from .settings import DREAM, FAST_DLLM, ILLADA, SDAR, SDAR_MOE
 
 
@@ -134,6 +136,15 @@ def _adapted(kind: str, counterpart: Counterpart, auto: type[PreTrainedModel]) -
 
 
 FAMILIES: tuple[Family, ...] = (
+    Family(
+        "LLaDA-MoE",
+        ("llada", "lladamoe"),
+        llada_moe_config,
+        Qwen3MoeForCausalLM,
+        marks=MARKS,
+        shift=False,
+        mask_id=156895,
+    ),
     Family("llada", ("llada",), llada_config, LlamaForCausalLM, names=LLADA_NAMES, shift=False),
     Family(
         "DreamReasoner",
@@ -147,6 +158,17 @@ FAMILIES: tuple[Family, ...] = (
         block_fields=("block_size",),
     ),
     Family("dream", ("dream",), checked_as(Qwen2Config, DREAM), Qwen2ForCausalLM, shift=True),
+    Family(
+        "LLaDA2",
+        ("llada2_moe",),
+        llada2_config,
+        LLaDA2ForMaskedLM,
+        names=LLADA2_NAMES,
+        shift=False,
+        mask_id=156895,
+        attention="blocks",
+        block=32,
+    ),
     Family("iLLaDA", ("illada",), checked_as(LlamaConfig, ILLADA), LlamaForCausalLM, shift=False, mask_id=5),
     Family(
         "SDAR",

@@ -21,7 +21,10 @@ from .vocabulary import tokenizer_of as tokenizer_of
 
 Kind = Literal["masked", "causal"]
 
-_TAKES_MASKS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM")
+_TAKES_MASKS = (
+    *("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+    "LLaDA2ForMaskedLM",
+)
 """Classes whose body takes a mask of attention of four dimensions, positions, and keys and values that were kept."""
 
 _ADVICE = {

@@ -33,6 +33,19 @@ class Settings:
     usual: Mapping[str, Any] = field(default_factory=dict[str, Any])
     rope_theta: float | None = 10000.0
 
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Refuses a configuration that lacks a setting, or has one that cannot be honoured.
+
+        Args:
+            config: The content of `config.json`; a key that is null counts as absent.
+
+        Raises:
+            ValueError: If there is such a setting; it is named.
+        """
+        if missing := [key for key in self.needed if config.get(key) is None]:
+            raise ValueError(f"the configuration lacks {', '.join(missing)}")
+        check_settings(config, self.honoured, self.fixed, self.harmless)
+
 
 ABOUT: frozenset[str] = frozenset(
     (
