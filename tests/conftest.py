@@ -22,6 +22,7 @@ NUMERICAL = {
     "blind",
     "block_causal",
     "block_families",
+    "block_generation",
     "cache",
     "categorical",
     "clock",

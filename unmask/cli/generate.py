@@ -38,13 +38,20 @@ NewTokens = Annotated[
     typer.Option(min=1, help="Masks after each prompt; default: 32, less for models of under 80 tokens."),
 ]
 Block = Annotated[
-    int | None, typer.Option("--block-length", help="Tokens per block, from left to right; default: all as one.")
+    int | None,
+    typer.Option("--block-length", help="Tokens per block, from left to right; default: the model's, or all as one."),
 ]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends an answer; may be repeated.")]
 TopK = Annotated[int | None, typer.Option("--top-k", help="Draw among so many most probable tokens.")]
 TopP = Annotated[float | None, typer.Option("--top-p", help="Draw among the fewest tokens of this mass.")]
 Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance; doubles the work.")]
-Cache = Annotated[str, typer.Option(help=f"Keys and values to keep: {', '.join(CACHES)}; prefix and dual are inexact.")]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Keys and values to keep: {', '.join(CACHES)}; prefix and dual are inexact. Default: block-causal for a"
+        " model whose attention is so, or none."
+    ),
+]
 Refresh = Annotated[
     int | None, typer.Option("--cache-refresh", help="Compute everything in every so many evaluations of a block.")
 ]
@@ -69,7 +76,7 @@ def generate(
     top_p: TopP = None,
     stop: Stop = None,
     guidance: Guidance = None,
-    cache: Cache = "none",
+    cache: Cache = None,
     cache_refresh: Refresh = None,
     end_last: EndLast = None,
     seed: common.Seed = 0,

@@ -26,7 +26,8 @@ class Loading:
         bool | None, typer.Option(help="Of an adapted Llama or Qwen: output i - 1 predicts position i, or not.")
     ] = None
     block_causal: Annotated[
-        int | None, typer.Option("--block-causal", help="Of an adapted Llama or Qwen: block length of its attention.")
+        int | None,
+        typer.Option("--block-causal", help="Block length of the attention, if the model's files do not say it."),
     ] = None
     mask_id: Annotated[
         int | None, typer.Option("--mask-id", min=0, help="Id of the mask token, if the model's files do not name it.")

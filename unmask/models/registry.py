@@ -32,14 +32,13 @@ def load(
     Args:
         model: The name of an embedded model (one of `EMBEDDED`); or a folder with weights in safetensors and
             `config.json`, or the name of one on the hub (`owner/name`) that is in the local cache: a checkpoint of
-            this package, a LLaDA, a Dream, an adapted Llama or Qwen, or any masked language model.
+            this package, a diffusion language model of a family in `docs/families.md`, or any masked language model.
         device: Where to put it.
         dtype: Of its weights and activations.
         shift: Of an adapted Llama or Qwen that does not say it: whether position `i` is predicted by output `i - 1`.
-        block_causal: Of an adapted Llama or Qwen that was trained so: positions look at their own block of so many,
-            counted from the first position, and at the blocks before it.
-        mask_id: Id of the mask token of a model of the Transformers library whose files do not name it (iLLaDA: 5,
-            LLaDA-MoE: 156895).
+        block_causal: Of a model with block-causal attention whose files do not say it: positions look at their own
+            block of so many, counted from the first position, and at the blocks before it.
+        mask_id: Id of the mask token of a model of the Transformers library whose files do not name it.
         **options: Of `from_pretrained` for models of the Transformers library, such as `device_map` (instead of
             `device`) or `quantization_config`.
 

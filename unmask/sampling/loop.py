@@ -74,6 +74,7 @@ class Sampler:
         settings: Settings | Iterable[Settings] | None = None,
         slots: Iterable[int] | None = None,
         valid: Bool[Tensor, "batch length"] | None = None,
+        fill: Bool[Tensor, "batch length"] | None = None,
     ) -> State:
         """Prepares a batch; see `sample` for the arguments.
 
@@ -86,6 +87,7 @@ class Sampler:
             settings: How tokens are drawn, for all or for each sequence, instead of the sampler's own settings.
             slots: Numbers by which caches know the sequences; default: 0, 1, 2, ...
             valid: Where a matrix of tokens is not padding; default: everywhere.
+            fill: Which masks are to be filled in, the others being shown to the model only; default: all.
         """
         x, inside = as_batch(x, self.denoiser)
         valid = inside if valid is None else inside & valid
@@ -96,6 +98,7 @@ class Sampler:
         if not isinstance(settings, Settings) and len(given) != batch:
             raise ValueError(f"{len(given)} settings for a batch of {batch} sequences")
         pending = (x == self.denoiser.mask_id) & valid
+        pending = pending if fill is None else pending & fill
         position = torch.arange(x.shape[1], device=device)
         none = torch.zeros(batch, dtype=torch.int64, device=device)
         return State(
