@@ -1,7 +1,11 @@
-"""Generation in the blocks of the attention: the same answers with a cache and without, alone, in a batch, in a queue."""
+"""Generation in blocks of the attention: the same answers with a cache and without, alone, in a batch, in a queue."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
+import dit_layouts
+import expert_layouts
 import pytest
 import torch
 from block_layouts import CONFIGS, OPTIONS, SIZE, write_block_model
@@ -14,18 +18,26 @@ from unmask.rules.named import named_rule
 from unmask.sampling.loop import Sampler
 from unmask.sampling.queue import Pool
 
-BLOCKS = sorted(set(CONFIGS) - {"illada"})
+OTHERS: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
+    "llada2": (expert_layouts.write, {"mask_id": MASK, "block_causal": SIZE}),
+    "bd3lm": (dit_layouts.write, {"mask_id": MASK}),
+    "llada-moe": (expert_layouts.write, {"mask_id": MASK}),
+    "mdlm": (dit_layouts.write, {"mask_id": MASK}),
+}
+"""Families of other files of layouts, and what their models are loaded with; the last two look both ways."""
+BLOCKS = [*sorted(set(CONFIGS) - {"illada"}), "llada2", "bd3lm"]
 RULE, NEW = "entropy-bound:gamma=5", 7
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    return {layout: model_of(tmp_path_factory.mktemp(layout), layout) for layout in CONFIGS}
+    return {layout: model_of(tmp_path_factory.mktemp(layout), layout) for layout in (*CONFIGS, *OTHERS)}
 
 
 def model_of(folder, layout: str) -> LanguageModel:
     """A tiny model; a sixth of all tokens end an answer, so that some leave a batch before others."""
-    network = unmask.load(write_block_model(folder, layout), **OPTIONS.get(layout, {})).network
+    write, options = OTHERS.get(layout, (write_block_model, OPTIONS.get(layout, {})))
+    network = unmask.load(write(folder, layout), **options).network
     return LanguageModel(network, VOCAB, MASK, end_ids=range(30, 36), max_length=64)
 
 
@@ -87,9 +99,11 @@ def test_nor_on_who_is_in_the_queue(models, layout):
     assert queued(endless, asked, 7) == [tokens for tokens, _ in answers(endless, asked, batch_size=25)]
 
 
-@pytest.mark.parametrize("cache", ["none", "dual"])
-def test_nor_where_positions_look_both_ways(models, cache):
+@pytest.mark.parametrize(
+    ("layout", "cache"), [("illada", "none"), ("illada", "dual"), ("llada-moe", "none"), ("mdlm", "none")]
+)
+def test_nor_where_positions_look_both_ways(models, layout, cache):
     options = {"cache": cache, "block_length": NEW}
     asked = prompts(100)
-    alone = answers(models["illada"], asked, batch_size=1, **options)
-    assert answers(models["illada"], asked, batch_size=8, **options) == alone
+    alone = answers(models[layout], asked, batch_size=1, **options)
+    assert answers(models[layout], asked, batch_size=8, **options) == alone

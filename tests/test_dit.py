@@ -6,13 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from dit_layouts import BLOCK, CONFIGS, MASK, TOKENS, VOCAB, weights, write
+from dit_layouts import BLOCK, CONFIGS, MASK, TOKENS, weights, write
 from layouts import write_files
 
 import unmask
 from unmask.denoiser import Query
 from unmask.errors import AdapterError
-from unmask.language import LanguageModel
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "dit-logits.json").read_text())
 QUERY = Query.of(torch.tensor(TOKENS), MASK)
@@ -87,33 +86,3 @@ def test_half_precision_and_both_ways_to_compute_attention(layout, attention, tm
     assert found.dtype == torch.bfloat16
     exact = loaded(tmp_path, layout, attn_implementation=attention)(QUERY)
     assert (found - exact)[:, KNOWN].abs().mean() < 0.1 * exact[:, KNOWN].std()
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory):
-    networks = {name: loaded(tmp_path_factory.mktemp(name), name).network for name in ("mdlm", "bd3lm")}
-    return {name: LanguageModel(network, VOCAB, MASK, end_ids=[3, 7, 11]) for name, network in networks.items()}
-
-
-def prompts(count: int) -> list[list[int]]:
-    generator = torch.Generator().manual_seed(3)
-    lengths = torch.randint(3, 15, (count,), generator=generator).tolist()
-    return [torch.randint(0, MASK, (length,), generator=generator).tolist() for length in lengths]
-
-
-OPTIONS = {"rule": "entropy-bound:gamma=5", "max_new_tokens": 8, "block_length": 4, "temperature": 1.0, "seed": 1}
-
-
-def test_the_cache_changes_no_token(models):
-    plain = models["bd3lm"].generate(prompts(100), **OPTIONS, batch_size=8, cache="none")
-    kept = models["bd3lm"].generate(prompts(100), **OPTIONS, batch_size=8, cache="block-causal")
-    assert [one.tokens for one in kept] == [one.tokens for one in plain]
-
-
-@pytest.mark.parametrize(("layout", "cache"), [("bd3lm", "block-causal"), ("mdlm", "none")])
-def test_an_answer_does_not_depend_on_its_batch(models, layout, cache):
-    options = {**OPTIONS, "cache": cache, "end_last": False}
-    together = models[layout].generate(prompts(100), batch_size=8, **options)
-    alone = [models[layout].generate([one], **options)[0] for one in prompts(100)]
-    assert [one.tokens for one in together] == [one.tokens for one in alone]
-    assert len({one.nfe for one in alone}) > 3  # places in the batch are taken by others before all have ended
