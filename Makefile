@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-portable check bench format build clean
+.PHONY: demo test test-slow test-portable test-oldest check bench format build clean
 
 demo: .venv/.minimum
 	$(BIN)/unmask demo
@@ -21,6 +21,12 @@ test-portable: .venv/.everything
 	ATEN_CPU_CAPABILITY=default MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=SSE41 NUMBA_CPU_NAME=generic $(NUMERICAL)
 	ATEN_CPU_CAPABILITY=avx2 NUMBA_CPU_NAME=generic OMP_WAIT_POLICY=PASSIVE UNMASK_TEST_THREADS=2 $(NUMERICAL)
 	OMP_WAIT_POLICY=PASSIVE UNMASK_TEST_THREADS=2 $(NUMERICAL)
+
+# What is most likely to feel another release, with the oldest ones that pyproject.toml promises, in an environment of its
+# own; its PyTorch is a CUDA build, several GB. Python 3.11 or 3.12, as the oldest NumPy and Numba know no later one.
+CORE := streams sampler rules golden kernels gate masked_lm bidirectional language cache block_causal hub training
+test-oldest: .venv-oldest/.core
+	.venv-oldest/bin/python -m pytest $(CORE:%=tests/test_%.py)
 
 check: .venv/.everything
 	$(BIN)/ruff format --check .
@@ -49,5 +55,11 @@ build: .venv/.everything
 	$(PIP) --editable '.[train,plot,music,eval,diffusers,test,dev]'
 	touch $@ .venv/.minimum
 
+.venv-oldest/.core: pyproject.toml constraints-oldest.txt
+	rm -rf .venv-oldest
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable '.[train,plot,test]'
+	touch $@
+
 clean:
-	rm -rf .venv dist
+	rm -rf .venv .venv-oldest dist

@@ -16,6 +16,8 @@ from unmask.oracles import TableDenoiser
 # Tensors here are tiny, and two threads beside another busy process wait for each other at every operation.
 torch.set_num_threads(int(os.environ.get("UNMASK_TEST_THREADS", "1")))
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks the real hub
+
 NUMERICAL = {
     "audit",
     "bidirectional",

@@ -1,15 +1,14 @@
-"""Generation in blocks of the attention: the same answers with a cache and without, alone, in a batch, in a queue."""
+"""Generation in the blocks of the attention: with a cache and without, alone, in batches and in a queue: one answer."""
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import dit_layouts
-import expert_layouts
 import pytest
 import torch
-from block_layouts import CONFIGS, OPTIONS, SIZE, write_block_model
-from layouts import MASK, VOCAB
+from block_layouts import CONFIGS, OPTIONS, SIZE, shapes, weights, write_block_model
+from layouts import MASK, VOCAB, WIDTH, seeded, write_files
+from test_cli import run as command
 
 import unmask
 from unmask.language import LanguageModel
@@ -17,27 +16,21 @@ from unmask.models.pretrained.cache import Cached
 from unmask.rules.named import named_rule
 from unmask.sampling.loop import Sampler
 from unmask.sampling.queue import Pool
+from unmask.sampling.state import State
+from unmask.tasks.instructions import MASK_ID, InstructionTask, save_tokenizer
 
-OTHERS: dict[str, tuple[Callable[..., Path], dict[str, Any]]] = {
-    "llada2": (expert_layouts.write, {"mask_id": MASK, "block_causal": SIZE}),
-    "bd3lm": (dit_layouts.write, {"mask_id": MASK}),
-    "llada-moe": (expert_layouts.write, {"mask_id": MASK}),
-    "mdlm": (dit_layouts.write, {"mask_id": MASK}),
-}
-"""Families of other files of layouts, and what their models are loaded with; the last two look both ways."""
-BLOCKS = [*sorted(set(CONFIGS) - {"illada"}), "llada2", "bd3lm"]
+BLOCKS = sorted(set(CONFIGS) - {"illada"})
 RULE, NEW = "entropy-bound:gamma=5", 7
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    return {layout: model_of(tmp_path_factory.mktemp(layout), layout) for layout in (*CONFIGS, *OTHERS)}
+    return {layout: model_of(tmp_path_factory.mktemp(layout), layout) for layout in CONFIGS}
 
 
 def model_of(folder, layout: str) -> LanguageModel:
     """A tiny model; a sixth of all tokens end an answer, so that some leave a batch before others."""
-    write, options = OTHERS.get(layout, (write_block_model, OPTIONS.get(layout, {})))
-    network = unmask.load(write(folder, layout), **options).network
+    network = unmask.load(write_block_model(folder, layout), **OPTIONS.get(layout, {})).network
     return LanguageModel(network, VOCAB, MASK, end_ids=range(30, 36), max_length=64)
 
 
@@ -99,11 +92,50 @@ def test_nor_on_who_is_in_the_queue(models, layout):
     assert queued(endless, asked, 7) == [tokens for tokens, _ in answers(endless, asked, batch_size=25)]
 
 
-@pytest.mark.parametrize(
-    ("layout", "cache"), [("illada", "none"), ("illada", "dual"), ("llada-moe", "none"), ("mdlm", "none")]
-)
-def test_nor_where_positions_look_both_ways(models, layout, cache):
+@pytest.mark.parametrize("cache", ["none", "dual"])
+def test_nor_where_positions_look_both_ways(models, cache):
     options = {"cache": cache, "block_length": NEW}
     asked = prompts(100)
-    alone = answers(models[layout], asked, batch_size=1, **options)
-    assert answers(models[layout], asked, batch_size=8, **options) == alone
+    alone = answers(models["illada"], asked, batch_size=1, **options)
+    assert answers(models["illada"], asked, batch_size=8, **options) == alone
+
+
+def test_gaps_are_filled_in_block_by_block(models):
+    text = [*range(5), *[MASK] * 4, *range(5), *[MASK] * 2]
+    states: list[State] = []
+    models["sdar"].infill([text], rule="topk:k=1", on_step=lambda state, info: states.append(state))
+    assert states[0].block[0].tolist() == [place // SIZE for place in range(len(text))]
+    assert len(states) == 6
+    for state in states[:3]:
+        assert bool((state.x[0, 8] == MASK) | (state.x[0, 14:] == MASK).all())
+
+
+def write_text_sdar(folder: Path) -> Path:
+    """A tiny SDAR whose tokens are those of the instructions, with their tokenizer."""
+    size = InstructionTask.vocab_size
+    tables = seeded({name: (size, WIDTH) for name in shapes("sdar") if "embed" in name or "lm_head" in name})
+    config = {**CONFIGS["sdar"], "vocab_size": size, "mask_token_id": MASK_ID}
+    write_files(folder, config, {**weights("sdar"), **tables}, shards=2)
+    save_tokenizer(folder)
+    return folder
+
+
+def test_the_command_line_has_the_same_defaults(tmp_path):
+    folder = str(write_text_sdar(tmp_path))
+    shown = ["generate", folder, "-p", "12+35=", "-p", "What is 9 plus 4?", "--max-new-tokens", "10"]
+    shown += ["--temperature", "1", "--json"]
+
+    def tokens(*options: str) -> list[list[int]]:
+        return [one["tokens"] for one in json.loads(command(*shown, *options))]
+
+    found = tokens()
+    assert found == tokens("--cache", "none") == tokens("--block-length", str(SIZE)) == tokens("--block-causal", "4")
+    assert found != tokens("--block-length", "64")
+    model = unmask.load(folder)
+    assert isinstance(model, LanguageModel)
+    answers = model.generate(
+        ["12+35=", "What is 9 plus 4?"], rule="entropy-bound:gamma=0.1", max_new_tokens=10, temperature=1.0
+    )
+    assert found == [list(one.tokens) for one in answers]
+    with pytest.raises(unmask.errors.AdapterError, match=r"block_size = 4, and block_causal=8 is given; leave it out"):
+        tokens("--block-causal", "8")

@@ -89,7 +89,7 @@ def test_a_canvas_shows_masks(folder):
         (["generate", "{folder}", "-p", "1" * 60], "more than the 64"),
         (["generate", "{folder}", "-p", "1", "--dtype", "int4"], "unknown dtype"),
         (["generate", "sudoku", "-p", "1"], "has no tokenizer"),
-        (["generate", "nowhere/at-all", "-p", "1"], "no model at"),
+        (["generate", "nowhere/at-all", "-p", "1"], "no folder 'nowhere/at-all', and no such model was downloaded"),
     ],
 )
 def test_what_is_wrong_is_said(folder, arguments, words):

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -35,3 +36,13 @@ def test_the_wheel_runs_the_demo_elsewhere(tmp_path: Path):
     command = [str(environment / "bin" / "unmask"), "demo", "--limit", "1", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=clean)
     assert json.loads(done.stdout)["rows"][-1]["puzzles"] == 5
+
+
+def test_the_lower_bounds_are_the_releases_that_were_run():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    bounds = dict(one.split(">=") for one in [*project["dependencies"], *extras["train"], *extras["plot"]])
+    pinned = dict(one.split("==") for one in (ROOT / "constraints-oldest.txt").read_text().splitlines()[1:])
+    assert pinned.keys() == bounds.keys()
+    for name, release in pinned.items():
+        assert f"{release}.".startswith(f"{bounds[name]}."), f"{name}>={bounds[name]} is promised, {release} was run"

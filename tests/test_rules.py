@@ -319,7 +319,7 @@ def test_rule_names_and_settings_that_do_not_fit_are_errors():
         ("dependence-bound:gamma=0.1,profile=text,commitment=2", "commitment is a probability"),
         ("dependence-bound:gamma=0.1,profile=text,aggregate=mean", "unknown aggregate"),
         ("groups:sizes=2-1", "written as 3"),
-        ("groups:sizes=2+0", "whole numbers? >= 1"),
+        ("groups:sizes=2+0", "whole number >= 1"),
         ("dilated:spacing=-1", "whole number >= 1"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -1,15 +1,14 @@
-"""Where models lie: the embedded ones by name, checkpoints by path, those of the hub in the local cache."""
+"""Where models lie: the embedded ones by name, checkpoints by path, those of the hub in its cache."""
 
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import re
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
 from .errors import AdapterError
+from .hub import HubName, fetch
 
 EMBEDDED = {
     "sudoku": "sudoku",
@@ -25,35 +24,45 @@ EMBEDDED = {
 
 
 @contextlib.contextmanager
-def model_folder(model: str | Path) -> Iterator[Path]:
-    """Finds the folder of an embedded model or a checkpoint.
+def model_folder(
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+    variant: str | None = None,
+) -> Iterator[Path]:
+    """Finds the folder of an embedded model, a checkpoint or a model of the hub, which is downloaded if need be.
+
+    Args:
+        model: The name of an embedded model; a folder; or the name of a model of the hub, `owner/name`, perhaps with a
+            revision, `owner/name@revision`.
+        revision: Branch, tag or commit of a model of the hub.
+        token: Of the hub, as in `hub.fetch`.
+        local_files_only: Whether the hub is not to be asked.
+        variant: A variant of the weights, as in `model.VARIANT.safetensors`.
 
     Raises:
-        AdapterError: If there is no such folder.
+        AdapterError: If there is no such model, or the hub does not give it.
+        ValueError: If a revision is given for what is not a model of the hub.
     """
-    if isinstance(model, str) and model in EMBEDDED:
-        with resources.as_file(resources.files("unmask").joinpath("data", EMBEDDED[model])) as folder:
-            yield folder
+    embedded = isinstance(model, str) and model in EMBEDDED
+    here = embedded or isinstance(model, Path) or Path(model).is_dir()
+    named = None if here else HubName.read(str(model), revision)
+    if named is not None:
+        yield fetch(named, token=token, local_files_only=local_files_only, variant=variant)
         return
-    if isinstance(model, str) and not Path(model).is_dir() and (cached := _cached(model)) is not None:
-        yield cached
+    if revision is not None:
+        raise ValueError(
+            f"revision={revision!r} goes with owner/name of a model of the hub, and not with {str(model)!r}"
+        )
+    if embedded:
+        with resources.as_file(resources.files("unmask").joinpath("data", EMBEDDED[str(model)])) as folder:
+            yield folder
         return
     if not Path(model).is_dir():
         raise AdapterError(
-            f"no model at {str(model)!r}: expected a folder with model.safetensors and config.json, or one of the"
-            f" embedded models: {', '.join(EMBEDDED)}"
+            f"no model at {str(model)!r}: expected a folder with model.safetensors and config.json, owner/name of a"
+            f" model of the hub, or one of the embedded models: {', '.join(EMBEDDED)}"
         )
     yield Path(model)
-
-
-def _cached(name: str) -> Path | None:
-    """The newest snapshot of a model of the hub in the local cache."""
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", name) is None or importlib.util.find_spec("huggingface_hub") is None:
-        return None
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError):
-        return None

@@ -28,6 +28,9 @@ Encoding = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
+MODEL = "Embedded model, checkpoint folder, or owner/name of the hub."
+"""What a command can be given as a model."""
+
 
 def one_thread() -> None:
     """Runs PyTorch on one thread.

@@ -31,7 +31,7 @@ from ..tasks.music import (
 )
 from ..tasks.music_files import write_midi, write_piano_roll
 from . import common
-from .groups import USUAL, RuleOptions
+from .groups import NEWEST, USUAL, FromHub, RuleOptions
 
 GAMMA = 0.01
 """The γ of `entropy-bound` here, in nats; chosen on validation chorales by `python -m benchmarks.music validate`."""
@@ -52,10 +52,11 @@ def compose(
     temperature: common.Temperature = 1.0,
     seed: common.Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Versions per batch; changes no note.")] = 8,
-    model: Annotated[str, typer.Option(help="Embedded model or checkpoint folder.")] = "music",
+    model: Annotated[str, typer.Option(help=common.MODEL)] = "music",
     score: Annotated[bool, typer.Option(help="Judge each version: one evaluation per composed token.")] = True,
     midi: Annotated[Path | None, typer.Option(help="Write MIDI here; several versions are numbered.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw a piano roll here; several versions are numbered.")] = None,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Compose four-part chorales of 64 sixteenth notes with a masked model that others trained.
@@ -65,6 +66,7 @@ def compose(
     time in a random order. equal_previous is the share of tokens equal to the same voice's previous step,
     voices_in_order that of steps with soprano >= alto >= tenor >= bass.
     """
+    model = hub.pinned(model)
     named = choice.named(model, temperature, {**GAMMAS, "entropy-bound": GAMMA})
     voices = _voices(given)
     masked = masked_part(voices, None if gap is None else _gap(gap))

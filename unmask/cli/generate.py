@@ -20,12 +20,12 @@ from ..rules.usual import usual_rule
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 from . import common
-from .groups import USUAL, RuleOptions
+from .groups import NEWEST, USUAL, FromHub, RuleOptions
 from .loading import ON_CPU, Loading
 
 MASK_SHOWN = "░"
 
-Model = Annotated[str, typer.Argument(help="Embedded model, checkpoint folder, or owner/name in the hub's cache.")]
+Model = Annotated[str, typer.Argument(help=common.MODEL)]
 Input = Annotated[
     Path | None, typer.Option("--input", help='JSON Lines: {"prompt": ...} or {"messages": [...]} each; - is stdin.')
 ]
@@ -82,6 +82,7 @@ def generate(
     seed: common.Seed = 0,
     batch_size: BatchSize = 8,
     loading: Loading = ON_CPU,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Answer prompts with a language model.
@@ -89,6 +90,7 @@ def generate(
     NFE is the number of evaluations an answer took part in, new tokens are those up to the end of the text. With
     --json, a list with one object per prompt.
     """
+    model = hub.pinned(model)
     named = choice.named(model, temperature)
     prompts: list[Any] = list(prompt or ())
     if input is not None:
@@ -136,9 +138,11 @@ def infill(
     seed: common.Seed = 0,
     batch_size: BatchSize = 8,
     loading: Loading = ON_CPU,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Fill gaps in texts with a language model: in "The [MASK:12] sat on" twelve tokens are missing."""
+    model = hub.pinned(model)
     named = choice.named(model, temperature)
     texts = [*(text or ()), *(read_prompts(input, "text", field, encoding) if input is not None else ())]
     if not texts:
@@ -168,11 +172,13 @@ def chat(
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
     loading: Loading = ON_CPU,
+    hub: FromHub = NEWEST,
 ) -> None:
     """Talk with a language model; the answer is shown while it unmasks.
 
     /rule NAME, /gamma NATS, /reset (forget what was said) and /quit are commands; so is the end of the input.
     """
+    model = hub.pinned(model)
     named = choice.named(model, temperature)
     network = loading.model(model)
     canvas_length = max_new_tokens or usual_new_tokens(network)

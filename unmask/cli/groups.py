@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, get_type_hints
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints, overload
 
 import typer
 
 from ..checks import key_values
+from ..folders import EMBEDDED
+from ..hub import HubName
 from ..rules.named import FAMILIES, NamedRule
 from ..rules.profile import Profile
 from ..rules.usual import GAMMA, GAMMAS, usual_rule
@@ -95,3 +99,42 @@ class RuleOptions:
 
 USUAL = RuleOptions()
 """What is chosen where nothing is given."""
+
+
+@dataclass(frozen=True)
+class FromHub:
+    """Which version of a model of the hub, and whether the hub may be asked."""
+
+    revision: Annotated[
+        str | None,
+        typer.Option(help="Of a model of the hub: branch, tag or commit; owner/name@REVISION says the same."),
+    ] = None
+    offline: Annotated[
+        bool, typer.Option("--offline", help="Ask the hub nothing: models of it are loaded as downloaded before.")
+    ] = False
+
+    @overload
+    def pinned(self, model: str) -> str: ...
+
+    @overload
+    def pinned(self, model: str | None) -> str | None: ...
+
+    def pinned(self, model: str | None) -> str | None:
+        """Returns the name of a model with its revision; from then on this process asks the hub nothing, if told so.
+
+        Raises:
+            ValueError: If a revision is given for what is not a model of the hub.
+        """
+        if self.offline:
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        if self.revision is None:
+            return model
+        here = model is None or model in EMBEDDED or Path(model).is_dir()
+        named = None if here else HubName.read(str(model), self.revision)
+        if named is None:
+            raise ValueError(f"--revision goes with owner/name of a model of the hub, and not with {model!r}")
+        return str(named)
+
+
+NEWEST = FromHub()
+"""The newest version, from the hub or the cache."""

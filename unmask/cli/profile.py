@@ -27,6 +27,7 @@ from ..rules.profile import Line, Profile, Relations
 from ..tasks.of_model import task_of
 from . import common
 from . import oracle as options
+from .groups import NEWEST, FromHub
 
 SAVE_EVERY = 10.0
 """Seconds between two savings of what was measured."""
@@ -35,7 +36,7 @@ Rows = Callable[[range], tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows le
 """The sequences of some contexts, by number, and which of their tokens may be masked."""
 
 
-Of = Annotated[str | None, typer.Argument(help="Embedded model or checkpoint folder.")]
+Of = Annotated[str | None, typer.Argument(help=common.MODEL)]
 Whose = Annotated[
     str | None,
     typer.Option("--task", help="Whose sequences: sudoku, text, ... or name:key=value; default: named as the model."),
@@ -63,6 +64,7 @@ def profile(
     seed: common.Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; default: that of the model, or runs/profile-NAME.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a heat map to this file (extra plot).")] = None,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Measure the dependence profile of a model, which the rule dependence-bound reads.
@@ -71,6 +73,7 @@ def profile(
     average, their mutual information with it. Evaluations count masked sequences, contexts included. The profile is
     saved every few seconds; a measurement that was interrupted, or is to have more contexts, goes on from there.
     """
+    model = hub.pinned(model)
     if (model is None) == (oracle is None):
         raise ValueError("name a model, or an exact denoiser with --oracle")
     check_outputs({"--plot": plot}, [data])

@@ -22,7 +22,7 @@ from ..tasks.fit import check_model
 from ..tasks.sudoku import MASK, SudokuTask, as_tensor, cells_correct, demo_puzzles, solved
 from ..tasks.sudoku_files import Puzzle, PuzzleFile, read_puzzles
 from . import common
-from .groups import USUAL, RuleOptions
+from .groups import NEWEST, USUAL, FromHub, RuleOptions
 
 ANSWER_COLUMNS = ("answer", "solved", "nfe", "stream")
 """What `--output` adds to the file's own columns."""
@@ -44,13 +44,14 @@ def solve(
         int | None, typer.Option(min=1, help="Puzzles per batch; changes no answer. Default: measured.")
     ] = None,
     by: Annotated[str | None, typer.Option(help="Also report one row per value of this column.")] = None,
-    model: Annotated[str, typer.Option(help="Embedded model or checkpoint folder.")] = "sudoku",
+    model: Annotated[str, typer.Option(help=common.MODEL)] = "sudoku",
     compile: Annotated[bool, typer.Option(help="Compile the network: a minute first, then quicker.")] = False,
     encoding: common.Encoding = None,
     output: Annotated[Path | None, typer.Option(help="Write the answers here as CSV, all columns kept.")] = None,
     rejected: Annotated[
         Path | None, typer.Option(help="Write the lines that were left out here, to be mended and solved again.")
     ] = None,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Solve Sudoku puzzles with a masked diffusion model.
@@ -60,6 +61,7 @@ def solve(
     interval of its mean. evaluations_mean counts the states of a puzzle that were evaluated: a speculative rule
     evaluates several at once.
     """
+    model = hub.pinned(model)
     named = choice.named(model, temperature)
     check_outputs({"--output": output, "--rejected": rejected}, [file])
     read = PuzzleFile(demo_puzzles()[:limit], []) if file is None else read_puzzles(file, limit, encoding)

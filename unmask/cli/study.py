@@ -24,11 +24,12 @@ from ..sampling.loop import Sampler
 from ..schedule import Linear
 from ..tasks.task import Task
 from . import common
+from .groups import NEWEST, FromHub
 
 TaskOption = Annotated[
     str | None, typer.Option("--task", help="Compare on a task: sudoku, maze, text, ... or name:key=value,key=value.")
 ]
-Model = Annotated[str | None, typer.Option(help="Embedded model or checkpoint folder; default: the task's own.")]
+Model = Annotated[str | None, typer.Option(help=f"{common.MODEL} Default: the task's own.")]
 Data = Annotated[Path | None, typer.Option(help="The task's data, instead of what ships with the package.")]
 Split = Annotated[str, typer.Option(help="validation, to choose settings, or test, to report.")]
 Limit = Annotated[int, typer.Option(min=1, help="Number of prompts.")]
@@ -248,6 +249,7 @@ def tune_command(
     batch_size: BatchSize = None,
     out: Store = None,
     device: Device = "cpu",
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Find the sampler with the fewest evaluations that keeps the quality of one token at a time.
@@ -257,6 +259,7 @@ def tune_command(
     to the first that fails, which keeps that confidence for all of them. Report the result on the test split with
     unmask compare.
     """
+    model = hub.pinned(model)
     chosen = Chosen(
         task, model, data, split, limit, seeds, str(temperature), batch_size, None, out, device, prompts, encoding
     )

@@ -20,7 +20,7 @@ from ..tasks.task import Prompts, Task
 from ..viewing import COLORS, Layout, Viewable, trace_gif, trace_html, trace_png
 from ..viewing.pictures import check_pictures
 from . import common
-from .groups import USUAL, RuleOptions
+from .groups import NEWEST, USUAL, FromHub, RuleOptions
 
 PAGE = Path("trace.html")
 """Where the page goes if nothing else is asked for."""
@@ -45,6 +45,7 @@ def trace(
     html: Annotated[Path | None, typer.Option(help=f"Write the page here (default: {PAGE}).")] = None,
     gif: Annotated[Path | None, typer.Option(help="Write an animation here (extra plot).")] = None,
     png: Annotated[Path | None, typer.Option(help="Write a strip of pictures here (extra plot).")] = None,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Show how one sequence came about, evaluation by evaluation.
@@ -53,6 +54,7 @@ def trace(
     entropy or by the probability of its token then, and for each position what else it could have become. The bound is
     the sum of ΣH - max H over the evaluations, in nats. The same seed gives the same tokens as in unmask solve.
     """
+    model = hub.pinned(model)
     named = choice.named(model or task.partition(":")[0], temperature)
     if color not in COLORS:
         raise ValueError(f"unknown color {color!r}; choose one of {', '.join(COLORS)}")

@@ -32,7 +32,8 @@ def load_judge(folder: Path | str, task: Task, device: torch.device | str = "cpu
       what `task.show` writes, after its own beginning-of-text token, and gives nats per character of that.
 
     Args:
-        folder: The folder, or `"judge"`, the causal character model that ships with the package.
+        folder: The folder, the name of a model of the hub (`owner/name`), or `"judge"`, the causal character model that
+            ships with the package.
         task: What the samples are of.
         device: Where the judge computes.
 

@@ -101,6 +101,9 @@ class UnmaskLM(TemplateLM):
         device: Where to put a model that is loaded here.
         dtype: Of its weights and activations, such as `bfloat16`.
         mask_id: Id of the mask token of a model that is loaded here and does not name it.
+        revision: Branch, tag or commit of a model of the hub that is loaded here.
+        token: Of the hub, as in `unmask.load`.
+        local_files_only: Whether the hub is not to be asked for the model.
         on_answer: Called with the number of requests just answered.
         **settings: Of the rule, such as `gamma`.
 
@@ -129,6 +132,9 @@ class UnmaskLM(TemplateLM):
         device: str = "cpu",
         dtype: str = "float32",
         mask_id: int | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
         on_answer: Callable[[int], None] | None = None,
         **settings: Any,
     ) -> None:
@@ -136,7 +142,8 @@ class UnmaskLM(TemplateLM):
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
             raise ValueError(f"unknown dtype {dtype!r}; float32 and bfloat16 are two")
-        self.model = _language_model(pretrained, device, kind, mask_id)
+        options = {"revision": revision, "token": token, "local_files_only": local_files_only}
+        self.model = _language_model(pretrained, device=device, dtype=kind, mask_id=mask_id, **options)
         self.rule = named_rule(rule, **settings) if isinstance(rule, str) else rule
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
@@ -145,6 +152,7 @@ class UnmaskLM(TemplateLM):
         self.how = {"block_length": block_length, "guidance": guidance, "end_last": end_last}
         self.strata, self.replicates, self.check_greedy = strata, replicates, check_greedy
         named = str(pretrained) if isinstance(pretrained, (str, Path)) else None
+        named = named if revision is None else f"{named}@{revision}"
         self._identity = [named, dtype, mask_id, identity, str(self.rule), self.how, seed]
         self._kept = Store(None if store is None else Path(store))
         self._answered: list[tuple[str | None, dict[str, Any]]] = []
@@ -476,16 +484,14 @@ class UnmaskLM(TemplateLM):
 register_model("unmask")(UnmaskLM)  # not as a decorator, which would hide the class's type
 
 
-def _language_model(
-    pretrained: LanguageModel | str | Path, device: str, dtype: torch.dtype, mask_id: int | None
-) -> LanguageModel:
+def _language_model(pretrained: LanguageModel | str | Path, **options: Any) -> LanguageModel:
     from ..language import LanguageModel
 
     if isinstance(pretrained, LanguageModel):
         return pretrained
     from ..models.registry import load
 
-    model = load(pretrained, device=device, dtype=dtype, mask_id=mask_id)
+    model = load(pretrained, **options)
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{pretrained} is no language model: it has no tokenizer to read tasks with")
     return model

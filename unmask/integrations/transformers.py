@@ -54,7 +54,8 @@ from transformers.utils import ModelOutput
 
 from ..draws.streams import derive
 from ..errors import AdapterError
-from ..folders import EMBEDDED, model_folder
+from ..folders import EMBEDDED
+from ..hub import HubName, cached
 from ..language import LanguageModel
 from ..models.pretrained.hf import tokenizer_of
 from ..models.pretrained.nameless import nameless_ids
@@ -178,20 +179,23 @@ def generate(
 
 def _nameless(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, ends: list[int]) -> list[int]:
     """The ids that are neither tokens of the tokenizer nor ends of texts; none, if no tokenizer is found."""
-    known = _tokenizer_beside(str(model.name_or_path)) if tokenizer is None else tokenizer
+    commit = getattr(model.config, "_commit_hash", None)
+    known = _tokenizer_beside(str(model.name_or_path), commit) if tokenizer is None else tokenizer
     ids = [] if known is None else nameless_ids(known, model.config.get_text_config().vocab_size)
     return [token for token in ids if token not in ends]
 
 
 @lru_cache(maxsize=4)
-def _tokenizer_beside(name: str) -> PreTrainedTokenizerBase | None:
+def _tokenizer_beside(name: str, commit: str | None) -> PreTrainedTokenizerBase | None:
     """The tokenizer in the folder, or in the hub's cache, that a model was loaded from."""
     if not name or (name in EMBEDDED and not Path(name).is_dir()):
         return None
+    known = None if Path(name).is_dir() else HubName.read(name, commit)
+    folder = Path(name) if known is None else cached(known)
+    if folder is None or not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+        return None
     try:
-        with model_folder(Path(name) if Path(name).is_dir() else name) as folder:
-            has = any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json"))
-            return tokenizer_of(folder) if has else None
+        return tokenizer_of(folder)
     except AdapterError:
         return None
 

@@ -1,4 +1,4 @@
-"""Loading models: the embedded ones by name, checkpoints by path."""
+"""Loading models: the embedded ones by name, checkpoints by path, those of the hub by owner and name."""
 
 from __future__ import annotations
 
@@ -22,31 +22,42 @@ def load(
     shift: bool | None = None,
     block_causal: int | None = None,
     mask_id: int | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
     **options: Any,
 ) -> NetworkDenoiser:
     """Loads a model as a denoiser; language models that come with a tokenizer as a `LanguageModel`.
 
-    Models of the Transformers library need the extra `train`. No code that comes with a model is run, and nothing is
-    downloaded.
+    Models of the Transformers library, and those of the hub, need the extra `train`. No code that comes with a model is
+    run, and of a model of the hub neither code nor pickles are downloaded.
 
     Args:
         model: The name of an embedded model (one of `EMBEDDED`); or a folder with weights in safetensors and
-            `config.json`, or the name of one on the hub (`owner/name`) that is in the local cache: a checkpoint of
-            this package, a diffusion language model of a family in `docs/families.md`, or any masked language model.
+            `config.json`, or the name of one on the hub (`owner/name`, or `owner/name@revision`), which is downloaded
+            to the hub's cache if it is not there: a checkpoint of this package, a diffusion language model of a family
+            in `docs/families.md`, or any masked language model.
         device: Where to put it.
         dtype: Of its weights and activations.
         shift: Of an adapted Llama or Qwen that does not say it: whether position `i` is predicted by output `i - 1`.
         block_causal: Of a model with block-causal attention whose files do not say it: positions look at their own
             block of so many, counted from the first position, and at the blocks before it.
         mask_id: Id of the mask token of a model of the Transformers library whose files do not name it.
+        revision: Branch, tag or commit of a model of the hub; default: its branch `main`.
+        token: Of the hub, for a model that is private or gated; default: `HF_TOKEN`, or that of `hf auth login`.
+        local_files_only: Take a model of the hub as it was downloaded before, and ask the hub nothing.
         **options: Of `from_pretrained` for models of the Transformers library, such as `device_map` (instead of
             `device`) or `quantization_config`.
 
     Raises:
-        AdapterError: If there is no such model, or the checkpoint is unreadable, foreign or does not fit.
+        AdapterError: If there is no such model, the hub does not give it, or the checkpoint is unreadable, foreign or
+            does not fit.
         ValueError: If an option does not apply to the model.
     """
-    with model_folder(model) as folder:
+    variant = options.get("variant")
+    with model_folder(
+        model, revision=revision, token=token, local_files_only=local_files_only, variant=variant
+    ) as folder:
         return _load(folder, device, dtype, shift, block_causal, mask_id, options)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..checks import whole
 from ..sampling.conversation import Answer, Move, Situation
 from .revisit import Plan, Revisits, running, write
+from .ties import settled
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class PathPlanning(Revisits):
         looked = plan.masks | plan.tokens
         count = looked.sum(-1)
         kept = count - (count * (1 - done / self.steps) + 1e-9).floor().long()
-        order = score.masked_fill(~looked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+        order = settled(score.masked_fill(~looked, -torch.inf)).argsort(dim=-1, descending=True, stable=True)
         order = order.gather(1, (~looked).int().gather(1, order).argsort(dim=-1, stable=True))
         rank = order.argsort(dim=-1)  # of each position, the most likely first
         keep = looked & (rank < kept.unsqueeze(-1))

@@ -48,7 +48,7 @@ _DISTRIBUTED = re.compile(r"shard-\d+-model-.*\.safetensors$")
 
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "trust_remote_code": ((False, None), "no code of a checkpoint is run"),
-    "local_files_only": ((True,), "nothing is downloaded"),
+    "local_files_only": ((True,), "it is read from a folder"),
     "use_safetensors": ((True, None), "only safetensors are read"),
     "weights_only": ((True,), "only safetensors are read"),
     "gguf_file": ((None,), "only safetensors are read"),
@@ -60,9 +60,9 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "output_loading_info": ((False, None), "the weights are always checked"),
     "ignore_mismatched_sizes": ((False, None), "weights of another shape would be replaced by random ones"),
     "key_mapping": ((None,), "the names of the tensors are known"),
-    "use_kernels": ((False, None), "nothing is downloaded"),
-    "kernel_config": ((None,), "nothing is downloaded"),
-    "allow_all_kernels": ((False, None), "nothing is downloaded"),
+    "use_kernels": ((False, None), "kernels are not downloaded"),
+    "kernel_config": ((None,), "kernels are not downloaded"),
+    "allow_all_kernels": ((False, None), "kernels are not downloaded"),
 }
 """Options of `from_pretrained` that are refused: the values that say nothing new, and why others are not taken."""
 
@@ -84,7 +84,7 @@ def check_options(options: Mapping[str, Any], device: torch.device | str = "cpu"
             raise ValueError(f"{name}={value!r:.60} is not possible here: {why}; leave it out")
     for name in ("attn_implementation", "experts_implementation"):
         if "/" in str(options.get(name)):
-            raise ValueError(f"{name}={options[name]!r} is not possible here: nothing is downloaded")
+            raise ValueError(f"{name}={options[name]!r} is not possible here: kernels are not downloaded")
     if options.get("device_map") is not None and str(device) != "cpu":
         raise ValueError(f"device={str(device)!r} and device_map both say where the model is to be; give one of them")
     return {name: value for name, value in options.items() if name not in REFUSED}

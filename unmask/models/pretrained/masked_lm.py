@@ -252,7 +252,7 @@ def load_masked_lm(
     The mask token is the one it was trained with here, the one that is given, or what the folder says.
 
     Args:
-        folder: With `config.json` and weights in safetensors. Nothing is downloaded, and no code in it is run.
+        folder: With `config.json` and weights in safetensors. No code in it is run.
         device: Where to put it.
         dtype: Of its weights and activations.
         mask_id: Id of the mask token, for a folder that does not name it.
