@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from unmask.cli.common import COMMITMENT
 from unmask.evaluation.frontier import gentlest_first, plot_study, sweep
 from unmask.evaluation.runner import answer
 from unmask.evaluation.study import Study, code_fingerprint, fingerprint
 from unmask.evaluation.tuning import fewest, tune
 from unmask.models.registry import load
 from unmask.rules.named import NamedRule, brief, named_rule
+from unmask.rules.usual import COMMITMENT
 from unmask.sampling.loop import Sampler
 from unmask.tasks.named import named_task
 

@@ -23,6 +23,8 @@ NUMERICAL = {
     "bidirectional",
     "blind",
     "block_causal",
+    "block_families",
+    "block_generation",
     "cache",
     "categorical",
     "clock",

@@ -118,9 +118,14 @@ def shapes(layout: str) -> dict[str, tuple[int, ...]]:
 
 
 def weights(layout: str) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: normal, seeded by their names; norms are around 1."""
+    """The tensors of a checkpoint."""
+    return seeded(shapes(layout))
+
+
+def seeded(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Tensors that are functions of their names: normal; norms are around 1."""
     made = {}
-    for name, shape in shapes(layout).items():
+    for name, shape in shapes.items():
         generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
         values = torch.randn(shape, generator=generator)
         made[name] = 1 + values / 10 if "norm" in name or "ln_f" in name else values / 4
@@ -129,10 +134,13 @@ def weights(layout: str) -> dict[str, Tensor]:
 
 def write(folder: Path, layout: str, *, shards: int = 1, **changes: Any) -> Path:
     """Writes a checkpoint, in several files with their index if asked for; `changes` are of the configuration."""
+    return write_files(folder, {**(LLADA if layout == "llada" else DREAM), **changes}, weights(layout), shards)
+
+
+def write_files(folder: Path, config: dict[str, Any], tensors: dict[str, Tensor], shards: int = 1) -> Path:
+    """Writes a configuration without what is `"absent"`, and tensors, in several files with their index or in one."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**(LLADA if layout == "llada" else DREAM), **changes}
     (folder / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value != "absent"}))
-    tensors = weights(layout)
     if shards == 1:
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
         return folder
@@ -148,7 +156,7 @@ def write(folder: Path, layout: str, *, shards: int = 1, **changes: Any) -> Path
 
 def write_text_model(folder: Path) -> Path:
     """Writes an untrained model in LLaDA's layout with the tokenizer of the instructions, for up to 64 tokens."""
-    from unmask.models.pretrained.bidirectional import new_llada, save_llada
+    from unmask.models.pretrained.llada import new_llada, save_llada
     from unmask.tasks.instructions import END_ID, InstructionTask, save_tokenizer
 
     with torch.random.fork_rng():

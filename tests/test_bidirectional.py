@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 import unmask
 from unmask.denoiser import Query
 from unmask.errors import AdapterError
-from unmask.models.pretrained.bidirectional import llada_config, llada_name, load_bidirectional
+from unmask.models.pretrained.bidirectional import load_bidirectional
+from unmask.models.pretrained.llada import llada_config, llada_name
 from unmask.models.pretrained.masked_lm import MaskedLM
 
 REFERENCE = json.loads((Path(__file__).parent / "data" / "reference-logits.json").read_text())
@@ -129,7 +130,7 @@ def test_a_config_that_lacks_sizes_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "name", "words"),
     [
-        ("llada2_moe", "LLaDA2MoeModelLM", "LLaDA2MoeModelLM"),
+        ("wedlm", "WeDLMForCausalLM", "WeDLMForCausalLM"),
         ("gpt2", "GPT2LMHeadModel", "causal"),
         ("bart", "BartForConditionalGeneration", "sequence-to-sequence"),
     ],
@@ -151,7 +152,7 @@ def test_a_model_that_names_no_mask_token_is_refused(tmp_path):
 
 
 def test_saved_in_the_layout_it_was_read_from(tmp_path):
-    from unmask.models.pretrained.bidirectional import save_llada
+    from unmask.models.pretrained.llada import save_llada
 
     network = load_bidirectional(write(tmp_path / "a", "llada"))
     save_llada(tmp_path / "b", network, {"task": None}, end_id=END)
@@ -168,7 +169,7 @@ def test_names_of_tensors_go_both_ways():
 
     from transformers import LlamaForCausalLM
 
-    from unmask.models.pretrained.bidirectional import LLADA_NAMES
+    from unmask.models.pretrained.llada import LLADA_NAMES
 
     for name in dict(LlamaForCausalLM(llada_config(LLADA)).named_parameters()):  # pyright: ignore[reportArgumentType]
         back = llada_name(name)

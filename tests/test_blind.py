@@ -58,9 +58,9 @@ def test_groups_take_the_sizes_in_turn():
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, "2"])
 def test_numbers_are_whole_and_positive(bad):
-    with pytest.raises(ValueError, match="integer >= 1"):
+    with pytest.raises(ValueError, match="whole number >= 1"):
         Dilated(bad)
-    with pytest.raises(ValueError, match="integers >= 1"):
+    with pytest.raises(ValueError, match="whole number >= 1"):
         Groups((2, bad))
 
 

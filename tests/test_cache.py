@@ -5,19 +5,21 @@ import pytest
 import torch
 from layouts import DREAM, MASK, ROUNDING, VOCAB, write, write_text_model
 from test_cli import run as command
-from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, Qwen3ForCausalLM
+from transformers import BertConfig, BertForMaskedLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 import unmask
 from unmask.denoiser import Query
 from unmask.language import LanguageModel
-from unmask.models.pretrained.bidirectional import adapted_config
 from unmask.models.pretrained.cache import Cached
+from unmask.models.pretrained.counterparts import plain_as
 from unmask.models.pretrained.hf import check_attention
 from unmask.rules.named import named_rule
 from unmask.sampling.loop import Sampler
+from unmask.sampling.state import State
 
 ONE = "topk:k=1"
+QWEN = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
 TOKENS = [token for token in range(VOCAB) if token != MASK]
 
 
@@ -155,7 +157,7 @@ def test_the_block_causal_cache_is_exact(models, rule, size):
 def test_the_block_causal_cache_is_exact_with_a_shift():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        network = Qwen3ForCausalLM(adapted_config({**DREAM, "model_type": "qwen3", "head_dim": 8})).eval()  # pyright: ignore[reportArgumentType]
+        network = Qwen3ForCausalLM(plain_as(Qwen3Config)({**DREAM, "head_dim": 8})).eval()  # pyright: ignore[reportArgumentType]
         for weight in network.parameters():
             torch.nn.init.normal_(weight, 1.0 if weight.ndim == 1 else 0.0, 0.2)
     model = LanguageModel.of(network, mask_id=MASK, end_ids=[], shift=True, block_causal=4)
@@ -194,6 +196,24 @@ def test_only_what_is_needed_is_computed(models):
     assert widths == [12, 4, 4, 4, 8, 4, 4, 4, 8, 4, 4, 4]
 
 
+def test_finished_blocks_are_looked_at_and_not_computed(models, tmp_path):
+    """So too with a shift, where a block's first token hangs on the last output of the block before."""
+    folder = write(tmp_path, "dream", **QWEN)
+    shifted = LanguageModel(unmask.load(folder, shift=True, block_causal=4).network, VOCAB, MASK)
+    widths: list[tuple[int, int]] = []
+
+    def note(_, args, kwargs, output):
+        widths.append((kwargs["hidden_states"].shape[1], kwargs["attention_mask"].shape[-1]))
+
+    for model in (models["block-causal"], shifted):
+        widths.clear()
+        network: Any = model.network
+        hook = network.model.model.layers[0].self_attn.register_forward_hook(note, with_kwargs=True)
+        model.generate(prompts(8), rule=ONE, max_new_tokens=12)
+        hook.remove()
+        assert widths == [(12, 12), *[(4, 12)] * 3, (8, 16), *[(4, 16)] * 3, (8, 20), *[(4, 20)] * 3]
+
+
 CASES = [("llada", "prefix"), ("llada", "dual"), ("dream", "prefix"), ("dream", "dual"), ("block-causal",) * 2]
 
 
@@ -225,19 +245,59 @@ def test_a_cache_changes_answers(models, cache):
 def test_answers_with_the_block_causal_cache_are_those_without(models):
     for size in (None, 4, 6):
         options = {"rule": "entropy-bound:gamma=2", "max_new_tokens": 12, "block_length": size, "temperature": 1.0}
-        plain = models["block-causal"].generate(prompts(5, 9, 3, 8), **options)
+        plain = models["block-causal"].generate(prompts(5, 9, 3, 8), cache="none", **options)
         kept = models["block-causal"].generate(prompts(5, 9, 3, 8), cache="block-causal", **options)
         assert [one.tokens for one in kept] == [one.tokens for one in plain]
 
 
+def seen_by(model, **options) -> list[State]:
+    """The states of a run."""
+    states: list[State] = []
+    model.generate(prompts(5), rule=ONE, max_new_tokens=6, on_step=lambda state, _: states.append(state), **options)
+    return states
+
+
 def test_blocks_of_a_block_causal_model_are_those_of_its_attention(models):
-    blocks: list[list[int]] = []
-    options = {"rule": ONE, "max_new_tokens": 8, "on_step": lambda state, info: blocks.append(state.block[0].tolist())}
-    models["block-causal"].generate(prompts(5), block_length=4, **options)
-    assert blocks[0] == [place // 4 for place in range(13)]
-    blocks.clear()
-    models["block-causal"].generate(prompts(5), block_length=8, **options)
-    assert blocks[0][5:] == [0] * 8
+    for options, size in (({}, 4), ({"block_length": 4}, 4), ({"block_length": 2}, 2), ({"block_length": 64}, 64)):
+        states = seen_by(models["block-causal"], **options)
+        assert states[0].block[0].tolist() == [place // size for place in range(12)]
+    assert set(seen_by(models["llada"])[0].block[0].tolist()) == {0}
+
+
+def test_a_block_causal_model_is_shown_masks_up_to_the_end_of_a_block(models):
+    for state in seen_by(models["block-causal"]):
+        assert state.x[0, 11] == MASK
+        assert not state.pending[0, 11]
+        assert state.valid[0, 11]
+    (answer,) = models["block-causal"].generate(prompts(5), rule=ONE, max_new_tokens=6)
+    assert (len(answer.tokens), answer.nfe) == (6, 6)
+    short = LanguageModel(models["block-causal"].network, VOCAB, MASK, max_length=11)
+    assert seen_by(short)[0].x.shape[1] == 11
+    assert seen_by(models["llada"])[0].x.shape[1] == 11
+
+
+def test_the_block_causal_cache_is_what_is_used_where_nothing_is_against_it(models, monkeypatch):
+    from unmask.language import generation
+
+    used: list[str] = []
+
+    def cached(model, cache, *options):
+        used.append(cache)
+        return Cached(model, cache, *options)
+
+    monkeypatch.setattr(generation, "Cached", cached)
+    options = {"max_new_tokens": 8}
+    for settings, expected in (
+        ({"rule": ONE}, ["block-causal"]),
+        ({"rule": ONE, "cache": "none"}, []),
+        ({"rule": ONE, "guidance": 1.0}, []),
+        ({"rule": "speculative"}, []),
+    ):
+        models["block-causal"].generate(prompts(5), **options, **settings)
+        assert used == expected
+        used.clear()
+    models["llada"].generate(prompts(5), rule=ONE, **options)
+    assert used == []
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import typer.main
 from typer.testing import CliRunner
 
 from unmask.cli import app
@@ -187,12 +189,41 @@ def test_a_model_of_another_task_is_refused_by_name():
         run("compose", "--model", "text")
 
 
+def test_a_setting_is_given_in_the_name_by_o_or_by_its_own_option():
+    spellings = (
+        ["--rule", "topk:k=3,proxy=margin"],
+        ["--rule", "topk", "-o", "k=3", "-o", "proxy=margin"],
+        ["--rule", "topk:proxy=margin", "--k", "3"],
+        ["--rule", "topk", "-o", "k=3,proxy=margin", "--k", "3"],
+    )
+    for spelling in spellings:
+        assert json.loads(run("law", *spelling, "--json"))["settings"] == {"k": 3, "proxy": "margin"}
+    for twice in (["-o", "k=2", "-o", "k=3"], ["-o", "k=2", "--k", "3"], ["-o", "k=2,k=3"]):
+        with pytest.raises(ValueError, match=r"k is given twice, as \d and as \d"):
+            run("law", "--rule", "topk", *twice)
+    with pytest.raises(ValueError, match="expected key=value"):
+        run("law", "--rule", "topk", "-o", "3")
+    with pytest.raises(ValueError, match="gamma does not apply to the rule topk"):
+        run("law", "--rule", "topk:k=3", "--gamma", "0.1")
+
+
+def test_every_command_that_takes_a_rule_takes_its_settings_alike():
+    root: Any = typer.main.get_command(app)
+    taking = 0
+    for command in root.commands.values():
+        options = {name for parameter in command.params for name in parameter.opts}
+        if "--rule" in options:
+            taking += 1
+            assert {"-o", "--gamma", "--k", "--threshold", "--steps"} <= options
+    assert taking == 8
+
+
 def test_a_default_belongs_to_the_family_of_a_rule():
     for name in ("entropy-bound", "entropy-bound:proxy=margin", "entropy-bound:gamma=0.05"):
         report = json.loads(run("law", "--rule", name, "--json"))
         assert report["settings"]["gamma"] == 0.05
     assert json.loads(run("law", "--rule", "entropy-bound:gamma=0.2", "--json"))["settings"]["gamma"] == 0.2
-    with pytest.raises(ValueError, match=r"gamma is given twice, as 0.2 in --rule .* and as 0.1 by its option"):
+    with pytest.raises(ValueError, match=r"gamma is given twice, as 0.2 in the rule .* and as 0.1 beside it"):
         run("law", "--rule", "entropy-bound:gamma=0.2", "--gamma", "0.1")
     composed = run("compose", "--rule", "entropy-bound:proxy=margin", "--gap", "0:2", "--given", "all", "--json")
     assert json.loads(composed)["settings"] == {"gamma": 0.01, "proxy": "margin"}
@@ -237,10 +268,6 @@ def test_markup_quotes_and_byte_order_marks_do_no_harm(puzzles: Path):
     assert json.loads(run("solve", str(puzzles), "--json"))["puzzles"] == 5
 
 
-SETTINGS = {"epsilon": "0.4", "gamma": "0.4", "k": "2", "threshold": "0.6", "steps": "3", "factor": "0.9"}
-INLINE = {"groups": "groups:sizes=2+1+1"}
-
-
 BIASED = {"llada-quota", "maskgit", "moment", "credit", "p2"}
 AGAIN = {"remdm", "p2", "wino", "edit", "gibbs"}
 
@@ -248,11 +275,8 @@ AGAIN = {"remdm", "p2", "wino", "edit", "gibbs"}
 @pytest.mark.parametrize("name", FAMILIES)
 def test_law_knows_every_rule(name: str):
     setting = FAMILIES[name].setting
-    options = [f"--{setting}", SETTINGS[setting]] if setting in SETTINGS and name not in INLINE else []
-    rule = INLINE.get(name, name)
-    if setting and not options and name not in INLINE:
-        rule = f"{name}:{setting}={FAMILIES[name].settings[setting].example}"
-    report = json.loads(run("law", "--rule", rule, *options, "--oracle", "hmm", "--length", "4", "--json"))
+    options = ["-o", f"{setting}={FAMILIES[name].settings[setting].example}"] if setting else []
+    report = json.loads(run("law", "--rule", name, *options, "--oracle", "hmm", "--length", "4", "--json"))
     if name == "lookahead":  # the law is its rule's, and its evaluations are not computed
         assert report["nfe_mean"] is None
         return

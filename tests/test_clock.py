@@ -72,7 +72,7 @@ def test_schedule_settings_out_of_range_are_refused():
         with pytest.raises(ValueError, match=r"need|finite"):
             make()
     for bad in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match="integer >= 1"):
+        with pytest.raises(ValueError, match="whole number >= 1"):
             TimeGrid(bad)  # pyright: ignore[reportArgumentType]
 
 

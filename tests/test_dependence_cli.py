@@ -125,4 +125,4 @@ def test_below_temperature_one_the_command_line_limits_commitment():
     options = ("law", "--rule", "dependence-bound", "--gamma", "0.3", "--length", "4", "--json")
     assert json.loads(run(*options))["settings"]["commitment"] == 1
     assert json.loads(run(*options, "--temperature", "0.5"))["settings"]["commitment"] == 0.1
-    assert json.loads(run(*options, "--temperature", "0.5", "--commitment", "0.4"))["settings"]["commitment"] == 0.4
+    assert json.loads(run(*options, "--temperature", "0.5", "-o", "commitment=0.4"))["settings"]["commitment"] == 0.4

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import LlamaForCausalLM
 
-from unmask.models.pretrained.bidirectional import llada_config, llada_settings, new_llada
+from unmask.models.pretrained.llada import llada_config, llada_settings, new_llada
 from unmask.models.pretrained.neighbours import OFFSETS, look_at_neighbours
 from unmask.tasks.instructions import END_ID, KINDS, MASK_ID, PAD_ID, USER_ID, InstructionTask, split_of
 

@@ -31,7 +31,7 @@ from unmask.denoiser import Query
 from unmask.integrations.harness import evaluate
 from unmask.integrations.lm_eval import UnmaskLM
 from unmask.language import LanguageModel
-from unmask.models.pretrained.bidirectional import new_llada, save_llada
+from unmask.models.pretrained.llada import new_llada, save_llada
 from unmask.models.registry import load
 from unmask.tasks.instructions import END_ID, MASK_ID, PAD_ID, InstructionTask, encode, save_tokenizer
 

@@ -66,7 +66,7 @@ def test_a_processor_is_of_its_own_sequence():
 def test_settings_that_cannot_be_are_refused():
     with pytest.raises(ValueError, match="a bias is a number or -inf"):
         LogitBias({1: math.nan})
-    with pytest.raises(ValueError, match="a token id is an integer >= 0"):
+    with pytest.raises(ValueError, match="a token id must be a whole number >= 0"):
         LogitBias({-1: 0.5})
     with pytest.raises(ValueError, match="position 2 may take no token"):
         Allowed({2: []})

@@ -53,7 +53,7 @@ def cells(row: str) -> list[str]:
 def named(row: str) -> tuple[str, list[str]]:
     """The rule that a row of the table gives for the command line, and the words after it."""
     name, *words = shlex.split(cells(row)[2].strip("`"))
-    return name, words
+    return name, [word for word in words if word != "-o"]
 
 
 def test_every_rule_of_the_command_line_has_a_row_and_every_row_names_a_rule():

@@ -203,9 +203,9 @@ def test_steps_spread_the_masks_evenly(masks, steps):
 
 @pytest.mark.parametrize("bad", [0, -1, 1.5, True, None])
 def test_counts_are_whole_and_positive(bad):
-    with pytest.raises(ValueError, match="integer >= 1"):
+    with pytest.raises(ValueError, match="whole number >= 1"):
         TopK(bad)
-    with pytest.raises(ValueError, match="integer >= 1"):
+    with pytest.raises(ValueError, match="whole number >= 1"):
         Steps(bad)
 
 
@@ -313,14 +313,14 @@ def test_rule_names_and_settings_that_do_not_fit_are_errors():
         ("top1-entropy:k=3", "k does not apply to the rule top1-entropy; it takes no settings"),
         ("topk:k=3,gamma=1", "gamma does not apply to the rule topk; it takes k, proxy"),
         ("threshold:threshold=2", "probability"),
-        ("steps:steps=0", "integer >= 1"),
+        ("steps:steps=0", "whole number >= 1"),
         ("dependence-bound:gamma=0.1", "needs a value for profile"),
         ("dependence-bound:gamma=0.1,profile=/nowhere", "no model at '/nowhere'"),
         ("dependence-bound:gamma=0.1,profile=text,commitment=2", "commitment is a probability"),
         ("dependence-bound:gamma=0.1,profile=text,aggregate=mean", "unknown aggregate"),
         ("groups:sizes=2-1", "written as 3"),
-        ("groups:sizes=2+0", "integers >= 1"),
-        ("dilated:spacing=-1", "integer >= 1"),
+        ("groups:sizes=2+0", "whole number >= 1"),
+        ("dilated:spacing=-1", "whole number >= 1"),
     ]:
         with pytest.raises(ValueError, match=message):
             named_rule(text)

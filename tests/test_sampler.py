@@ -404,7 +404,7 @@ def test_a_trace_keeps_the_most_probable_tokens_if_asked():
         events = [sorted(result.trace(row), key=lambda event: event.position) for result in (ahead, one)]
         assert [event.candidates for event in events[0]] == [event.candidates for event in events[1]]
     for wrong in (-1, 2.0, True):
-        with pytest.raises(ValueError, match="candidates must be an integer >= 0"):
+        with pytest.raises(ValueError, match="candidates must be a whole number >= 0"):
             sample(oracle, x, rule, seed=0, candidates=wrong)  # pyright: ignore[reportArgumentType]
 
 

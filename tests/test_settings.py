@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 import torch
 from layouts import DREAM, LLADA, MASK, TOKENS, write
+from transformers import Qwen2Config
 
 import unmask
 from unmask.denoiser import Query
 from unmask.errors import AdapterError
-from unmask.models.pretrained.bidirectional import dream_config, llada_config
+from unmask.models.pretrained.counterparts import checked_as
+from unmask.models.pretrained.llada import llada_config
+from unmask.models.pretrained.settings import DREAM as DREAM_SETTINGS
 from unmask.models.pretrained.settings import (
     DREAM_FIXED,
     DREAM_HARMLESS,
@@ -23,6 +26,8 @@ TABLES = {
     "llada": (LLADA_HONOURED, LLADA_FIXED, LLADA_HARMLESS),
     "dream": (DREAM_HONOURED, DREAM_FIXED, DREAM_HARMLESS),
 }
+
+dream_config = checked_as(Qwen2Config, DREAM_SETTINGS)
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "llada": {

@@ -344,7 +344,7 @@ def test_a_sequence_alone_costs_what_it_costs_in_a_batch():
 
 def test_settings_that_do_not_fit_are_errors():
     for ahead in (0, -1, 1.5, True):
-        with pytest.raises(ValueError, match="draft must be an integer >= 1"):
+        with pytest.raises(ValueError, match="draft must be a whole number >= 1"):
             Speculative(ahead)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ValueError, match="changes them"):
         Rule(DrawnConfidence(), Speculative(2))
@@ -355,8 +355,8 @@ def test_the_command_line_reports_evaluations_and_states():
     one, ours = (
         json.loads(CliRunner().invoke(app, [*run, *rest]).stdout)
         for rest in (
-            ["topk", "--k", "1", "--proxy", "determined"],
-            ["speculative", "--draft", "3", "--proxy", "determined"],
+            ["topk:k=1,proxy=determined"],
+            ["speculative", "-o", "draft=3", "-o", "proxy=determined"],
         )
     )
     assert ours["settings"] == {"draft": 3, "proxy": "determined"}

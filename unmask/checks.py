@@ -19,3 +19,20 @@ def whole(name: str, value: object, least: int = 1, most: int | None = None) -> 
         limits = f">= {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be a whole number {limits}, got {value!r}")
     return value
+
+
+def key_values(text: str) -> dict[str, str]:
+    """Reads settings written as `key=value,key=value`; an empty text has none.
+
+    Raises:
+        ValueError: If a part has no `=`, or a key is given twice.
+    """
+    settings: dict[str, str] = {}
+    for item in filter(None, text.split(",")):
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals or not key:
+            raise ValueError(f"expected key=value, got {item!r}")
+        if settings.get(key, value) != value:
+            raise ValueError(f"{key} is given twice, as {settings[key]} and as {value}")
+        settings[key] = value
+    return settings

@@ -13,6 +13,7 @@ from .demo import demo
 from .doctor import doctor
 from .evaluate import evaluate
 from .generate import chat, generate, infill
+from .groups import grouped
 from .law import law
 from .profile import profile
 from .schedule import schedule
@@ -49,18 +50,18 @@ def _root(
 
 
 app.command()(demo)
-app.command()(solve)
-app.command()(compose)
-app.command()(generate)
-app.command()(chat)
-app.command()(infill)
-app.command()(trace)
-app.command()(law)
-app.command()(compare)
-app.command()(profile)
+app.command()(grouped(solve))
+app.command()(grouped(compose))
+app.command()(grouped(generate))
+app.command()(grouped(chat))
+app.command()(grouped(infill))
+app.command()(grouped(trace))
+app.command()(grouped(law))
+app.command()(grouped(compare))
+app.command()(grouped(profile))
 app.command()(schedule)
-app.command("tune")(tune_command)
+app.command("tune")(grouped(tune_command))
 app.command()(doctor)
-app.command("eval")(evaluate)
+app.command("eval")(grouped(evaluate))
 app.command()(train)
 app.add_typer(bench, name="bench")

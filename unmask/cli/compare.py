@@ -10,6 +10,7 @@ import typer
 from ..files.writing import check_outputs
 from . import common, study
 from . import oracle as options
+from .groups import NEWEST, HubOptions
 
 DEFAULT = "top1-entropy,entropy-bound,entropy-bound:proxy=margin,threshold,topk,first-hitting-parallel"
 
@@ -40,8 +41,7 @@ def compare(
     out: study.Store = None,
     device: study.Device = "cpu",
     csv: Annotated[Path | None, typer.Option(help="With --task: write the rows to this CSV file.")] = None,
-    revision: common.Revision = None,
-    offline: common.Offline = False,
+    hub: HubOptions = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Compare samplers on an oracle, or on a task with a trained model.
@@ -54,7 +54,7 @@ def compare(
     from ..dependence.calibrate import oracle_profile
     from ..evaluation import frontier
 
-    model = common.pinned(model, revision, offline)
+    model = hub.pinned(model)
     if task is not None:
         chosen = study.Chosen(
             task, model, data, split, limit, seeds, temperature, batch_size, judge, out, device, encoding=encoding

@@ -16,6 +16,7 @@ from ..files.writing import check_outputs
 from ..models.networks.coconet import LENGTH, MASK_ID, STEPS, VOCAB_SIZE, VOICES
 from ..models.registry import load
 from ..rules.named import NamedRule
+from ..rules.usual import GAMMAS
 from ..sampling.loop import Sampler
 from ..tasks.music import (
     LOWEST,
@@ -30,6 +31,7 @@ from ..tasks.music import (
 )
 from ..tasks.music_files import write_midi, write_piano_roll
 from . import common
+from .groups import NEWEST, USUAL, HubOptions, RuleOptions
 
 GAMMA = 0.01
 """The γ of `entropy-bound` here, in nats; chosen on validation chorales by `python -m benchmarks.music validate`."""
@@ -46,19 +48,7 @@ def compose(
         Path | None, typer.Option(help="JSON file of chorales, or a MIDI file; default: the shipped ones.")
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many versions to compose.")] = 1,
-    rule: common.Rule = "entropy-bound",
-    gamma: Annotated[
-        float | None, typer.Option(help=f"entropy-bound: nats per evaluation (default here {GAMMA}).")
-    ] = None,
-    k: common.K = None,
-    threshold: common.Threshold = None,
-    steps: common.StepsOption = None,
-    proxy: common.Proxy = None,
-    schedule: common.Schedule = None,
-    profile: common.ProfileOption = None,
-    commitment: common.Commitment = None,
-    factor: common.FactorOption = None,
-    gumbel: common.Gumbel = None,
+    choice: RuleOptions = USUAL,
     temperature: common.Temperature = 1.0,
     seed: common.Seed = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Versions per batch; changes no note.")] = 8,
@@ -66,8 +56,7 @@ def compose(
     score: Annotated[bool, typer.Option(help="Judge each version: one evaluation per composed token.")] = True,
     midi: Annotated[Path | None, typer.Option(help="Write MIDI here; several versions are numbered.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw a piano roll here; several versions are numbered.")] = None,
-    revision: common.Revision = None,
-    offline: common.Offline = False,
+    hub: HubOptions = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Compose four-part chorales of 64 sixteenth notes with a masked model that others trained.
@@ -77,23 +66,8 @@ def compose(
     time in a random order. equal_previous is the share of tokens equal to the same voice's previous step,
     voices_in_order that of steps with soprano >= alto >= tenor >= bass.
     """
-    model = common.pinned(model, revision, offline)
-    named = common.rule_from(
-        rule,
-        model,
-        temperature,
-        gammas={**common.GAMMAS, "entropy-bound": GAMMA},
-        profile=profile,
-        commitment=commitment,
-        gamma=gamma,
-        k=k,
-        threshold=threshold,
-        steps=steps,
-        proxy=proxy,
-        schedule=schedule,
-        factor=factor,
-        gumbel=gumbel,
-    )
+    model = hub.pinned(model)
+    named = choice.named(model, temperature, {**GAMMAS, "entropy-bound": GAMMA})
     voices = _voices(given)
     masked = masked_part(voices, None if gap is None else _gap(gap))
     if bool(masked.all()):

@@ -14,6 +14,7 @@ from ..draws.streams import derive
 from ..evaluation.runner import Answers, answer, mean_ci95
 from ..models.registry import load
 from ..rules.named import NamedRule, named_rule
+from ..rules.usual import GAMMA
 from ..sampling.loop import Sampler
 from ..sampling.result import StepInfo
 from ..sampling.state import State
@@ -23,7 +24,7 @@ from . import common
 
 
 def demo(
-    gamma: Annotated[float, typer.Option(help="EB-Sampler's budget, in nats per evaluation.")] = common.GAMMA,
+    gamma: Annotated[float, typer.Option(help="EB-Sampler's budget, in nats per evaluation.")] = GAMMA,
     limit: Annotated[int, typer.Option(min=1, help="Compare on so many puzzles of each grade; 40 are shipped.")] = 8,
     all: Annotated[bool, typer.Option("--all", help="Compare on all the puzzles that are shipped.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Puzzles per batch; changes no answer.")] = 64,

@@ -9,6 +9,8 @@ import typer
 
 from . import common
 from . import generate as options
+from .groups import NEWEST, USUAL, HubOptions, RuleOptions
+from .loading import ON_CPU, Loading
 
 
 def evaluate(
@@ -17,17 +19,7 @@ def evaluate(
         str,
         typer.Option(help="Comma-separated: gsm8k, math500, humaneval, mbpp, instructions, or any of the harness."),
     ],
-    rule: common.Rule = "entropy-bound",
-    gamma: common.Gamma = None,
-    epsilon: common.Epsilon = None,
-    k: common.K = None,
-    threshold: common.Threshold = None,
-    steps: common.StepsOption = None,
-    proxy: common.Proxy = None,
-    schedule: common.Schedule = None,
-    factor: common.FactorOption = None,
-    draft: common.DraftOption = None,
-    noise: common.Noise = None,
+    choice: RuleOptions = USUAL,
     temperature: Annotated[
         float | None, typer.Option(help="Temperature of the draw, instead of the one each task asks for.")
     ] = None,
@@ -46,15 +38,11 @@ def evaluate(
         bool, typer.Option("--run-code", help="humaneval, mbpp: run the programs that the model writes.")
     ] = False,
     batch_size: options.BatchSize = 8,
-    device: options.Device = "cpu",
-    dtype: options.Dtype = "float32",
-    shift: options.Shift = None,
-    mask_id: options.MaskId = None,
-    revision: common.Revision = None,
-    offline: common.Offline = False,
+    loading: Loading = ON_CPU,
     out: Annotated[
         Path | None, typer.Option(help="Keep every answer in this file; an interrupted run goes on from it.")
     ] = None,
+    hub: HubOptions = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Evaluate a language model with lm-evaluation-harness (extra eval).
@@ -62,30 +50,16 @@ def evaluate(
     Tokens are counted up to the end token only: tokens_per_evaluation and tokens_per_second leave out what is drawn
     behind it. seconds is the time in calls to the model; of answers read from --out, the time they once took.
     """
-    model = common.pinned(model, revision, offline)
     from ..evaluation.study import code_fingerprint, fingerprint
     from ..integrations.harness import evaluate as run
     from ..integrations.lm_eval import UnmaskLM
 
-    named = common.rule_from(
-        rule,
-        model,
-        0.0 if temperature is None else temperature,
-        gamma=gamma,
-        epsilon=epsilon,
-        k=k,
-        threshold=threshold,
-        steps=steps,
-        proxy=proxy,
-        schedule=schedule,
-        factor=factor,
-        draft=draft,
-        noise=noise,
-    )
+    model = hub.pinned(model)
+    named = choice.named(model, 0.0 if temperature is None else temperature)
     with common.progress(quiet=json) as bar:
         job = bar.add_task("answering", total=None)
         own = UnmaskLM(
-            options.language_model(model, device, dtype, shift, mask_id=mask_id),
+            loading.model(model),
             named,
             temperature=temperature,
             max_new_tokens=max_new_tokens,
@@ -95,7 +69,7 @@ def evaluate(
             seed=seed,
             batch_size=batch_size,
             store=out,
-            identity=[fingerprint(model), dtype, shift, mask_id, code_fingerprint()],
+            identity=[fingerprint(model), *loading.identity(), code_fingerprint()],
             on_answer=lambda count: bar.advance(job, count),
         )
         names = [name.strip() for name in tasks.split(",") if name.strip()]
@@ -111,7 +85,7 @@ def evaluate(
         "end_last": end_last,
         "chat": chat,
         "batch_size": batch_size,
-        "dtype": dtype,
+        "dtype": loading.dtype,
         "tasks": rows,
     }
     if json:

@@ -7,23 +7,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 from rich.live import Live
 from rich.markup import escape
 from rich.text import Text
 
 from ..files.jsonl import read_prompts
-from ..folders import EMBEDDED
 from ..language import Completion, LanguageModel
 from ..models.pretrained.cache import CACHES
-from ..models.registry import load
 from ..rules.named import NamedRule
+from ..rules.usual import usual_rule
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 from . import common
+from .groups import NEWEST, USUAL, HubOptions, RuleOptions
+from .loading import ON_CPU, Loading
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MASK_SHOWN = "░"
 
 Model = Annotated[str, typer.Argument(help=common.MODEL)]
@@ -39,13 +38,20 @@ NewTokens = Annotated[
     typer.Option(min=1, help="Masks after each prompt; default: 32, less for models of under 80 tokens."),
 ]
 Block = Annotated[
-    int | None, typer.Option("--block-length", help="Tokens per block, from left to right; default: all as one.")
+    int | None,
+    typer.Option("--block-length", help="Tokens per block, from left to right; default: the model's, or all as one."),
 ]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends an answer; may be repeated.")]
 TopK = Annotated[int | None, typer.Option("--top-k", help="Draw among so many most probable tokens.")]
 TopP = Annotated[float | None, typer.Option("--top-p", help="Draw among the fewest tokens of this mass.")]
 Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance; doubles the work.")]
-Cache = Annotated[str, typer.Option(help=f"Keys and values to keep: {', '.join(CACHES)}; prefix and dual are inexact.")]
+Cache = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Keys and values to keep: {', '.join(CACHES)}; prefix and dual are inexact. Default: block-causal for a"
+        " model whose attention is so, or none."
+    ),
+]
 Refresh = Annotated[
     int | None, typer.Option("--cache-refresh", help="Compute everything in every so many evaluations of a block.")
 ]
@@ -53,18 +59,6 @@ EndLast = Annotated[
     bool | None, typer.Option(help="Write a text before it is ended (default where the rule can), or not.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per batch; changes no answer, rounding apart.")]
-Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")]
-Dtype = Annotated[str, typer.Option(help=f"Of the weights: {', '.join(DTYPES)}.")]
-Shift = Annotated[
-    bool | None, typer.Option(help="Of an adapted Llama or Qwen: output i - 1 predicts position i, or not.")
-]
-BlockCausal = Annotated[
-    int | None, typer.Option("--block-causal", help="Of an adapted Llama or Qwen: block length of its attention.")
-]
-
-MaskId = Annotated[
-    int | None, typer.Option("--mask-id", min=0, help="Id of the mask token, if the model's files do not name it.")
-]
 
 
 def generate(
@@ -76,29 +70,19 @@ def generate(
     chat: Annotated[bool, typer.Option(help="Ask as a message of a chat; else texts are continued.")] = False,
     max_new_tokens: NewTokens = None,
     block_length: Block = None,
-    rule: common.Rule = "entropy-bound",
-    gamma: common.Gamma = None,
-    k: common.K = None,
-    threshold: common.Threshold = None,
-    steps: common.StepsOption = None,
-    proxy: common.Proxy = None,
+    choice: RuleOptions = USUAL,
     temperature: common.Temperature = 0.0,
     top_k: TopK = None,
     top_p: TopP = None,
     stop: Stop = None,
     guidance: Guidance = None,
-    cache: Cache = "none",
+    cache: Cache = None,
     cache_refresh: Refresh = None,
     end_last: EndLast = None,
     seed: common.Seed = 0,
     batch_size: BatchSize = 8,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    shift: Shift = None,
-    block_causal: BlockCausal = None,
-    mask_id: MaskId = None,
-    revision: common.Revision = None,
-    offline: common.Offline = False,
+    loading: Loading = ON_CPU,
+    hub: HubOptions = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Answer prompts with a language model.
@@ -106,9 +90,8 @@ def generate(
     NFE is the number of evaluations an answer took part in, new tokens are those up to the end of the text. With
     --json, a list with one object per prompt.
     """
-    model = common.pinned(model, revision, offline)
-    settings = {"gamma": gamma, "k": k, "threshold": threshold, "steps": steps, "proxy": proxy}
-    named = common.rule_from(rule, model, temperature, **settings)
+    model = hub.pinned(model)
+    named = choice.named(model, temperature)
     prompts: list[Any] = list(prompt or ())
     if input is not None:
         prompts += read_prompts(input, "prompt", field, encoding)
@@ -117,7 +100,7 @@ def generate(
     _check_field(input, field, encoding)
     if chat:
         prompts = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in prompts]
-    network = language_model(model, device, dtype, shift, block_causal, mask_id)
+    network = loading.model(model)
     with common.progress(quiet=json) as bar:
         task = bar.add_task("evaluations", total=None)
         completions = network.generate(
@@ -148,34 +131,24 @@ def infill(
     input: Annotated[Path | None, typer.Option("--input", help='JSON Lines, {"text": ...} each; - is stdin.')] = None,
     field: Field = None,
     encoding: common.Encoding = None,
-    rule: common.Rule = "entropy-bound",
-    gamma: common.Gamma = None,
-    k: common.K = None,
-    threshold: common.Threshold = None,
-    steps: common.StepsOption = None,
-    proxy: common.Proxy = None,
+    choice: RuleOptions = USUAL,
     temperature: common.Temperature = 0.0,
     top_k: TopK = None,
     top_p: TopP = None,
     seed: common.Seed = 0,
     batch_size: BatchSize = 8,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    shift: Shift = None,
-    mask_id: MaskId = None,
-    revision: common.Revision = None,
-    offline: common.Offline = False,
+    loading: Loading = ON_CPU,
+    hub: HubOptions = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Fill gaps in texts with a language model: in "The [MASK:12] sat on" twelve tokens are missing."""
-    model = common.pinned(model, revision, offline)
-    settings = {"gamma": gamma, "k": k, "threshold": threshold, "steps": steps, "proxy": proxy}
-    named = common.rule_from(rule, model, temperature, **settings)
+    model = hub.pinned(model)
+    named = choice.named(model, temperature)
     texts = [*(text or ()), *(read_prompts(input, "text", field, encoding) if input is not None else ())]
     if not texts:
         raise ValueError("nothing to fill in: give -t TEXT, or --input FILE")
     _check_field(input, field, encoding)
-    network = language_model(model, device, dtype, shift, mask_id=mask_id)
+    network = loading.model(model)
     with common.progress(quiet=json) as bar:
         job = bar.add_task("evaluations", total=None)
         completions = network.infill(
@@ -195,24 +168,19 @@ def chat(
     model: Model = "chat",
     max_new_tokens: NewTokens = None,
     block_length: Block = None,
-    rule: common.Rule = "entropy-bound",
-    gamma: common.Gamma = None,
+    choice: RuleOptions = USUAL,
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
-    device: Device = "cpu",
-    dtype: Dtype = "float32",
-    shift: Shift = None,
-    mask_id: MaskId = None,
-    revision: common.Revision = None,
-    offline: common.Offline = False,
+    loading: Loading = ON_CPU,
+    hub: HubOptions = NEWEST,
 ) -> None:
     """Talk with a language model; the answer is shown while it unmasks.
 
     /rule NAME, /gamma NATS, /reset (forget what was said) and /quit are commands; so is the end of the input.
     """
-    model = common.pinned(model, revision, offline)
-    named = common.rule_from(rule, model, temperature, gamma=gamma)
-    network = language_model(model, device, dtype, shift, mask_id=mask_id)
+    model = hub.pinned(model)
+    named = choice.named(model, temperature)
+    network = loading.model(model)
     canvas_length = max_new_tokens or usual_new_tokens(network)
     history: list[dict[str, str]] = []
     common.out.print(f"{escape(model)}, {named}; /rule, /gamma, /reset, /quit", highlight=False, soft_wrap=True)
@@ -236,31 +204,6 @@ def chat(
         note = f"{answer.nfe} evaluations, {answer.new_tokens} tokens, {answer.seconds:.2f} s, {answer.finish_reason}"
         common.out.print(Text(answer.text))
         common.out.print(f"[dim]{note}[/]", highlight=False)
-
-
-def language_model(
-    model: str,
-    device: str,
-    dtype: str,
-    shift: bool | None,
-    block_causal: int | None = None,
-    mask_id: int | None = None,
-) -> LanguageModel:
-    """Loads a language model for a command.
-
-    Raises:
-        AdapterError: If it cannot be loaded.
-        ValueError: If it has no tokenizer, or there is no such type or device.
-    """
-    if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; choose one of {', '.join(DTYPES)}")
-    if model in EMBEDDED:
-        common.one_thread()
-    where = common.device_named(device)
-    loaded = load(model, device=where, dtype=DTYPES[dtype], shift=shift, block_causal=block_causal, mask_id=mask_id)
-    if not isinstance(loaded, LanguageModel):
-        raise ValueError(f"the model {model!r} has no tokenizer, so it is not one for text; try chat")
-    return loaded
 
 
 def _check_field(input: Path | None, field: str | None, encoding: str | None) -> None:
@@ -321,13 +264,13 @@ def _command(
         history.clear()
         return named
     if word == "/rule":
-        named = common.rule_from(value, model, temperature)
+        named = usual_rule(value, model, temperature)
     elif word == "/gamma":
         try:
             gamma = float(value)
         except ValueError:
             raise ValueError(f"/gamma takes a number of nats, got {value!r}") from None
-        named = common.rule_from(named.name, model, temperature, **{**named.settings, "gamma": gamma})
+        named = usual_rule(named.name, model, temperature, **{**named.settings, "gamma": gamma})
     else:
         raise ValueError(f"unknown command {word}; there are /rule NAME, /gamma NATS, /reset and /quit")
     common.out.print(f"[dim]{escape(str(named))}[/]", highlight=False, soft_wrap=True)

@@ -9,6 +9,7 @@ import typer
 
 from . import common
 from . import oracle as options
+from .groups import USUAL, RuleOptions
 
 
 def law(
@@ -19,20 +20,7 @@ def law(
     symbols: options.Symbols = None,
     states: options.States = None,
     stay: options.Stay = None,
-    rule: common.Rule = "entropy-bound",
-    gamma: common.Gamma = None,
-    epsilon: common.Epsilon = None,
-    k: common.K = None,
-    threshold: common.Threshold = None,
-    steps: common.StepsOption = None,
-    proxy: common.Proxy = None,
-    schedule: common.Schedule = None,
-    commitment: common.Commitment = None,
-    factor: common.FactorOption = None,
-    gumbel: common.Gumbel = None,
-    alpha: common.Alpha = None,
-    draft: common.DraftOption = None,
-    noise: common.Noise = None,
+    choice: RuleOptions = USUAL,
     temperature: common.Temperature = 1.0,
     samples: Annotated[int, typer.Option(min=0, help="Draw so many sequences and test them against the law.")] = 0,
     seed: common.Seed = 0,
@@ -52,25 +40,8 @@ def law(
     from ..sampling.sample import sample
 
     denoiser, width = options.oracle_from(oracle, joint, oracle_seed, length, symbols, states, stay)
-    own = oracle_profile(denoiser, width) if rule.startswith("dependence-bound") else None
-    named = common.rule_from(
-        rule,
-        own,
-        temperature,
-        commitment=commitment,
-        gamma=gamma,
-        epsilon=epsilon,
-        k=k,
-        threshold=threshold,
-        steps=steps,
-        proxy=proxy,
-        schedule=schedule,
-        factor=factor,
-        gumbel=gumbel,
-        alpha=alpha,
-        draft=draft,
-        noise=noise,
-    )
+    own = oracle_profile(denoiser, width) if choice.rule.startswith("dependence-bound") else None
+    named = choice.named(own, temperature)
     x = torch.full((width,), denoiser.mask_id)
     with common.progress(quiet=json) as bar:
         bar.add_task("computing the exact law", total=None)

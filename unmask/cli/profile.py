@@ -13,6 +13,7 @@ import typer
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..checks import key_values
 from ..denoiser import Denoiser
 from ..dependence.calibrate import measure_profile, oracle_samples
 from ..dependence.picture import heat_map
@@ -26,6 +27,7 @@ from ..rules.profile import Line, Profile, Relations
 from ..tasks.of_model import task_of
 from . import common
 from . import oracle as options
+from .groups import NEWEST, HubOptions
 
 SAVE_EVERY = 10.0
 """Seconds between two savings of what was measured."""
@@ -62,8 +64,7 @@ def profile(
     seed: common.Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; default: that of the model, or runs/profile-NAME.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a heat map to this file (extra plot).")] = None,
-    revision: common.Revision = None,
-    offline: common.Offline = False,
+    hub: HubOptions = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Measure the dependence profile of a model, which the rule dependence-bound reads.
@@ -72,7 +73,7 @@ def profile(
     average, their mutual information with it. Evaluations count masked sequences, contexts included. The profile is
     saved every few seconds; a measurement that was interrupted, or is to have more contexts, goes on from there.
     """
-    model = common.pinned(model, revision, offline)
+    model = hub.pinned(model)
     if (model is None) == (oracle is None):
         raise ValueError("name a model, or an exact denoiser with --oracle")
     check_outputs({"--plot": plot}, [data])
@@ -104,7 +105,7 @@ def sequences_of(
 
     denoiser = load(model)
     name, _, inline = (task or "").partition(":")
-    settings = common.settings_of(inline)
+    settings = key_values(inline)
     if data is not None:
         settings["data"] = str(data)
     chosen = named_task(name, **settings) if name else task_of(model, **settings)

@@ -22,6 +22,7 @@ from ..tasks.fit import check_model
 from ..tasks.sudoku import MASK, SudokuTask, as_tensor, cells_correct, demo_puzzles, solved
 from ..tasks.sudoku_files import Puzzle, PuzzleFile, read_puzzles
 from . import common
+from .groups import NEWEST, USUAL, HubOptions, RuleOptions
 
 ANSWER_COLUMNS = ("answer", "solved", "nfe", "stream")
 """What `--output` adds to the file's own columns."""
@@ -35,21 +36,7 @@ def solve(
             " Default: the shipped puzzles."
         ),
     ] = None,
-    rule: common.Rule = "entropy-bound",
-    gamma: common.Gamma = None,
-    epsilon: common.Epsilon = None,
-    k: common.K = None,
-    threshold: common.Threshold = None,
-    steps: common.StepsOption = None,
-    proxy: common.Proxy = None,
-    schedule: common.Schedule = None,
-    profile: common.ProfileOption = None,
-    commitment: common.Commitment = None,
-    factor: common.FactorOption = None,
-    gumbel: common.Gumbel = None,
-    alpha: common.Alpha = None,
-    draft: common.DraftOption = None,
-    noise: common.Noise = None,
+    choice: RuleOptions = USUAL,
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Solve only the first so many puzzles.")] = None,
@@ -64,8 +51,7 @@ def solve(
     rejected: Annotated[
         Path | None, typer.Option(help="Write the lines that were left out here, to be mended and solved again.")
     ] = None,
-    revision: common.Revision = None,
-    offline: common.Offline = False,
+    hub: HubOptions = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Solve Sudoku puzzles with a masked diffusion model.
@@ -75,26 +61,8 @@ def solve(
     interval of its mean. evaluations_mean counts the states of a puzzle that were evaluated: a speculative rule
     evaluates several at once.
     """
-    model = common.pinned(model, revision, offline)
-    named = common.rule_from(
-        rule,
-        model,
-        temperature,
-        profile=profile,
-        commitment=commitment,
-        gamma=gamma,
-        epsilon=epsilon,
-        k=k,
-        threshold=threshold,
-        steps=steps,
-        proxy=proxy,
-        schedule=schedule,
-        factor=factor,
-        gumbel=gumbel,
-        alpha=alpha,
-        draft=draft,
-        noise=noise,
-    )
+    model = hub.pinned(model)
+    named = choice.named(model, temperature)
     check_outputs({"--output": output, "--rejected": rejected}, [file])
     read = PuzzleFile(demo_puzzles()[:limit], []) if file is None else read_puzzles(file, limit, encoding)
     puzzles = read.puzzles

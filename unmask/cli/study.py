@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from ..checks import key_values
 from ..denoiser import Denoiser
 from ..evaluation import frontier
 from ..evaluation.batching import best_batch
@@ -18,10 +19,12 @@ from ..evaluation.tuning import Trial, fewest, tune
 from ..files.writing import check_outputs, write_output
 from ..rules import Entropy, MaskedFraction, One, Rule
 from ..rules.named import brief
+from ..rules.usual import usual_rule
 from ..sampling.loop import Sampler
 from ..schedule import Linear
 from ..tasks.task import Task
 from . import common
+from .groups import NEWEST, HubOptions
 
 TaskOption = Annotated[
     str | None, typer.Option("--task", help="Compare on a task: sudoku, maze, text, ... or name:key=value,key=value.")
@@ -75,7 +78,7 @@ class Chosen:
     @property
     def inputs(self) -> list[str | Path | None]:
         """The files that are read."""
-        return [self.data, *(common.settings_of((self.task or "").partition(":")[2]).get(name) for name in _FILES)]
+        return [self.data, *(key_values((self.task or "").partition(":")[2]).get(name) for name in _FILES)]
 
 
 _FILES = ("data", "test_data")
@@ -98,7 +101,7 @@ def study_of(chosen: Chosen) -> Study:
         raise ValueError(f"--judge goes with the task text, not with {chosen.task}")
     common.one_thread()
     name, _, inline = chosen.task.partition(":")
-    settings = common.settings_of(inline)
+    settings = key_values(inline)
     if chosen.data is not None:
         settings["data"] = str(chosen.data)
     if chosen.encoding is not None:
@@ -246,8 +249,7 @@ def tune_command(
     batch_size: BatchSize = None,
     out: Store = None,
     device: Device = "cpu",
-    revision: common.Revision = None,
-    offline: common.Offline = False,
+    hub: HubOptions = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Find the sampler with the fewest evaluations that keeps the quality of one token at a time.
@@ -257,14 +259,14 @@ def tune_command(
     to the first that fails, which keeps that confidence for all of them. Report the result on the test split with
     unmask compare.
     """
-    model = common.pinned(model, revision, offline)
+    model = hub.pinned(model)
     chosen = Chosen(
         task, model, data, split, limit, seeds, str(temperature), batch_size, None, out, device, prompts, encoding
     )
     check_outputs({"--out": out}, chosen.inputs, made=("--out",))
     study = study_of(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
-    base_rule = common.rule_from(reference, chosen.model or study.task.name, temperature)
+    base_rule = usual_rule(reference, chosen.model or study.task.name, temperature)
     own = chosen.model or study.task.name
     families = [frontier.gentlest_first(frontier.sweep(text, masks, own)) for text in frontier.split_rules(rules)]
     with common.progress(quiet=json) as bar:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from ..checks import key_values
 from ..draws.streams import prompt_streams
 from ..files.writing import check_outputs, write_output
 from ..models.registry import load
@@ -19,6 +20,7 @@ from ..tasks.task import Prompts, Task
 from ..viewing import COLORS, Layout, Viewable, trace_gif, trace_html, trace_png
 from ..viewing.pictures import check_pictures
 from . import common
+from .groups import NEWEST, USUAL, HubOptions, RuleOptions
 
 PAGE = Path("trace.html")
 """Where the page goes if nothing else is asked for."""
@@ -32,19 +34,7 @@ def trace(
     split: Annotated[str | None, typer.Option(help="Where it is: train, validation or test (default).")] = None,
     puzzle: Annotated[str | None, typer.Option(help="sudoku: 81 characters instead, 0 or . where empty.")] = None,
     model: Annotated[str | None, typer.Option(help=f"{common.MODEL} Default: the one named like the task.")] = None,
-    rule: common.Rule = "entropy-bound",
-    gamma: common.Gamma = None,
-    k: common.K = None,
-    threshold: common.Threshold = None,
-    steps: common.StepsOption = None,
-    proxy: common.Proxy = None,
-    schedule: common.Schedule = None,
-    profile: common.ProfileOption = None,
-    commitment: common.Commitment = None,
-    factor: common.FactorOption = None,
-    gumbel: common.Gumbel = None,
-    alpha: common.Alpha = None,
-    draft: common.DraftOption = None,
+    choice: RuleOptions = USUAL,
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
     candidates: Annotated[int, typer.Option(min=0, help="So many of each position's most probable tokens.")] = 5,
@@ -53,8 +43,7 @@ def trace(
     html: Annotated[Path | None, typer.Option(help=f"Write the page here (default: {PAGE}).")] = None,
     gif: Annotated[Path | None, typer.Option(help="Write an animation here (extra plot).")] = None,
     png: Annotated[Path | None, typer.Option(help="Write a strip of pictures here (extra plot).")] = None,
-    revision: common.Revision = None,
-    offline: common.Offline = False,
+    hub: HubOptions = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Show how one sequence came about, evaluation by evaluation.
@@ -63,30 +52,14 @@ def trace(
     entropy or by the probability of its token then, and for each position what else it could have become. The bound is
     the sum of ΣH - max H over the evaluations, in nats. The same seed gives the same tokens as in unmask solve.
     """
-    model = common.pinned(model, revision, offline)
-    named = common.rule_from(
-        rule,
-        model or task.partition(":")[0],
-        temperature,
-        profile=profile,
-        commitment=commitment,
-        gamma=gamma,
-        k=k,
-        threshold=threshold,
-        steps=steps,
-        proxy=proxy,
-        schedule=schedule,
-        factor=factor,
-        gumbel=gumbel,
-        alpha=alpha,
-        draft=draft,
-    )
+    model = hub.pinned(model)
+    named = choice.named(model or task.partition(":")[0], temperature)
     if color not in COLORS:
         raise ValueError(f"unknown color {color!r}; choose one of {', '.join(COLORS)}")
     if html is None and gif is None and png is None and not json:
         html = PAGE
     name, _, inline = task.partition(":")
-    settings = common.settings_of(inline)
+    settings = key_values(inline)
     check_outputs({"--html": html, "--gif": gif, "--png": png}, [settings.get("data")])
     if gif is not None or png is not None:
         check_pictures()

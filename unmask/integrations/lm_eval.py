@@ -86,7 +86,7 @@ class UnmaskLM(TemplateLM):
         rule: What to unmask when, by name.
         temperature: Of the draw, instead of the one that each task asks for; 0 takes the argmax.
         max_new_tokens: Length of the answers, instead of the one that each task asks for.
-        block_length: Fill answers in blocks of so many tokens; default: one canvas.
+        block_length: Fill answers in blocks of so many tokens; default: the model's, or one canvas.
         guidance: Classifier-free guidance, see `LanguageModel.generate`.
         end_last: Whether end tokens wait for the others, see `LanguageModel.generate`.
         seed: Of all random streams.

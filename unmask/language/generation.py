@@ -117,7 +117,8 @@ class _Batch:
         self.model, self.settings, self.began = model, settings, time.perf_counter()
         device = model.device
         x = [torch.tensor(row, dtype=torch.int64, device=device) for row in rows]
-        width = max(map(len, rows))
+        shown = [torch.nn.functional.pad(row, (0, self._ahead(row)), value=model.mask_id) for row in x]
+        width = max(map(len, shown))
         self.gap: Bool[Tensor, "batch length"] = torch.zeros(len(rows), width, dtype=torch.bool, device=device)
         for place, row in enumerate(x):
             self.gap[place, : len(row)] = row == model.mask_id
@@ -136,7 +137,9 @@ class _Batch:
             last=settings.last,
             processor=settings.processor,
         )
-        self.state = self.sampler.start(x, streams=streams, temperature=settings.temperature, blocks=blocks)
+        self.state = self.sampler.start(
+            shown, streams=streams, temperature=settings.temperature, blocks=blocks, fill=self.gap
+        )
         self.streams = [stream % 2**64 for stream in streams]
         self.ends = torch.tensor(settings.ends, dtype=torch.int64, device=device)
         self.log_prob: Float[Tensor, "batch length"] = torch.zeros(self.gap.shape, dtype=torch.float64, device=device)
@@ -146,12 +149,23 @@ class _Batch:
         self.texts = [Continuation(model.tokenizer, _beginning(row, model.mask_id)) for row in rows]
         self.searched = [0] * len(rows)
 
+    def _ahead(self, row: Int[Tensor, " length"]) -> int:
+        """How many masks a block-causal model is shown behind an answer, as it was trained: up to the end of its block.
+
+        They are not filled in: an answer may end anywhere. Where text follows the answer there are none.
+        """
+        size = self.model.block_causal
+        if size is None or int(row[-1]) != self.model.mask_id or self.settings.whole:
+            return 0
+        ahead, most = -len(row) % size, self.model.max_length
+        return ahead if most is None else min(ahead, most - len(row))
+
     def _blocks(self) -> Int[Tensor, "batch length"]:
-        """The block of each position: of a block-causal model its own, if they are as long, or counted from the gap."""
+        """The block of each position: of a block-causal model counted as its attention counts, or else from the gap."""
         size = self.settings.block_length
         if size is None:
             return torch.zeros_like(self.gap, dtype=torch.int64)
-        if size != self.model.block_causal:
+        if self.model.block_causal is None:
             return windows(self.gap, size)
         position = torch.arange(self.gap.shape[1], device=self.gap.device)
         return position.div(size, rounding_mode="floor").expand_as(self.gap)

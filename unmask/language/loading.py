@@ -10,8 +10,10 @@ import torch
 from ..denoiser import NetworkDenoiser
 from ..errors import AdapterError
 from ..models.networks.checkpoint import read_config
-from ..models.pretrained.bidirectional import family, load_bidirectional
+from ..models.pretrained.bidirectional import load_bidirectional
+from ..models.pretrained.families import family_of, known
 from ..models.pretrained.gate import said
+from ..models.pretrained.hf import check_kind
 from ..models.pretrained.masked_lm import HFMaskedDenoiser, MaskedLM, load_masked_lm
 from ..models.pretrained.said import TOKENIZER_FILES, end_ids_of, generation_of
 from ..models.pretrained.vocabulary import tokenizer_of
@@ -43,12 +45,13 @@ def load_language(
         ValueError: If `shift` or `block_causal` is given for a model that it does not apply to, or is out of range.
     """
     config = read_config(folder)
-    if family(config) is not None:
+    if family_of(config) is not None:
         network = load_bidirectional(folder, device, dtype, shift, block_causal, mask_id, **options)
     elif shift is not None or block_causal is not None:
         given = "block_causal" if shift is None else "shift"
         raise ValueError(f"{given} does not apply to {folder}, which holds a {config.get('model_type')}")
     else:
+        check_kind(folder, config, "masked", known())
         network = load_masked_lm(folder, device, dtype, mask_id, **options)
     check_works(folder, network)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):

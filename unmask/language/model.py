@@ -12,7 +12,7 @@ from torch import Tensor
 from ..denoiser import NetworkDenoiser, Query
 from ..draws.categorical import check_draw
 from ..draws.streams import prompt_streams
-from ..models.pretrained.cache import check_cache
+from ..models.pretrained.cache import check_cache, usual_cache
 from ..models.pretrained.nameless import nameless_ids
 from ..rules.named import named_rule
 from ..sampling.conversation import AnyRule
@@ -155,7 +155,7 @@ class LanguageModel(NetworkDenoiser):
         forbidden: Iterable[int] = (),
         processor: Processor | None = None,
         guidance: float | None = None,
-        cache: str = "none",
+        cache: str | None = None,
         cache_refresh: int | None = None,
         end_last: bool | None = None,
         batch_size: int = BATCH_SIZE,
@@ -173,8 +173,9 @@ class LanguageModel(NetworkDenoiser):
                 what is encoded already (`Prompt`).
             rule: What to unmask when: a rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`.
             max_new_tokens: Masks after each prompt.
-            block_length: Fill the answer in blocks of so many tokens, from left to right; default: all as one. Where
-                the model's attention has blocks of that length, they are those, counted from the start of the prompt.
+            block_length: Fill the answer in blocks of so many tokens, from left to right; default: those of the model's
+                attention, if it is block-causal, or all as one. Of a block-causal model they are counted as its
+                attention counts them, from the start of the prompt; else from the start of the answer.
             temperature: Of the draw; 0 takes the argmax.
             seed: Prompt `p` gets the stream `derive(seed, tokens of p, copy)`, with `copy` counting equal prompts.
             stop: Texts that end an answer and are no part of it. They are looked for in the answer with its special
@@ -185,7 +186,8 @@ class LanguageModel(NetworkDenoiser):
             processor: Changes logits before planning and drawing, such as `LogitBias` (`unmask.sampling.processors`).
             guidance: Classifier-free guidance (see `Guided`); each evaluation is then of two states.
             cache: Keys and values to keep (see `Cached`): `"none"`; `"prefix"` or `"dual"`, which approximate and need
-                blocks; or `"block-causal"`, which is exact, for models with such attention.
+                blocks; or `"block-causal"`, which is exact, for models with such attention, and their default, unless
+                the rule or guidance evaluates several states of a sequence. Default for others: `"none"`.
             cache_refresh: With `"prefix"` or `"dual"`, compute everything in every so many evaluations of a block;
                 default: only in its first.
             end_last: Positions whose most probable token is an end token go after all others, the first of them first,
@@ -211,11 +213,14 @@ class LanguageModel(NetworkDenoiser):
         )
         if self.max_length is not None and max_new_tokens > self.max_length:
             raise ValueError(f"max_new_tokens {max_new_tokens} is more than the {self.max_length} that the model takes")
-        if block_length is not None:
+        if block_length is None:
+            block_length = self.block_causal
+        else:
             _positive(block_length=block_length)
-            if max_new_tokens % block_length:
+            if self.block_causal is None and max_new_tokens % block_length:
                 raise ValueError(f"block_length {block_length} does not divide max_new_tokens {max_new_tokens}")
         chosen = _rule(rule)
+        cache = usual_cache(self.network, chosen, guidance) if cache is None else cache
         if end_last and not chosen.waits:
             raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
         check_cache(cache, cache_refresh, self.block_causal, block_length=block_length, rule=chosen, guidance=guidance)
@@ -303,6 +308,7 @@ class LanguageModel(NetworkDenoiser):
             top_k=top_k,
             top_p=top_p,
             forbidden=tuple({*forbidden, *(token for token in special if token < self.vocab_size)}),
+            block_length=self.block_causal,
             batch_size=batch_size,
             whole=True,
         )

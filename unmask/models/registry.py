@@ -35,15 +35,14 @@ def load(
     Args:
         model: The name of an embedded model (one of `EMBEDDED`); or a folder with weights in safetensors and
             `config.json`, or the name of one on the hub (`owner/name`, or `owner/name@revision`), which is downloaded
-            to the hub's cache if it is not there: a checkpoint of this package, a LLaDA, a Dream, an adapted Llama or
-            Qwen, or any masked language model.
+            to the hub's cache if it is not there: a checkpoint of this package, a diffusion language model of a family
+            in `docs/families.md`, or any masked language model.
         device: Where to put it.
         dtype: Of its weights and activations.
         shift: Of an adapted Llama or Qwen that does not say it: whether position `i` is predicted by output `i - 1`.
-        block_causal: Of an adapted Llama or Qwen that was trained so: positions look at their own block of so many,
-            counted from the first position, and at the blocks before it.
-        mask_id: Id of the mask token of a model of the Transformers library whose files do not name it (iLLaDA: 5,
-            LLaDA-MoE: 156895).
+        block_causal: Of a model with block-causal attention whose files do not say it: positions look at their own
+            block of so many, counted from the first position, and at the blocks before it.
+        mask_id: Id of the mask token of a model of the Transformers library whose files do not name it.
         revision: Branch, tag or commit of a model of the hub; default: its branch `main`.
         token: Of the hub, for a model that is private or gated; default: `HF_TOKEN`, or that of `hf auth login`.
         local_files_only: Take a model of the hub as it was downloaded before, and ask the hub nothing.

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..sampling.view import View
 from .budget import leading, no_memory
 from .speaker import Speaker
@@ -30,7 +31,7 @@ class Dilated:
         spacing: The first one; by default half the length of the sequence.
 
     Raises:
-        ValueError: If the spacing is not an integer >= 1.
+        ValueError: If the spacing is not a whole number >= 1.
 
     References:
         Luxembourg et al. (2025), arXiv:2506.19037, the dilated unmasking schedule (base 2).
@@ -40,8 +41,8 @@ class Dilated:
     marginal_free: bool = field(default=True, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.spacing is not None and (not isinstance(self.spacing, int) or self.spacing < 1):
-            raise ValueError(f"spacing must be an integer >= 1 or None, got {self.spacing!r}")
+        if self.spacing is not None:
+            whole("spacing", self.spacing)
 
     def fits(self, rule: Rule) -> None:
         """Raises `ValueError` for an order that would have no say."""
@@ -77,7 +78,7 @@ class Groups:
         sizes: How many positions each evaluation unmasks.
 
     Raises:
-        ValueError: If a size is not an integer >= 1, or there is none.
+        ValueError: If a size is not a whole number >= 1, or there is none.
     """
 
     sizes: tuple[int, ...]
@@ -85,9 +86,9 @@ class Groups:
     counts: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        sizes = tuple(self.sizes)
-        if not sizes or any(isinstance(size, bool) or not isinstance(size, int) or size < 1 for size in sizes):
-            raise ValueError(f"sizes are integers >= 1, at least one, got {self.sizes!r}")
+        sizes = tuple(whole("the size of a group", size) for size in self.sizes)
+        if not sizes:
+            raise ValueError("sizes are whole numbers >= 1, at least one")
         object.__setattr__(self, "sizes", sizes)
 
     @staticmethod
@@ -95,7 +96,7 @@ class Groups:
         """Reads `3+2+1`, as it is written on the command line.
 
         Raises:
-            ValueError: If a part is no integer >= 1.
+            ValueError: If a part is not a whole number >= 1.
         """
         parts = text.split("+")
         if not all(part.strip().isdigit() for part in parts):

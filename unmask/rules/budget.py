@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..sampling.view import View
 from .history import Remembered, compare, history_of
 from .speaker import Speaker
@@ -56,12 +57,6 @@ def no_memory(masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch 0"]:
     return torch.empty(len(masked), 0, dtype=torch.float64, device=masked.device)
 
 
-def whole(name: str, value: object) -> None:
-    """Raises `ValueError` if a setting is not an integer >= 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be an integer >= 1, got {value!r}")
-
-
 def probability(name: str, value: float) -> None:
     """Raises `ValueError` if a setting is no probability."""
     if not 0 <= value <= 1:
@@ -73,7 +68,7 @@ class TopK:
     """The first `k` candidates, or as many as there are. `TopK(1)` is exact: one position per evaluation.
 
     Raises:
-        ValueError: If `k` is not an integer >= 1.
+        ValueError: If `k` is not a whole number >= 1.
     """
 
     k: int
@@ -116,7 +111,7 @@ class Steps:
     with blocks a quota ends where its block does, so there may be as many evaluations more as there are blocks.
 
     Raises:
-        ValueError: If `steps` is not an integer >= 1.
+        ValueError: If `steps` is not a whole number >= 1.
     """
 
     steps: int
@@ -200,7 +195,7 @@ class Stable(Speaker):
     nats, `KL(now || before)`. Nothing is stable before there were `history + 1` evaluations of the block.
 
     Raises:
-        ValueError: If `threshold` is not in `[0, 1]`, `kl` is not >= 0 or `history` is not an integer >= 1.
+        ValueError: If `threshold` is not in `[0, 1]`, `kl` is not >= 0 or `history` is not a whole number >= 1.
 
     References:
         Kim et al. (2025), arXiv:2511.05664, KLASS, with its settings for LLaDA as defaults.

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..sampling.view import View
 from ..schedule import Linear, Schedule
 from .budget import One, Steps, no_memory
@@ -75,15 +76,14 @@ class TimeGrid:
     """`steps` equal cells of time; an evaluation belongs to the cell of the next hit and gets the cell's start.
 
     Raises:
-        ValueError: If `steps` is not an integer >= 1.
+        ValueError: If `steps` is not a whole number >= 1.
     """
 
     steps: int
     schedule: Schedule = field(default_factory=Linear)
 
     def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"steps must be an integer >= 1, got {self.steps!r}")
+        whole("steps", self.steps)
 
     def cell(self, alpha: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """Numbers the cell `((k-1)/T, k/T]` in which `α` is reached, `k` from `T` (first) down to 1."""

@@ -8,9 +8,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..sampling.conversation import Answer, Ask, LawKind, Move, Situation
-from .budget import probability, whole
+from .budget import probability
 from .revisit import Plan, Revisits, lowest_block, write
+from .ties import place
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ class Editing(Revisits):
         seen, masks, left = plan.seen, plan.masks, plan.numbers[:, 0]
         doubt = plan.spread(answer, answer.stats.doubt.double(), torch.inf)
         hidden = doubt.masked_fill(~masks, torch.inf)
-        first = masks & (hidden.argsort(dim=-1, stable=True).argsort(-1) == 0)
+        first = masks & (place(hidden) == 0)
         taken = masks & ((doubt < 1 - self.threshold) | first)
         best = plan.spread(answer, answer.stats.token, 0)
         # Of an impossible state no statistic is a number, and nothing is replaced.

@@ -16,8 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..sampling.view import View
-from .budget import Budget, whole
+from .budget import Budget
 from .speaker import Speaker
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ class UpstreamGate(Filter):
         window: How many masks from the left to choose from if none passes.
 
     Raises:
-        ValueError: If beta is negative or NaN, the window not an integer >= 1, or the budget does not go with it.
+        ValueError: If beta is negative or NaN, the window not a whole number >= 1, or the budget does not go with it.
 
     References:
         He, Liu, Xiong and Zhang (2026), arXiv:2609.36452, section 3.2, equations 6 and 7; read from the paper, whose β
@@ -114,7 +115,7 @@ class Spaced(Filter):
             blocks.
 
     Raises:
-        ValueError: If spacing or block is not an integer >= 1, or the budget does not go with it.
+        ValueError: If spacing or block is not a whole number >= 1, or the budget does not go with it.
 
     References:
         Luxembourg, Permuter and Nachmani (2026), arXiv:2506.19037, version 4, section 4.4, the spacing filter; the gap

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..sampling.blocks import open_block
 from ..sampling.conversation import Answer, Ask, Conversation, LawKind, Move, Situation
 from ..sampling.state import Memory
 from ..sampling.view import View, spread
-from .budget import whole
 from .ranked import Rule
 from .speaker import Speaker
 
@@ -92,7 +92,7 @@ class Lookahead:
         depth: How many steps are drafted ahead.
 
     Raises:
-        ValueError: If the depth is not an integer >= 1, or a part of the rule speaks for itself.
+        ValueError: If the depth is not a whole number >= 1, or a part of the rule speaks for itself.
 
     References:
         Sun, Li et al. (2026), arXiv:2605.15609, parallel speculative decoding: sets of positions by any policy, several

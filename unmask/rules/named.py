@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..checks import key_values
 from ..sampling.conversation import AnyRule
 from ..schedule import SCHEDULES
 from .blind import Dilated, Groups
@@ -372,11 +373,7 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
     """
     name, _, inline = name.partition(":")
     given = {key: value for key, value in settings.items() if value is not None}
-    for item in filter(None, inline.split(",")):
-        key, equals, value = item.partition("=")
-        if not equals:
-            raise ValueError(f"expected key=value after the rule's name, got {item!r}")
-        given[key.strip()] = value.strip()
+    given |= key_values(inline)
     family = FAMILIES.get(name)
     if family is None:
         raise ValueError(f"unknown rule {name!r}; choose one of {', '.join(FAMILIES)}")

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..sampling.conversation import Answer, Move, Situation
-from .budget import whole
 from .revisit import Plan, Revisits, running, write
+from .ties import settled
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class PathPlanning(Revisits):
         eta: How readily tokens that stand are taken back.
 
     Raises:
-        ValueError: If `steps` is not an integer >= 1, or `eta` not a finite number >= 0.
+        ValueError: If `steps` is not a whole number >= 1, or `eta` not a finite number >= 0.
 
     References:
         Peng et al. (2025), arXiv:2502.03540; schedule, scores and `eta` were checked against the authors' code
@@ -65,7 +66,7 @@ class PathPlanning(Revisits):
         looked = plan.masks | plan.tokens
         count = looked.sum(-1)
         kept = count - (count * (1 - done / self.steps) + 1e-9).floor().long()
-        order = score.masked_fill(~looked, -torch.inf).argsort(dim=-1, descending=True, stable=True)
+        order = settled(score.masked_fill(~looked, -torch.inf)).argsort(dim=-1, descending=True, stable=True)
         order = order.gather(1, (~looked).int().gather(1, order).argsort(dim=-1, stable=True))
         rank = order.argsort(dim=-1)  # of each position, the most likely first
         keep = looked & (rank < kept.unsqueeze(-1))

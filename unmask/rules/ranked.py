@@ -22,6 +22,7 @@ from .budget import Budget
 from .history import history_of
 from .order import Order
 from .speaker import Speaker
+from .ties import settled
 
 if TYPE_CHECKING:
     from .clock import Clock
@@ -157,7 +158,9 @@ class Rule:
         """`select` for a caller who checks what was chosen himself, once it is on the host."""
         key = self.order.key(view) if key is None else key
         key = key.masked_fill(~view.candidate, float("inf"))
-        order = key.argsort(dim=-1, stable=True)  # stable: ties go to the lower position
+        order = (key if self.order.marginal_free else settled(key)).argsort(
+            dim=-1, stable=True
+        )  # ties go to the lower position
         if view.last is not None:  # behind the other candidates, before what is none
             place = view.last.int().masked_fill(~view.candidate, 2).gather(1, order)
             order = order.gather(1, place.argsort(dim=-1, stable=True))

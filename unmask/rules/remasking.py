@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..draws.categorical import log_prob
 from ..draws.streams import Purpose, uniforms
 from ..sampling.conversation import Ask, Conversation, LawKind, Move, Situation
 from ..sampling.state import Memory
 from ..schedule import Linear, Schedule
-from .budget import probability, whole
+from .budget import probability
 from .revisit import Noted, running
 
 STRATEGIES = ("cap", "rescale", "loop", "confidence")

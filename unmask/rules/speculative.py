@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..sampling.blocks import open_block
 from ..sampling.conversation import Answer, Ask, Conversation, LawKind, Move, Situation
 from ..sampling.view import View, spread
@@ -53,7 +54,7 @@ class Speculative(Speaker):
             inconsistent denoiser it can be anywhere.
 
     Raises:
-        ValueError: If `draft` is not an integer >= 1.
+        ValueError: If `draft` is not a whole number >= 1.
     """
 
     draft: int
@@ -63,8 +64,7 @@ class Speculative(Speaker):
     waits: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.draft, bool) or not isinstance(self.draft, int) or self.draft < 1:
-            raise ValueError(f"draft must be an integer >= 1, got {self.draft!r}")
+        whole("draft", self.draft)
 
     @property
     def law(self) -> LawKind:

@@ -30,6 +30,7 @@ from ..sampling.conversation import Answer, Ask, Conversation, LawKind, Move, Si
 from ..sampling.view import View, spread
 from .budget import leading, no_memory
 from .speaker import Speaker
+from .ties import place
 
 if TYPE_CHECKING:
     from .ranked import Rule
@@ -99,8 +100,7 @@ class IndependenceTest(Speaker):
     def test(self, rule: Rule, seen: Situation, answer: Answer, tokens: Int[Tensor, " candidates"]) -> Conversation:
         """Tests the drafts of all candidates; the move keeps the drafts that are left."""
         key = rule.order.key(seen.view(answer)).masked_fill(~seen.candidate, torch.inf)
-        rank = key.argsort(dim=-1, stable=True).argsort(-1)
-        chosen = yield from self.prune(seen, answer, rank, spread(tokens, seen.candidate, seen.mask_id))
+        chosen = yield from self.prune(seen, answer, place(key), spread(tokens, seen.candidate, seen.mask_id))
         return Move(chosen, seen.memory, answer, tokens=tokens)
 
     def prune(

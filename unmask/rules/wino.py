@@ -11,6 +11,7 @@ from torch import Tensor
 from ..sampling.conversation import Answer, Move, Situation
 from .budget import probability
 from .revisit import Plan, Revisits, lowest_block, write
+from .ties import place
 
 FIRST = 30
 """What a block counts as accepted before its first step."""
@@ -64,18 +65,13 @@ class Wino(Revisits):
     def move(self, plan: Plan, answer: Answer, tokens: Int[Tensor, "rows length"]) -> Move:
         masks = plan.masks
         doubt = plan.spread(answer, answer.stats.doubt.double(), torch.inf).masked_fill(~masks, torch.inf)
-        place = _rank(doubt)
+        rank = place(doubt)
         most = (masks.sum(-1, keepdim=True) * 7 // 10).clamp(5, 20)
-        chosen = masks & (((doubt < 1 - self.threshold) & (place < most)) | (place == 0))
+        chosen = masks & (((doubt < 1 - self.threshold) & (rank < most)) | (rank == 0))
         accepted = chosen.sum(-1, keepdim=True)
         likely = plan.likelihood(answer, plan.seen.x).exp().masked_fill(~plan.tokens, torch.inf)
         limit = torch.where(accepted > 1, plan.numbers[:, :1] - 1, 0)
-        erase = plan.tokens & (likely < self.back) & (_rank(likely) < limit)
+        erase = plan.tokens & (likely < self.back) & (place(likely) < limit)
         numbers = torch.cat([accepted.double(), plan.numbers[:, 1:]], -1)
         rows = plan.rows(answer, chosen)
         return Move(chosen, numbers, answer, rows=rows, tokens=write(plan, answer, tokens), erase=erase)
-
-
-def _rank(values: Float[Tensor, "rows length"]) -> Int[Tensor, "rows length"]:
-    """The place of each value among those of its row, the lowest first."""
-    return values.argsort(dim=-1, stable=True).argsort(dim=-1)

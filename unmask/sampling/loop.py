@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..denoiser import Denoiser, check_denoiser
 from ..draws.streams import Purpose, uniforms
 from .batch import Tokens, as_batch, stream_ids, temperatures
@@ -73,6 +74,7 @@ class Sampler:
         settings: Settings | Iterable[Settings] | None = None,
         slots: Iterable[int] | None = None,
         valid: Bool[Tensor, "batch length"] | None = None,
+        fill: Bool[Tensor, "batch length"] | None = None,
     ) -> State:
         """Prepares a batch; see `sample` for the arguments.
 
@@ -85,6 +87,7 @@ class Sampler:
             settings: How tokens are drawn, for all or for each sequence, instead of the sampler's own settings.
             slots: Numbers by which caches know the sequences; default: 0, 1, 2, ...
             valid: Where a matrix of tokens is not padding; default: everywhere.
+            fill: Which masks are to be filled in, the others being shown to the model only; default: all.
         """
         x, inside = as_batch(x, self.denoiser)
         valid = inside if valid is None else inside & valid
@@ -95,6 +98,7 @@ class Sampler:
         if not isinstance(settings, Settings) and len(given) != batch:
             raise ValueError(f"{len(given)} settings for a batch of {batch} sequences")
         pending = (x == self.denoiser.mask_id) & valid
+        pending = pending if fill is None else pending & fill
         position = torch.arange(x.shape[1], device=device)
         none = torch.zeros(batch, dtype=torch.int64, device=device)
         return State(
@@ -188,7 +192,6 @@ class Sampler:
 
 def check_run(max_steps: int | None, candidates: int) -> None:
     """Raises `ValueError` if a run cannot be limited or watched so."""
-    if max_steps is not None and (isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 0):
-        raise ValueError(f"max_steps must be an integer >= 0 or None, got {max_steps!r}")
-    if isinstance(candidates, bool) or not isinstance(candidates, int) or candidates < 0:
-        raise ValueError(f"candidates must be an integer >= 0, got {candidates!r}")
+    if max_steps is not None:
+        whole("max_steps", max_steps, least=0)
+    whole("candidates", candidates, least=0)

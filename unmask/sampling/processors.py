@@ -11,13 +11,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from .draw import Processor
 
 
 def _token(token: object) -> int:
-    if isinstance(token, bool) or not isinstance(token, int) or token < 0:
-        raise ValueError(f"a token id is an integer >= 0, got {token!r}")
-    return token
+    return whole("a token id", token, least=0)
 
 
 @dataclass(frozen=True)
@@ -71,8 +70,7 @@ class Allowed:
     def __init__(self, tokens: Mapping[int, Sequence[int]]) -> None:
         pairs = []
         for position, allowed in sorted(tokens.items()):
-            if isinstance(position, bool) or not isinstance(position, int) or position < 0:
-                raise ValueError(f"a position is an integer >= 0, got {position!r}")
+            whole("a position", position, least=0)
             if not len(allowed):
                 raise ValueError(f"position {position} may take no token; name at least one")
             pairs.append((position, tuple(sorted({_token(token) for token in allowed}))))

@@ -93,7 +93,7 @@ class MaskedLMConfig(_Strict):
 
 
 class LLaDAConfig(_Strict):
-    """A new network of LLaDA's architecture, exported in its layout (see `unmask.models.pretrained.bidirectional`).
+    """A new network of LLaDA's architecture, exported in its layout (see `unmask.models.pretrained.llada`).
 
     Attributes:
         neighbours: Its attention starts at neighbours (see `unmask.models.pretrained.neighbours`).

@@ -14,7 +14,7 @@ from ..denoiser import NetworkDenoiser
 from ..folders import model_folder
 from ..models.networks.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from ..models.networks.transformer import Transformer
-from ..models.pretrained.bidirectional import new_llada, save_llada
+from ..models.pretrained.llada import new_llada, save_llada
 from ..models.pretrained.masked_lm import HFMaskedDenoiser, MaskedLM, adopt_masked_lm, new_masked_lm, save_masked_lm
 from ..tasks.instructions import InstructionTask
 from ..tasks.named import saved_settings

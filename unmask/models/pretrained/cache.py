@@ -68,6 +68,23 @@ def check_cache(
         raise ValueError(f"cache {cache!r} does not go with {rule}, which evaluates several states of a sequence")
 
 
+def usual_cache(network: object, rule: AnyRule, guidance: float | None) -> str:
+    """Returns the cache that changes no answer: `"block-causal"` where attention is so and nothing is against it.
+
+    Args:
+        network: Of the model.
+        rule: What to unmask when.
+        guidance: Scale of classifier-free guidance.
+    """
+    if getattr(network, "block_causal", None) is None or guidance is not None or not rule.asks_once:
+        return "none"
+    from .kept import keys_change
+    from .masked_lm import MaskedLM
+
+    assert isinstance(network, MaskedLM)
+    return "none" if keys_change(network) else "block-causal"
+
+
 class Cached:
     """A language model that keeps keys and values of one batch from evaluation to evaluation.
 
@@ -75,7 +92,8 @@ class Cached:
     between, `prefix` computes from the block on, with the keys and values of what comes before as they were, and `dual`
     computes the block only. That is an approximation: what is kept does not know of the tokens unmasked since.
 
-    `block-causal` computes anew what can have changed, by comparing tokens, and is exact for any blocks and any rule.
+    `block-causal` computes anew what can have changed, by comparing tokens, and is exact for any blocks and any rule:
+    finished blocks are computed once more when the next one opens, and from then on looked at only.
 
     Sequences are told apart by `Query.sequence`, the slot that a sequence keeps when others leave, and decide on their
     own when to compute everything: batch mates change nothing but rounding. So one object serves a queue: a new slot
@@ -118,6 +136,9 @@ class Cached:
         # Of block-causal: what the keys and values were computed of, and how many of them, from the first, there are.
         self.tokens = torch.zeros(0, 0, dtype=torch.int64, device=self.device)
         self.known = torch.zeros(0, dtype=torch.int64, device=self.device)
+        # Of block-causal with a shift: the last output of the block before the open one, and its position.
+        self.edge = torch.zeros(0, 0, device=self.device)
+        self.edge_at = torch.full((0,), -1, device=self.device)
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         slots = query.sequence.tolist()
@@ -131,8 +152,7 @@ class Cached:
             tokens, seen = self.network.shown(query.x, query.where, query.valid)
             row, column = self.network.sources(query.where)
             if self.cache == "block-causal":
-                compute = self._changed(query, kept, tokens, row, column)
-                return self._logits(self.kept.vectors(tokens, seen, kept, row, column, compute))
+                return self._logits(self._exact(query, kept, tokens, seen, row, column))
             compute, fresh = self._open(query, kept.tolist())
             vectors = None
             for whole in (True, False):
@@ -188,6 +208,8 @@ class Cached:
             self.age += [0] * more
             self.tokens = torch.nn.functional.pad(self.tokens, (0, width - self.tokens.shape[1], 0, more))
             self.known = torch.nn.functional.pad(self.known, (0, more))
+            self.edge = torch.nn.functional.pad(self.edge, (0, 0, 0, more))
+            self.edge_at = torch.nn.functional.pad(self.edge_at, (0, more), value=-1)
         return torch.tensor([self.row_of[slot] for slot in slots], device=self.device)
 
     def _padded(self, query: Query) -> Query:
@@ -217,18 +239,44 @@ class Cached:
             compute = compute | torch.nn.functional.pad(compute[:, 1:], (0, 1))
         return compute, torch.tensor(fresh, device=query.x.device)
 
-    def _changed(
-        self, query: Query, kept: Tensor, tokens: Tensor, row: Tensor, column: Tensor
-    ) -> Bool[Tensor, "rows length"]:
-        """From the block of the first token that is not as it was, or is asked for, to that of the last asked for."""
+    def _exact(
+        self, query: Query, kept: Tensor, tokens: Tensor, seen: Tensor, row: Tensor, column: Tensor
+    ) -> Float[Tensor, "asked width"]:
+        """The outputs asked for: anew from the block of the first token that is not as it was to the last block asked.
+
+        Where output `i - 1` predicts position `i`, a block's first token is predicted by the last output of the block
+        before, which is kept too: else two blocks would be computed as long as that token is masked.
+        """
         size, length = self.network.block_causal, tokens.shape[1]
         assert size is not None
         position = torch.arange(length, device=tokens.device)
         same = (tokens == self.tokens[kept]) & (position < self.known[kept].unsqueeze(-1))
+        unchanged = same.cumprod(-1).sum(-1)
         asked = torch.zeros_like(query.where).index_put_((row, column), torch.tensor(True, device=tokens.device))
         first = torch.where(asked, position, length).amin(-1)
         last = torch.where(asked, position, 0).amax(-1)
-        start = torch.minimum(same.cumprod(-1).sum(-1), first).div(size, rounding_mode="floor") * size
-        end = torch.minimum((last.div(size, rounding_mode="floor") + 1) * size, query.valid.sum(-1))
+        held = (self.edge_at[kept] == first) & (unchanged > first)
+        start = torch.minimum(unchanged, first + held.long()).div(size, rounding_mode="floor") * size
+        end = torch.maximum(last, start).div(size, rounding_mode="floor") * size + size
+        end = torch.minimum(end, query.valid.sum(-1))
         self.tokens[kept], self.known[kept] = tokens, end
-        return (position >= start.unsqueeze(-1)) & (position < end.unsqueeze(-1))
+        compute = (position >= start.unsqueeze(-1)) & (position < end.unsqueeze(-1))
+        from_edge = held[row] & (column == first[row])
+        vectors = self.kept.vectors(tokens, seen, kept, row, torch.where(from_edge, start[row], column), compute)
+        if self.network.shift:
+            if self.edge.shape[1] != vectors.shape[1]:
+                self.edge = vectors.new_zeros(len(self.edge), vectors.shape[1])
+            vectors[from_edge] = self.edge[kept[row[from_edge]]]
+            self._keep_edge(kept, row, column, vectors, start, first)
+        return vectors
+
+    def _keep_edge(
+        self, kept: Tensor, row: Tensor, column: Tensor, vectors: Tensor, start: Tensor, first: Tensor
+    ) -> None:
+        """Keeps the last output of the block before the open one, where it was asked for."""
+        size = self.network.block_causal
+        assert size is not None
+        self.edge_at[kept] = torch.where(start <= self.edge_at[kept], -1, self.edge_at[kept])
+        new = (column == first[row]) & (column % size == size - 1)
+        self.edge[kept[row[new]]] = vectors[new]
+        self.edge_at[kept[row[new]]] = column[new]

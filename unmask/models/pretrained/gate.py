@@ -22,7 +22,7 @@ from transformers.utils import logging
 
 from ...errors import AdapterError
 from ..networks.checkpoint import read_config
-from .weights import Held, check_numbers, check_sizes, held
+from .weights import Held, check_experts, check_numbers, check_sizes, held
 
 NEVER_READ = (
     "auto_map",
@@ -131,10 +131,12 @@ def look_at(folder: Path, fields: Mapping[str, Any], variant: str | None = None)
         variant: A variant of the weights, as in `model.VARIANT.safetensors`.
 
     Raises:
-        AdapterError: If there are no safetensors, they are damaged, or a number of the configuration is far too large.
+        AdapterError: If there are no safetensors, they are damaged or lack a part of an expert, or a number of the
+            configuration is far too large.
     """
     found = held(weight_files(folder, variant))
     check_numbers(folder, fields, found)
+    check_experts(folder, found)
     return found
 
 

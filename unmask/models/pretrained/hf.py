@@ -21,7 +21,10 @@ from .vocabulary import tokenizer_of as tokenizer_of
 
 Kind = Literal["masked", "causal"]
 
-_TAKES_MASKS = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+_TAKES_MASKS = (
+    *("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
+    "LLaDA2ForMaskedLM",
+)
 """Classes whose body takes a mask of attention of four dimensions, positions, and keys and values that were kept."""
 
 _ADVICE = {
@@ -30,13 +33,14 @@ _ADVICE = {
 }
 
 
-def check_kind(folder: Path | str, config: dict[str, Any], wanted: Kind) -> None:
+def check_kind(folder: Path | str, config: dict[str, Any], wanted: Kind, advice: str = "") -> None:
     """Refuses a folder that holds another kind of model, by the name its configuration gives.
 
     Args:
         folder: Named in the message.
         config: The content of its `config.json`.
         wanted: What it must be.
+        advice: What to do about a model that the library does not know.
 
     Raises:
         AdapterError: If it is a sequence-to-sequence model, causal where a masked one is wanted or the other way round,
@@ -54,7 +58,10 @@ def check_kind(folder: Path | str, config: dict[str, Any], wanted: Kind) -> None
     elif kind in MODEL_FOR_MASKED_LM_MAPPING_NAMES or kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
         is_causal = kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(config.get("is_decoder"))
     else:
-        raise AdapterError(f"{folder} holds {name}, no language model that this version of transformers knows")
+        raise AdapterError(
+            f"{folder} holds {name} (model_type {kind!r:.60}), no language model that this version of transformers"
+            f" knows{f'; {advice}' if advice else ''}"
+        )
     if is_causal != (wanted == "causal"):
         raise AdapterError(f"{folder} holds {name}, a {'causal' if is_causal else 'masked'} model; {_ADVICE[wanted]}")
 

@@ -17,6 +17,8 @@ class _KeysValues(Cache):
     """Keys and values of every position, in every layer, from the run that last computed them.
 
     Each layer's are `[batch, heads, length + 1, width]`; the last column takes what is computed to fill up a batch.
+    `row` and `column` say where a run writes; it looks at what it writes (`whole`), or at the first `reach` columns of
+    the rows `some`, a view of what is kept, or if these are no slice, at a copy of `row`.
     """
 
     def __init__(self, batch: int, length: int) -> None:
@@ -24,7 +26,8 @@ class _KeysValues(Cache):
         self.batch, self.length = batch, length
         self.kept: list[tuple[Tensor, Tensor]] = []
         self.row = self.column = torch.empty(0)
-        self.whole, self.all_in_order = True, False
+        self.whole, self.reach = True, length
+        self.some: slice | None = None
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
@@ -40,8 +43,9 @@ class _KeysValues(Cache):
             store[row.unsqueeze(-1), :, column] = new.transpose(1, 2)
         if self.whole:
             return computed
-        keys, values = self.kept[layer_idx]
-        return (keys, values) if self.all_in_order else (keys[row], values[row])
+        keys, values = (store[:, :, : self.reach] for store in self.kept[layer_idx])
+        some = row if self.some is None else self.some
+        return keys[some], values[some]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Nothing comes before the tokens that are given."""
@@ -54,6 +58,12 @@ class _KeysValues(Cache):
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         """Returns how many positions are looked at where no mask of attention is given, and the first."""
         return query_length, 0
+
+
+def keys_change(network: MaskedLM) -> bool:
+    """Whether the keys of a network change with the length of the sequence, as its rotary positions do."""
+    rope = getattr(network.model.config, "rope_parameters", None) or {}
+    return rope.get("rope_type") in ("dynamic", "longrope")
 
 
 class KeptNetwork:
@@ -70,10 +80,10 @@ class KeptNetwork:
 
     def __init__(self, network: MaskedLM, batch: int, length: int) -> None:
         check_attention(network.model, "a cache")
-        rope = getattr(network.model.config, "rope_parameters", None) or {}
-        if rope.get("rope_type") in ("dynamic", "longrope"):
+        if keys_change(network):
+            kind: str = network.model.config.rope_parameters["rope_type"]  # pyright: ignore[reportAttributeAccessIssue]
             raise ValueError(
-                f"a cache does not go with rope_type {rope['rope_type']!r}: keys change with the length of the sequence"
+                f"a cache does not go with rope_type {kind!r}: keys change with the length of the sequence"
             )
         self.network, self.kept = network, _KeysValues(batch, length)
 
@@ -112,8 +122,7 @@ class KeptNetwork:
                 Default: all, with no other keys and values than their own.
         """
         kept, body = self.kept, self.network.model.base_model
-        kept.row, kept.whole = sequence, compute is None
-        kept.all_in_order = sequence.tolist() == list(range(kept.batch))
+        kept.row, kept.whole, kept.some = sequence, compute is None, _as_slice(sequence.tolist())
         if compute is None:
             kept.column = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
             look = seen.long() if self.network.block_causal is None else self.network.looks(seen)
@@ -122,15 +131,28 @@ class KeptNetwork:
         count = compute.sum(-1, keepdim=True)
         position = (~compute).to(torch.int8).argsort(dim=-1, stable=True)[:, : int(count.max())]
         fills = torch.arange(position.shape[1], device=tokens.device) >= count
-        kept.column = position.masked_fill(fills, kept.length)
-        look = self.network.looks(torch.nn.functional.pad(seen, (0, 1)), position)
+        kept.column, kept.reach = position.masked_fill(fills, kept.length), self._reach(compute)
+        look = self.network.looks(seen[:, : kept.reach], position)
         state = body(
             input_ids=tokens.gather(1, position), attention_mask=look, position_ids=position, past_key_values=kept
         ).last_hidden_state
         return state[row, (compute.cumsum(-1) - 1)[row, column]]
+
+    def _reach(self, compute: Bool[Tensor, "rows length"]) -> int:
+        """How many positions, from the first, those that are computed look at."""
+        length, size = compute.shape[1], self.network.block_causal
+        if size is None:
+            return length
+        last = int(compute.any(0).nonzero()[-1])
+        return min(length, (last // size + 1) * size)
 
     def logits(self, vectors: Float[Tensor, "asked width"]) -> Float[Tensor, "asked vocab"]:
         """Returns the logits of what the body put out."""
         head = self.network.model.get_output_embeddings()
         assert head is not None
         return self.network.counted(head(vectors.unsqueeze(0))[0])
+
+
+def _as_slice(rows: list[int]) -> slice | None:
+    """Rows that follow one another as a slice, `None` for others."""
+    return slice(rows[0], rows[0] + len(rows)) if rows == list(range(rows[0], rows[0] + len(rows))) else None

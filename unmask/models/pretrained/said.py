@@ -34,16 +34,18 @@ def generation_of(folder: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def mask_id_of(folder: Path, config: dict[str, Any], given: int | None = None) -> int:
+def mask_id_of(folder: Path, config: dict[str, Any], given: int | None = None, *, usual: int | None = None) -> int:
     """Returns the mask token of a model.
 
     It is the one that is given; or else what `config.json` names, unless its class has that as a default (XLM's names
-    the wrong token); what `generation_config.json` names; the tokenizer's; `mask_index`; and the default of the class.
+    the wrong token); what `generation_config.json` names; the tokenizer's; `mask_index`; the default of the class; and
+    the usual one of its family.
 
     Args:
         folder: The folder.
         config: The content of its `config.json`.
         given: What the user says.
+        usual: The mask token of the published models of its family.
 
     Raises:
         AdapterError: If nothing says it.
@@ -61,6 +63,7 @@ def mask_id_of(folder: Path, config: dict[str, Any], given: int | None = None) -
             return None
 
     found = _mask(config, lambda: generation_of(folder), tokenizer)
+    found = usual if found is None else found
     if found is not None:
         return found
     raise AdapterError(

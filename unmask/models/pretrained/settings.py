@@ -7,9 +7,45 @@ silence: every key of a `config.json` is in one of the tables here, or refused b
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from .gate import NEVER_READ
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What becomes of each key of a configuration.
+
+    Attributes:
+        honoured: Handed on under the same name, but for those of the positions and `layer_types`, which are looked at.
+        fixed: Must have one of these values.
+        harmless: Do not change the logits.
+        needed: Must be there.
+        usual: What a missing key means, where that is not what the library's class takes it for.
+        rope_theta: Base of the rotary positions where nothing is said; `None`: it must be said.
+    """
+
+    honoured: frozenset[str]
+    fixed: Mapping[str, tuple[Any, ...]]
+    harmless: frozenset[str]
+    needed: tuple[str, ...] = ("hidden_size", "num_hidden_layers", "vocab_size")
+    usual: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    rope_theta: float | None = 10000.0
+
+    def check(self, config: Mapping[str, Any]) -> None:
+        """Refuses a configuration that lacks a setting, or has one that cannot be honoured.
+
+        Args:
+            config: The content of `config.json`; a key that is null counts as absent.
+
+        Raises:
+            ValueError: If there is such a setting; it is named.
+        """
+        if missing := [key for key in self.needed if config.get(key) is None]:
+            raise ValueError(f"the configuration lacks {', '.join(missing)}")
+        check_settings(config, self.honoured, self.fixed, self.harmless)
+
 
 ABOUT: frozenset[str] = frozenset(
     (
@@ -86,6 +122,53 @@ DREAM_HARMLESS: frozenset[str] = ABOUT | {
     "sliding_window",
 }
 
+DREAM = Settings(DREAM_HONOURED, DREAM_FIXED, DREAM_HARMLESS)
+
+FAST_DLLM = Settings(
+    DREAM_HONOURED,
+    DREAM_FIXED,
+    DREAM_HARMLESS | {"bd_size"},  # the length of its blocks, which is read elsewhere
+)
+
+SDAR = Settings(
+    DREAM_HONOURED | {"head_dim", "attention_bias"},
+    DREAM_FIXED,
+    DREAM_HARMLESS
+    | {
+        "block_size",  # the length of its blocks, which is read elsewhere
+        *(
+            "debug",
+            "ep_size",
+            "fuse_cross_entropy",
+            "micro_forward",
+            "skip_checkpoint",
+            "use_deepep",
+        ),  # of the training
+    },
+)
+"""Also of TraDo and DreamReasoner."""
+
+SDAR_MOE = Settings(
+    SDAR.honoured
+    | {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"}
+    | {"decoder_sparse_step", "mlp_only_layers"},
+    SDAR.fixed,
+    SDAR.harmless | {"output_router_logits", "router_aux_loss_coef"},  # of the training
+    (*SDAR.needed, "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
+)
+
+ILLADA = Settings(
+    DREAM_HONOURED | {"head_dim", "attention_bias", "mlp_bias"},
+    {"hidden_act": ("silu",), "is_causal": (False, None), "layer_norm_eps": (None,), "sliding_window": (None,)},
+    ABOUT
+    | {"attention_dropout", "resid_pdrop", "embd_pdrop"}  # in training only
+    | {"initializer_range"},  # how weights were drawn that are now read
+    (*SDAR.needed, "intermediate_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps"),
+    # Its embeddings are tied, and the library that wrote it leaves that out where the class has it as a default.
+    usual={"tie_word_embeddings": True},
+    rope_theta=None,
+)
+
 
 def check_settings(
     config: Mapping[str, Any],
@@ -113,15 +196,15 @@ def check_settings(
         )
 
 
-def rope_theta(config: Mapping[str, Any], usual: float = 10000.0) -> float:
+def rope_theta(config: Mapping[str, Any], usual: float | None = 10000.0) -> float:
     """Returns the base of the rotary positions, which may be said in three places.
 
     Args:
         config: The content of `config.json`.
-        usual: The base where nothing is said.
+        usual: The base where nothing is said; `None`: it must be said.
 
     Raises:
-        ValueError: If the positions are scaled, or two places differ.
+        ValueError: If the positions are scaled, nothing is said where something must be, or two places differ.
     """
     said = {"rope_theta": config.get("rope_theta")}
     for name in ("rope_scaling", "rope_parameters"):
@@ -131,6 +214,8 @@ def rope_theta(config: Mapping[str, Any], usual: float = 10000.0) -> float:
         rest = dict(found) if isinstance(found, Mapping) else {"": found}
         said[f"{name}.rope_theta"] = rest.pop("rope_theta", None)
         kinds = {rest.pop(key, None) for key in ("rope_type", "type")} - {None}
+        if rest.get("factor") == 1:
+            rest.pop("factor")  # which scales nothing
         if kinds - {"default"} or any(value is not None for value in rest.values()):
             raise ValueError(f"unsupported: {name} {found!r:.120}; positions are not scaled here")
     given = {name: theta for name, theta in said.items() if theta is not None}
@@ -139,4 +224,7 @@ def rope_theta(config: Mapping[str, Any], usual: float = 10000.0) -> float:
             raise ValueError(f"{name} is a number > 0, got {theta!r:.60}")
     if len({float(theta) for theta in given.values()}) > 1:
         raise ValueError(f"the base of the positions is said twice: {given}")
-    return float(next(iter(given.values()), usual))
+    theta = next(iter(given.values()), usual)
+    if theta is None:
+        raise ValueError("the configuration lacks rope_theta")
+    return float(theta)

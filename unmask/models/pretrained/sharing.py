@@ -8,6 +8,8 @@ ones. Where that makes a difference beyond rounding, sequences of different leng
 What only shows in long sequences (attention that turns sparse, positions that are scaled) is looked for in the work
 itself: before a batch of different lengths that is longer than all before, the same is tried at its length.
 
+Where each token goes to a few of many experts, they are left out of the trial: rounding may send a token elsewhere.
+
 Some models draw random numbers while they are evaluated (Reformer), or are changed by being evaluated (BigBird gives up
 its sparse attention for good at the first short sequence). They are given the same numbers every time, and put back.
 """
@@ -29,7 +31,7 @@ from transformers import PreTrainedModel
 from ...denoiser import Query
 from .hf import quiet
 from .limits import longest, ordinary_tokens
-from .undisturbed import Snapshot, at_rest, random_state, seeded, set_random_state, widened
+from .undisturbed import Snapshot, at_rest, random_state, seeded, set_random_state, widened, without_experts
 
 Together = Literal["any", "equal", "one"]
 """Sequences of any lengths can be evaluated together, sequences of equal lengths only, or one at a time."""
@@ -148,7 +150,7 @@ def _notices(network: Network, sharing: Sharing, query: Query, lengths: Int[Tens
     where = torch.zeros_like(valid)
     for place, end in enumerate(ends):
         where[place, [*range(0, end, -(-end // _ASKED)), *range(max(0, end - _ASKED), end)]] = True
-    with widened(network.model):
+    with widened(network.model), without_experts(network.model):
         together = _call(network, sharing, x, where, valid)
         for place, (end, beside) in enumerate(zip(ends, together.split(where.sum(-1)[:-1].tolist()), strict=True)):
             one = slice(place, place + 1)
@@ -241,7 +243,7 @@ def _try(model: PreTrainedModel, sharing: Sharing, pad_id: int) -> None:
         return [found[place, : len(row)] for place, row in enumerate(rows)]
 
     try:
-        with at_rest(model), widened(model):
+        with at_rest(model), widened(model), without_experts(model):
             alone = [*logits(middle), *logits(short)]
             *group, beside, _ = logits(middle, first, last, short, long)
             if _differ(alone[0], group[0]).any() or _differ(alone[1], beside).any():

@@ -123,3 +123,25 @@ def widened(model: nn.Module) -> Iterator[None]:
     finally:
         for tensor, data in zip(half, kept, strict=True):
             tensor.data = data
+
+
+@contextlib.contextmanager
+def without_experts(model: nn.Module) -> Iterator[None]:
+    """Leaves out what the experts of a model add to each token; afterwards they are back.
+
+    An expert is given one token at a time, so it cannot carry anything from one token to another. But rounding can send
+    a token to another expert, and that makes a difference which is not one of rounding.
+
+    Args:
+        model: The model.
+    """
+
+    def left_out(_: nn.Module, __: object, output: object) -> object:
+        return torch.zeros_like(output) if isinstance(output, torch.Tensor) else output
+
+    hooks = [part.register_forward_hook(left_out) for name, part in model.named_modules() if name.endswith(".experts")]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -22,6 +22,8 @@ from ...errors import AdapterError
 
 _COUNTS = re.compile(r"(?:^|_)(?:layers?|blocks|block_sizes|groups|group_num|experts|depth|stages)$")
 """Settings of which there is at least one tensor each."""
+_EXPERT = re.compile(r"(.*\.experts\.)(\d+)(\..*)")
+"""Names of tensors of one expert."""
 _LARGEST = 1 << 24
 """Settings up to this are taken whatever the files hold: a model with rotary positions may take so many tokens."""
 _SPARE = 1 << 24
@@ -35,10 +37,12 @@ class Held:
     Attributes:
         tensors: How many tensors.
         numbers: How many numbers, all together.
+        names: Names of the tensors.
     """
 
     tensors: int
     numbers: int
+    names: tuple[str, ...] = ()
 
 
 def held(files: Mapping[str, Path]) -> Held:
@@ -50,18 +54,47 @@ def held(files: Mapping[str, Path]) -> Held:
     Raises:
         AdapterError: If one cannot be read, or is not a safetensors file; it is named.
     """
-    tensors = numbers = 0
+    names: list[str] = []
+    numbers = 0
     for path in files.values():
         try:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 (it is not a mapping)
-                    tensors, numbers = tensors + 1, numbers + math.prod(file.get_slice(name).get_shape())
+                    names.append(name)
+                    numbers += math.prod(file.get_slice(name).get_shape())
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             raise AdapterError(
                 f"{path} is no complete safetensors file ({' '.join(str(error).split())[:200]}); it may have been cut"
                 " off: copy it again"
             ) from error
-    return Held(tensors, numbers)
+    return Held(len(names), numbers, tuple(names))
+
+
+def check_experts(folder: Path, found: Held) -> None:
+    """Refuses files that lack a tensor of one expert and have it of another in the same layer.
+
+    The library makes one tensor of the experts of a layer, and does not say which it misses.
+
+    Args:
+        folder: Named in the message.
+        found: What the files hold.
+
+    Raises:
+        AdapterError: If there is such a tensor; it is named.
+    """
+    layers: dict[str, set[tuple[int, str]]] = {}
+    for match in filter(None, map(_EXPERT.fullmatch, found.names)):
+        layers.setdefault(match[1], set()).add((int(match[2]), match[3]))
+    missing = [
+        f"{layer}{number}{part}"
+        for layer, parts in layers.items()
+        for number in range(1 + max(number for number, _ in parts))
+        for part in sorted({part for _, part in parts})
+        if (number, part) not in parts
+    ]
+    if missing:
+        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+        raise AdapterError(f"{folder} lacks weights of experts: {', '.join(missing[:5])}{more}")
 
 
 def check_numbers(folder: Path, fields: Mapping[str, Any], found: Held) -> None:
