@@ -1,0 +1,417 @@
+// The page: what is asked, the runs that answer, and the place on the way that is shown.
+
+import {getList, ServerError, unmask} from "./api.js";
+import {about, gradient, ticks} from "./colours.js";
+import {examples} from "./examples.js";
+import {Panel, seconds} from "./panel.js";
+import {Player} from "./player.js";
+import {hasGaps, preview, Prompt} from "./prompt.js";
+import {Run} from "./run.js";
+import {fillRules, KNOWN, Settings} from "./rules.js";
+import {Board} from "./sudoku.js";
+
+const $ = id => document.getElementById(id);
+const SPEAK_EVERY = 2500;
+
+const settings = new Settings($("settings"));
+const board = new Board($("board"), () => { checkBoard(); changed(); });
+const prompt = new Prompt($("prompt"), $("mask-selection"), $("mask-size"), $("mask-unit"), () => changed());
+const player = new Player(() => drawSoon());
+
+let models = [], rules = KNOWN, panels = [], runs = [], controller = null, begun = false, spoke = 0, drawing = false;
+let learned = {};
+
+const model = () => models.find(one => one.id === $("model").value);
+const kind = () => model()?.unmask?.kind ?? "text";
+const onBoard = () => kind() === "sudoku";
+const number = id => $(id).value.trim() === "" ? null : Number($(id).value);
+const key = () => $("key").value;
+const times = ratio => ratio >= 10 || Number.isInteger(ratio) ? ratio.toFixed(0) : ratio.toFixed(1);
+
+// Theme
+
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const theme = () => document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light");
+
+function showTheme() {
+  const chosen = document.documentElement.dataset.theme ?? "system";
+  $("theme-name").textContent = chosen[0].toUpperCase() + chosen.slice(1);
+  $("theme").setAttribute("aria-label", `Theme: ${chosen === "system" ? "as the system" : chosen}`);
+  legend();
+  drawSoon();
+}
+
+$("theme").addEventListener("click", () => {
+  const order = dark.matches ? [undefined, "light", "dark"] : [undefined, "dark", "light"];
+  const next = order[(order.indexOf(document.documentElement.dataset.theme) + 1) % 3];
+  if (next) document.documentElement.dataset.theme = next;
+  else delete document.documentElement.dataset.theme;
+  try {
+    if (next) localStorage.setItem("unmask-theme", next);
+    else localStorage.removeItem("unmask-theme");
+  } catch { /* storage may be forbidden: the choice then lasts as long as the page */ }
+  showTheme();
+});
+dark.addEventListener("change", showTheme);
+
+// Colours
+
+const colour = () => document.querySelector("[name=colour]:checked").value;
+const known = () => runs.filter(Boolean);
+const masks = () => Math.max(2, ...known().map(run => run.masks));
+
+function legend() {
+  $("ramp").style.background = gradient(colour(), theme());
+  $("ticks").replaceChildren(...ticks(colour(), masks()).map(([share, label]) => {
+    const tick = document.createElement("span");
+    tick.textContent = label;
+    tick.style.left = `${100 * share}%`;
+    return tick;
+  }));
+  $("legend-text").textContent = about(colour());
+  $("ramp").parentElement.title = about(colour());
+}
+
+for (const radio of document.querySelectorAll("[name=colour]")) {
+  radio.addEventListener("change", () => { legend(); drawSoon(); });
+}
+
+// What is asked
+
+function chooseModel() {
+  const board = onBoard();
+  $("text-input").hidden = board;
+  $("board-input").hidden = !board;
+  $("length-field").hidden = $("block-field").hidden = board;
+  const shown = examples(kind());
+  const own = new Option("your own", "");
+  own.hidden = true;
+  $("examples").replaceChildren(...shown.map(([name, text]) => new Option(name, text)), own);
+  $("examples-field").hidden = shown.length === 0;
+  prompt.charactersPerToken = model()?.unmask?.characters_per_token ?? learned[model()?.id] ?? 1;
+  if (shown.length) useExample();
+  begun = false;
+  idle();
+}
+
+function useExample() {
+  if (onBoard()) board.text = $("examples").value;
+  else $("prompt").value = $("examples").value;
+  checkBoard();
+  prompt.selected();
+  begun = false;
+  idle();
+}
+
+function changed() {
+  $("examples").value = "";
+  begun &&= controller !== null;
+  idle();
+}
+
+function checkBoard() {
+  const {broken} = board;
+  $("board-problem").textContent = broken.length ? `A digit is twice in ${broken.join(", ")}.` : "";
+}
+
+function chooseRule() {
+  const rule = rules.find(one => one.name === $("rule").value);
+  $("rule-about").textContent = rule.about ?? "";
+  settings.show(rule);
+  brief();
+}
+
+function brief() {
+  $("brief").textContent = settings.brief;
+  idle();
+}
+
+function showLength() {
+  const gaps = !onBoard() && hasGaps($("prompt").value);
+  $("length-field").classList.toggle("moot", gaps);
+  $("block-field").classList.toggle("moot", gaps);
+  $("length").disabled = $("block").disabled = gaps;
+  $("length-help").hidden = !gaps;
+}
+
+function question(rule) {
+  const text = onBoard() ? board.text : $("prompt").value, whole = onBoard() || hasGaps(text);
+  const body = {model: $("model").value, rule, [whole ? "text" : "prompt"]: text};
+  const more = {temperature: number("temperature"), seed: number("seed")};
+  if (!whole) Object.assign(more, {max_tokens: number("length"), block_length: number("block")});
+  for (const [name, value] of Object.entries(more)) if (value !== null) body[name] = value;
+  return body;
+}
+
+// The canvas before a run: what is given, and the masks.
+
+function idle() {
+  showLength();
+  if (begun || controller) return;
+  const text = onBoard() ? board.text : $("prompt").value;
+  const tokens = onBoard()
+    ? [...text].map(sign => sign === "." ? {id: null, text: null} : {id: Number(sign), text: sign})
+    : preview(text, Math.min(4096, number("length") ?? 0));
+  const titles = [settings.brief, ...$("compare").checked ? ["one at a time"] : []];
+  show(titles.map(() => new Run({rule: "", prompt_length: 0, tokens})), titles);
+  player.reset();
+  verdict(["Press Unmask: each evaluation of the model writes the tokens that the rule lets it."]);
+  drawSoon();
+}
+
+function show(shown, titles) {
+  runs = shown;
+  panels = titles.map((title, index) => new Panel(title, index));
+  $("runs").replaceChildren(...panels.map(panel => panel.root));
+  $("runs").classList.toggle("two", panels.length > 1);
+  panels.forEach((panel, index) => { if (runs[index]) panel.begin(runs[index], onBoard()); });
+  legend();
+}
+
+// Runs
+
+$("composer").addEventListener("submit", event => {
+  event.preventDefault();
+  if (controller) stop();
+  else start();
+});
+
+$("prompt").addEventListener("keydown", event => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
+    event.preventDefault();
+    $("composer").requestSubmit();
+  }
+});
+
+document.addEventListener("keydown", event => {
+  if (event.key === "Escape" && controller) stop();
+});
+
+function stop() {
+  controller.abort(new DOMException("stopped", "AbortError"));
+}
+
+async function start() {
+  clearError();
+  const asked = [settings.text], titles = [settings.brief];
+  if ($("compare").checked) {
+    asked.push(settings.baseline(rules));
+    titles.push(`one at a time (${asked[1]})`);
+  }
+  const own = new AbortController();
+  controller = own;
+  begun = true;
+  busy(true);
+  show(titles.map(() => null), titles);
+  player.reset();
+  verdict(["Waiting for the model …"]);
+  speak("Running.", true);
+  if ($("stage").getBoundingClientRect().top > innerHeight / 2) {
+    $("stage").scrollIntoView({behavior: player.calm.matches ? "auto" : "smooth", block: "start"});
+  }
+  const results = await Promise.allSettled(asked.map((rule, index) => follow(question(rule), index, own)));
+  const failed = results.find(result => result.status === "rejected" && result.reason.name !== "AbortError");
+  const stopped = !failed && own.signal.aborted;
+  known().forEach(run => { if (!run.end) run.finish({...run.at(Infinity), nfe: run.evaluations, finish_reason: "stopped", text: ""}); });
+  controller = null;
+  busy(false);
+  player.end();
+  panels.forEach((panel, index) => { if (runs[index]) panel.tell(runs[index].end.text || panel.plain); });
+  if (failed) {
+    if (!known().some(run => run.steps.length)) {
+      begun = false;
+      idle();
+    }
+    showError(failed.reason);
+  } else {
+    speak(stopped ? "Stopped." : summary(), true);
+  }
+}
+
+async function follow(body, index, own) {
+  try {
+    for await (const event of unmask(body, key(), own.signal)) {
+      if (event.type === "start") {
+        runs[index] = new Run(event);
+        panels[index].begin(runs[index], onBoard());
+        learn(event.tokens);
+        if (player.ended) player.begin(masks());
+        legend();
+      } else if (event.type === "step") {
+        runs[index].add(event);
+        player.grow(runs[index].evaluations);
+        speakProgress();
+      } else if (event.type === "end") {
+        runs[index].finish(event);
+        player.grow(runs[index].evaluations);
+      } else if (event.type === "error") {
+        throw new ServerError(event.message);
+      }
+    }
+  } catch (error) {
+    if (!own.signal.aborted) own.abort(error);
+    throw error;
+  }
+}
+
+// Characters of a token, for the size of gaps that are selected.
+function learn(tokens) {
+  const texts = tokens.filter(token => token.id !== null && token.text && !/^<.*>$/.test(token.text)).map(token => token.text);
+  if (texts.length) learned[model().id] = Math.max(1, texts.join("").length / texts.length);
+  prompt.charactersPerToken = model().unmask?.characters_per_token ?? learned[model().id] ?? 1;
+}
+
+function busy(running) {
+  $("run").textContent = running ? "Stop" : "Unmask";
+  $("run").classList.toggle("running", running);
+  $("runs").setAttribute("aria-busy", String(running));
+  for (const id of ["model", "rule"]) $(id).disabled = running;
+}
+
+// What is shown
+
+function drawSoon() {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => { drawing = false; draw(); });
+}
+
+function draw() {
+  const look = {colour: colour(), theme: theme(), masks: masks()};
+  panels.forEach(panel => panel.show(player.at, look));
+  const {at, last, most} = player, none = last === 0;
+  $("slider").max = String(most);
+  $("slider").value = String(at);
+  for (const id of ["slider", "play", "back", "forth"]) $(id).disabled = none;
+  $("slider").setAttribute("aria-valuetext", place());
+  $("where").textContent = none ? "no run yet" : `${at} / ${player.ended ? last : "…"}`;
+  $("where").setAttribute("aria-label", place());
+  $("play").setAttribute("aria-label", player.playing ? "Pause" : "Play");
+  $("play").classList.toggle("playing", player.playing);
+  if (begun && player.finished && !none) verdict(sentence());
+  else if (begun && !none) verdict(progress());
+}
+
+function place() {
+  const parts = known().map((run, index) => `${index ? "one at a time " : ""}${run.at(player.at).written} of ${run.masks} written`);
+  return `evaluation ${player.at} of ${player.ended ? player.last : "…"}, ${parts.join(", ")}`;
+}
+
+function progress() {
+  const [written, other] = known().map(run => run.at(player.at).written);
+  return [`Evaluation ${player.at}: ${written} ${written === 1 ? "token" : "tokens"} written`,
+    other === undefined ? "." : `, ${other} one at a time.`];
+}
+
+function strong(text) {
+  const node = document.createElement("strong");
+  node.textContent = text;
+  return node;
+}
+
+function verdict(parts) {
+  const text = parts.map(part => part.textContent ?? part).join("");
+  if ($("verdict").textContent !== text) $("verdict").replaceChildren(...parts);
+}
+
+function sentence() {
+  const [run, other] = runs;
+  if (!run?.end) return [""];
+  const {nfe, finish_reason: reason} = run.end;
+  if (reason === "stopped") return [`Stopped after ${count(nfe)}.`];
+  if (!other?.end || other.end.finish_reason === "stopped") return [strong(count(nfe)), " of the model."];
+  const same = run.end.text === other.end.text ? onBoard() ? "Both grids are the same." : "Both texts are the same."
+    : onBoard() ? "The grids differ." : "The texts differ.";
+  if (nfe === other.end.nfe) return [strong("As many evaluations"), ` as one at a time: ${nfe}. ${same}`];
+  const fewer = nfe < other.end.nfe, ratio = fewer ? other.end.nfe / nfe : nfe / other.end.nfe;
+  return [strong(`${times(ratio)} × ${fewer ? "fewer" : "more"} evaluations`), ` than one at a time: ${nfe} instead of ${other.end.nfe}. ${same}`];
+}
+
+const count = n => `${n} ${n === 1 ? "evaluation" : "evaluations"}`;
+
+function summary() {
+  const told = runs.map((run, index) =>
+    `${index ? "One at a time" : "Done"}: ${count(run.end.nfe)}, ${seconds(run.end.seconds)} seconds, ${run.at(Infinity).written} tokens written.`);
+  return [...told, onBoard() ? panels[0].remark() : `Text: ${runs[0].end.text}`].join(" ");
+}
+
+function speak(text, now = false) {
+  if (!now && Date.now() - spoke < SPEAK_EVERY) return;
+  spoke = Date.now();
+  $("status").textContent = text;
+}
+
+function speakProgress() {
+  const [run] = known(), {written, evaluation} = run.at(Infinity);
+  speak(`Evaluation ${evaluation}, ${written} of ${run.masks} tokens written.`);
+}
+
+// Errors
+
+const FIELDS = {model: "model", prompt: "prompt", text: "prompt", rule: "rule", temperature: "temperature", seed: "seed", max_tokens: "length", block_length: "block"};
+
+function showError(error) {
+  $("error").textContent = error.message;
+  $("error").hidden = false;
+  speak("", true);
+  if (error.status === 401) {
+    $("key-field").hidden = false;
+    $("key").focus();
+    return;
+  }
+  const inputs = settings.inputs;
+  const named = inputs[error.parameter] ?? $(FIELDS[error.parameter])
+    ?? Object.entries(inputs).find(([name]) => error.message.includes(name))?.[1];
+  if (named && !named.closest("[hidden]")) {
+    named.setAttribute("aria-invalid", "true");
+    named.focus();
+  }
+}
+
+function clearError() {
+  $("error").hidden = true;
+  $("error").textContent = "";
+  for (const field of $("composer").querySelectorAll('[aria-invalid="true"]')) {
+    if (!$("board").contains(field)) field.removeAttribute("aria-invalid");
+  }
+}
+
+// Controls
+
+$("settings").addEventListener("input", () => brief());
+if (matchMedia("(max-width: 700px)").matches) $("how").open = false;
+$("model").addEventListener("change", chooseModel);
+$("rule").addEventListener("change", chooseRule);
+$("examples").addEventListener("change", useExample);
+$("length").addEventListener("input", () => idle());
+$("compare").addEventListener("change", () => idle());
+$("new-seed").addEventListener("click", () => { $("seed").value = String(Math.floor(Math.random() * 1e6)); });
+$("play").addEventListener("click", () => player.toggle());
+$("back").addEventListener("click", () => player.seek(player.at - 1));
+$("forth").addEventListener("click", () => player.seek(player.at + 1));
+$("slider").addEventListener("input", () => player.seek(Number($("slider").value)));
+$("slider").addEventListener("keydown", event => {
+  if (event.key !== " ") return;
+  event.preventDefault();
+  player.toggle();
+});
+$("speed").addEventListener("change", () => { player.speed = Number($("speed").value); });
+
+async function open() {
+  showTheme();
+  try {
+    models = await getList("v1/models", key());
+    try { rules = await getList("v1/rules", key()); } catch (error) { if (error.status !== 404) throw error; }
+  } catch (error) {
+    showError(error);
+    if (error.status === 401) $("key").addEventListener("change", () => { clearError(); open(); }, {once: true});
+    return;
+  }
+  $("model").replaceChildren(...models.map(one => new Option(one.id, one.id)));
+  fillRules($("rule"), rules);
+  for (const id of ["model", "rule", "run"]) $(id).disabled = false;
+  chooseRule();
+  chooseModel();
+}
+
+open();
