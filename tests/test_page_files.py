@@ -88,7 +88,7 @@ def test_ids_are_unique_and_what_is_referred_to_exists():
     assert len(IDS) == len(set(IDS))
     referring = ("for", "aria-describedby", "aria-labelledby", "aria-controls")
     wanted = [attributes[name] for _, attributes, _ in ELEMENTS for name in referring if name in attributes]
-    wanted += re.findall(r'\$\("([\w-]+)"\)', TEXT["app.js"])
+    wanted += [name for text in TEXT.values() for name in re.findall(r'\$\("([\w-]+)"\)', text)]
     assert len(wanted) > 30
     assert set(wanted) <= set(IDS)
 

@@ -1,14 +1,16 @@
 // The page: what is asked, the runs that answer, and the place on the way that is shown.
 
 import {getList, ServerError, unmask} from "./api.js";
+import {onTheme, theme} from "./appearance.js";
 import {about, gradient, ticks} from "./colours.js";
-import {examples} from "./examples.js";
-import {Panel, seconds} from "./panel.js";
+import {examples, kindOf} from "./examples.js";
+import {Panel} from "./panel.js";
 import {Player} from "./player.js";
 import {hasGaps, preview, Prompt} from "./prompt.js";
-import {Run} from "./run.js";
+import {reached, Run} from "./run.js";
 import {fillRules, KNOWN, Settings} from "./rules.js";
 import {Board} from "./sudoku.js";
+import {place, progress, sentence, summary} from "./words.js";
 
 const $ = id => document.getElementById(id);
 const SPEAK_EVERY = 2500;
@@ -22,37 +24,11 @@ let models = [], rules = KNOWN, panels = [], runs = [], controller = null, begun
 let learned = {};
 
 const model = () => models.find(one => one.id === $("model").value);
-const kind = () => model()?.unmask?.kind ?? "text";
+const kind = () => kindOf(model());
 const onBoard = () => kind() === "sudoku";
+const asChat = () => model()?.unmask?.chat === true && $("chat").checked;
 const number = id => $(id).value.trim() === "" ? null : Number($(id).value);
 const key = () => $("key").value;
-const times = ratio => ratio >= 10 || Number.isInteger(ratio) ? ratio.toFixed(0) : ratio.toFixed(1);
-
-// Theme
-
-const dark = matchMedia("(prefers-color-scheme: dark)");
-const theme = () => document.documentElement.dataset.theme ?? (dark.matches ? "dark" : "light");
-
-function showTheme() {
-  const chosen = document.documentElement.dataset.theme ?? "system";
-  $("theme-name").textContent = chosen[0].toUpperCase() + chosen.slice(1);
-  $("theme").setAttribute("aria-label", `Theme: ${chosen === "system" ? "as the system" : chosen}`);
-  legend();
-  drawSoon();
-}
-
-$("theme").addEventListener("click", () => {
-  const order = dark.matches ? [undefined, "light", "dark"] : [undefined, "dark", "light"];
-  const next = order[(order.indexOf(document.documentElement.dataset.theme) + 1) % 3];
-  if (next) document.documentElement.dataset.theme = next;
-  else delete document.documentElement.dataset.theme;
-  try {
-    if (next) localStorage.setItem("unmask-theme", next);
-    else localStorage.removeItem("unmask-theme");
-  } catch { /* storage may be forbidden: the choice then lasts as long as the page */ }
-  showTheme();
-});
-dark.addEventListener("change", showTheme);
 
 // Colours
 
@@ -83,6 +59,7 @@ function chooseModel() {
   $("text-input").hidden = board;
   $("board-input").hidden = !board;
   $("length-field").hidden = $("block-field").hidden = board;
+  $("chat-field").hidden = model()?.unmask?.chat !== true;
   const shown = examples(kind());
   const own = new Option("your own", "");
   own.hidden = true;
@@ -130,17 +107,21 @@ function showLength() {
   const gaps = !onBoard() && hasGaps($("prompt").value);
   $("length-field").classList.toggle("moot", gaps);
   $("block-field").classList.toggle("moot", gaps);
-  $("length").disabled = $("block").disabled = gaps;
+  $("chat-field").classList.toggle("moot", gaps);
+  $("length").disabled = $("block").disabled = $("chat").disabled = gaps;
   $("length-help").hidden = !gaps;
 }
 
 function question(rule) {
-  const text = onBoard() ? board.text : $("prompt").value, whole = onBoard() || hasGaps(text);
-  const body = {model: $("model").value, rule, [whole ? "text" : "prompt"]: text};
-  const more = {temperature: number("temperature"), seed: number("seed")};
-  if (!whole) Object.assign(more, {max_tokens: number("length"), block_length: number("block")});
-  for (const [name, value] of Object.entries(more)) if (value !== null) body[name] = value;
-  return body;
+  const body = {model: $("model").value, rule, temperature: number("temperature"), seed: number("seed")};
+  const text = onBoard() ? board.text : $("prompt").value;
+  if (onBoard() || hasGaps(text)) body.text = text;
+  else {
+    if (asChat()) body.messages = [{role: "user", content: text}];
+    else body.prompt = text;
+    Object.assign(body, {max_tokens: number("length"), block_length: number("block")});
+  }
+  return Object.fromEntries(Object.entries(body).filter(([, value]) => value !== null));
 }
 
 // The canvas before a run: what is given, and the masks.
@@ -193,6 +174,7 @@ function stop() {
 
 async function start() {
   clearError();
+  if ($("seed").value.trim() === "") newSeed();
   const asked = [settings.text], titles = [settings.brief];
   if ($("compare").checked) {
     asked.push(settings.baseline(rules));
@@ -212,20 +194,18 @@ async function start() {
   const results = await Promise.allSettled(asked.map((rule, index) => follow(question(rule), index, own)));
   const failed = results.find(result => result.status === "rejected" && result.reason.name !== "AbortError");
   const stopped = !failed && own.signal.aborted;
-  known().forEach(run => { if (!run.end) run.finish({...run.at(Infinity), nfe: run.evaluations, finish_reason: "stopped", text: ""}); });
+  for (const run of known()) if (!run.end) run.stop();
   controller = null;
   busy(false);
-  player.end();
+  player.end(reached(known()));
   panels.forEach((panel, index) => { if (runs[index]) panel.tell(runs[index].end.text || panel.plain); });
-  if (failed) {
-    if (!known().some(run => run.steps.length)) {
-      begun = false;
-      idle();
-    }
-    showError(failed.reason);
-  } else {
-    speak(stopped ? "Stopped." : summary(), true);
+  if (!known().some(run => run.steps.length)) {
+    begun = false;
+    idle();
   }
+  if (failed) showError(failed.reason);
+  else if (stopped) speak("Stopped.", true);
+  else speak(summary(runs, onBoard() ? panels[0].remark() : `Text: ${runs[0].end.text}`), true);
 }
 
 async function follow(body, index, own) {
@@ -239,11 +219,11 @@ async function follow(body, index, own) {
         legend();
       } else if (event.type === "step") {
         runs[index].add(event);
-        player.grow(runs[index].evaluations);
+        player.grow(reached(runs));
         speakProgress();
       } else if (event.type === "end") {
         runs[index].finish(event);
-        player.grow(runs[index].evaluations);
+        player.grow(reached(runs));
       } else if (event.type === "error") {
         throw new ServerError(event.message);
       }
@@ -256,9 +236,13 @@ async function follow(body, index, own) {
 
 // Characters of a token, for the size of gaps that are selected.
 function learn(tokens) {
-  const texts = tokens.filter(token => token.id !== null && token.text && !/^<.*>$/.test(token.text)).map(token => token.text);
+  const texts = tokens.map(token => token.text).filter(text => text && !/^[<[].*[>\]]$/.test(text));
   if (texts.length) learned[model().id] = Math.max(1, texts.join("").length / texts.length);
   prompt.charactersPerToken = model().unmask?.characters_per_token ?? learned[model().id] ?? 1;
+}
+
+function newSeed() {
+  $("seed").value = String(Math.floor(Math.random() * 1e6));
 }
 
 function busy(running) {
@@ -283,56 +267,19 @@ function draw() {
   $("slider").max = String(most);
   $("slider").value = String(at);
   for (const id of ["slider", "play", "back", "forth"]) $(id).disabled = none;
-  $("slider").setAttribute("aria-valuetext", place());
+  const spoken = place(known(), player);
+  $("slider").setAttribute("aria-valuetext", spoken);
   $("where").textContent = none ? "no run yet" : `${at} / ${player.ended ? last : "…"}`;
-  $("where").setAttribute("aria-label", place());
+  $("where").setAttribute("aria-label", spoken);
   $("play").setAttribute("aria-label", player.playing ? "Pause" : "Play");
   $("play").classList.toggle("playing", player.playing);
-  if (begun && player.finished && !none) verdict(sentence());
-  else if (begun && !none) verdict(progress());
-}
-
-function place() {
-  const parts = known().map((run, index) => `${index ? "one at a time " : ""}${run.at(player.at).written} of ${run.masks} written`);
-  return `evaluation ${player.at} of ${player.ended ? player.last : "…"}, ${parts.join(", ")}`;
-}
-
-function progress() {
-  const [written, other] = known().map(run => run.at(player.at).written);
-  return [`Evaluation ${player.at}: ${written} ${written === 1 ? "token" : "tokens"} written`,
-    other === undefined ? "." : `, ${other} one at a time.`];
-}
-
-function strong(text) {
-  const node = document.createElement("strong");
-  node.textContent = text;
-  return node;
+  if (begun && player.finished && !none) verdict(sentence(runs, onBoard() ? "grids" : "texts"));
+  else if (begun && !none) verdict(progress(known(), at));
 }
 
 function verdict(parts) {
   const text = parts.map(part => part.textContent ?? part).join("");
   if ($("verdict").textContent !== text) $("verdict").replaceChildren(...parts);
-}
-
-function sentence() {
-  const [run, other] = runs;
-  if (!run?.end) return [""];
-  const {nfe, finish_reason: reason} = run.end;
-  if (reason === "stopped") return [`Stopped after ${count(nfe)}.`];
-  if (!other?.end || other.end.finish_reason === "stopped") return [strong(count(nfe)), " of the model."];
-  const same = run.end.text === other.end.text ? onBoard() ? "Both grids are the same." : "Both texts are the same."
-    : onBoard() ? "The grids differ." : "The texts differ.";
-  if (nfe === other.end.nfe) return [strong("As many evaluations"), ` as one at a time: ${nfe}. ${same}`];
-  const fewer = nfe < other.end.nfe, ratio = fewer ? other.end.nfe / nfe : nfe / other.end.nfe;
-  return [strong(`${times(ratio)} × ${fewer ? "fewer" : "more"} evaluations`), ` than one at a time: ${nfe} instead of ${other.end.nfe}. ${same}`];
-}
-
-const count = n => `${n} ${n === 1 ? "evaluation" : "evaluations"}`;
-
-function summary() {
-  const told = runs.map((run, index) =>
-    `${index ? "One at a time" : "Done"}: ${count(run.end.nfe)}, ${seconds(run.end.seconds)} seconds, ${run.at(Infinity).written} tokens written.`);
-  return [...told, onBoard() ? panels[0].remark() : `Text: ${runs[0].end.text}`].join(" ");
 }
 
 function speak(text, now = false) {
@@ -348,7 +295,9 @@ function speakProgress() {
 
 // Errors
 
-const FIELDS = {model: "model", prompt: "prompt", text: "prompt", rule: "rule", temperature: "temperature", seed: "seed", max_tokens: "length", block_length: "block"};
+// Where what the server calls by these names is typed in.
+const FIELDS = {model: "model", prompt: "prompt", messages: "prompt", text: "prompt", rule: "rule",
+  temperature: "temperature", seed: "seed", max_tokens: "length", block_length: "block"};
 
 function showError(error) {
   $("error").textContent = error.message;
@@ -385,7 +334,7 @@ $("rule").addEventListener("change", chooseRule);
 $("examples").addEventListener("change", useExample);
 $("length").addEventListener("input", () => idle());
 $("compare").addEventListener("change", () => idle());
-$("new-seed").addEventListener("click", () => { $("seed").value = String(Math.floor(Math.random() * 1e6)); });
+$("new-seed").addEventListener("click", newSeed);
 $("play").addEventListener("click", () => player.toggle());
 $("back").addEventListener("click", () => player.seek(player.at - 1));
 $("forth").addEventListener("click", () => player.seek(player.at + 1));
@@ -398,7 +347,6 @@ $("slider").addEventListener("keydown", event => {
 $("speed").addEventListener("change", () => { player.speed = Number($("speed").value); });
 
 async function open() {
-  showTheme();
   try {
     models = await getList("v1/models", key());
     try { rules = await getList("v1/rules", key()); } catch (error) { if (error.status !== 404) throw error; }
@@ -414,4 +362,6 @@ async function open() {
   chooseModel();
 }
 
+onTheme(() => { legend(); drawSoon(); });
+legend();
 open();

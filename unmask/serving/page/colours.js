@@ -17,7 +17,8 @@ const RAMPS = {
 const parse = hex => [1, 3, 5].map(at => parseInt(hex.slice(at, at + 2), 16));
 
 function shade(stops, share) {
-  const place = Math.min(1, Math.max(0, share)) * (stops.length - 1), low = Math.min(Math.floor(place), stops.length - 2);
+  const place = Math.min(1, Math.max(0, share)) * (stops.length - 1);
+  const low = Math.min(Math.floor(place), stops.length - 2);
   const [a, b] = [parse(stops[low]), parse(stops[low + 1])];
   return a.map((part, index) => Math.round(part + (b[index] - part) * (place - low)));
 }
@@ -27,7 +28,7 @@ function luminance(rgb) {
   return 0.2126 * r + 0.7152 * g + 0.0722 * b;
 }
 
-// At this luminance black and white are equally far away.
+// At this luminance black and white are equally far away: 4.58 to 1.
 const MIDDLE = 0.179;
 
 const SCALES = {
@@ -64,5 +65,5 @@ export function gradient(name, theme) {
 // The fill of a written cell, and the colour of its text.
 export function paint(cell, name, theme, masks) {
   const rgb = shade(RAMPS[theme][name], SCALES[name].share(cell, masks));
-  return {fill: `rgb(${rgb.join(" ")})`, ink: luminance(rgb) > MIDDLE ? "#101216" : "#ffffff"};
+  return {fill: `rgb(${rgb.join(" ")})`, ink: luminance(rgb) > MIDDLE ? "#000000" : "#ffffff"};
 }

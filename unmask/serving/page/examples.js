@@ -18,4 +18,10 @@ const EXAMPLES = {
   ],
 };
 
-export const examples = kind => EXAMPLES[kind] ?? (kind === "language" ? EXAMPLES.text : []);
+// A server that knows no more than that a model takes text leaves its name to tell a model of reactions.
+export function kindOf(model) {
+  const kind = model?.unmask?.kind ?? "text";
+  return kind !== "sudoku" && /rxn|reaction/i.test(model?.id ?? "") ? "reactions" : kind;
+}
+
+export const examples = kind => EXAMPLES[kind] ?? EXAMPLES.text;

@@ -2,6 +2,7 @@
 
 import {paint} from "./colours.js";
 import {brokenUnits} from "./sudoku.js";
+import {seconds} from "./words.js";
 
 const SIGNS = {"\n": "↵", "\r": "␍", "\t": "⇥"};
 // Names of special tokens; in other brackets there may be an atom.
@@ -19,10 +20,6 @@ const spoken = text => ({" ": "space", "\n": "line break", "\t": "tab"}[text] ??
 
 const HINT = "A token’s probability and entropy are shown here: point at one, tap it, or use the arrow keys.";
 
-export function seconds(value) {
-  return value === 0 ? "0" : value < 0.1 ? value.toFixed(3) : value < 10 ? value.toFixed(2) : value.toFixed(1);
-}
-
 export class Panel {
   constructor(title, number) {
     const root = document.getElementById("panel").content.cloneNode(true).firstElementChild;
@@ -38,6 +35,8 @@ export class Panel {
     this.canvas.setAttribute("aria-label", `Tokens, ${title}. Arrow keys move from token to token.`);
     this.run = null;
     this.active = -1;
+    this.pointed = -1;
+    this.marked = null;
     this.evaluation = 0;
     this.canvas.addEventListener("keydown", event => this.key(event));
     this.canvas.addEventListener("pointerover", event => this.point(event.target.closest(".cell")));
@@ -75,11 +74,12 @@ export class Panel {
     this.nfe.textContent = now.evaluation;
     this.seconds.textContent = seconds(now.seconds);
     this.written.textContent = `${now.written} of ${run.masks}`;
-    this.bar.style.width = `${100 * (now.over && run.end.finish_reason !== "stopped" ? 1 : now.written / Math.max(1, run.masks))}%`;
+    const done = now.over && run.end.finish_reason !== "stopped" ? 1 : now.written / Math.max(1, run.masks);
+    this.bar.style.width = `${100 * done}%`;
     this.root.classList.toggle("over", now.over);
     this.cells.forEach((node, position) => {
       const cell = run.cell(position, now.evaluation), fresh = cell.fresh && evaluation <= run.evaluations;
-      const key = [cell.state, cell.text, cell.evaluation, fresh, cell.erased, now.over, ...Object.values(look)].join("\n");
+      const key = JSON.stringify([cell.state, cell.text, cell.evaluation, fresh, cell.erased, now.over, look]);
       if (this.keys[position] === key) return;
       this.keys[position] = key;
       this.draw(node, cell, fresh, look);
@@ -115,10 +115,10 @@ export class Panel {
     const reason = this.run.end.finish_reason;
     if (reason === "stopped") return "Stopped before the end.";
     if (!this.isBoard) return "";
-    const broken = brokenUnits(this.run.initial.map((_, at) => Number(this.run.cell(at, Infinity).text) || 0));
-    const open = this.run.initial.some((_, at) => this.run.cell(at, Infinity).state === "masked");
-    if (open) return "Cells are still masked.";
-    return broken.length ? `Not a solution: a digit is twice in ${broken.join(", ")}.` : "Solved: every row, column and box has each digit once.";
+    const digits = this.run.initial.map((_, at) => Number(this.run.cell(at, Infinity).text ?? 0));
+    const broken = brokenUnits(digits);
+    if (broken.length) return `Not a solution: a digit is twice in ${broken.join(", ")}.`;
+    return digits.includes(0) ? "" : "Solved: every row, column and box has each digit once.";
   }
 
   get plain() {
@@ -180,7 +180,8 @@ export class Panel {
   }
 
   mark(cell) {
-    for (const marked of this.canvas.querySelectorAll('[aria-selected="true"]')) marked.setAttribute("aria-selected", "false");
+    this.marked?.setAttribute("aria-selected", "false");
+    this.marked = cell;
     cell?.setAttribute("aria-selected", "true");
     if (cell === null) this.describe();
   }
@@ -200,11 +201,13 @@ export class Panel {
 
   sentence(position) {
     const cell = this.run.cell(position, this.evaluation);
-    const place = this.isBoard ? `row ${Math.floor(position / 9) + 1}, column ${position % 9 + 1}` : `position ${position + 1}`;
+    const grid = `row ${Math.floor(position / 9) + 1}, column ${position % 9 + 1}`;
+    const place = this.isBoard ? grid : `position ${position + 1}`;
     if (cell.state === "masked") return `${place}: masked`;
     const sign = visible(cell.text), text = sign.special ? sign.text : spoken(cell.text);
     if (cell.state === "given") return `${place}: ${text}, given`;
     const chance = cell.probability > 0.9995 ? "> 0.999" : cell.probability.toFixed(3);
-    return `${place}: ${text}, evaluation ${cell.evaluation}, probability ${chance}, entropy ${cell.entropy.toFixed(2)} nats`;
+    const marginal = `probability ${chance}, entropy ${cell.entropy.toFixed(2)} nats`;
+    return `${place}: ${text}, evaluation ${cell.evaluation}, ${marginal}`;
   }
 }

@@ -33,9 +33,9 @@ export class Player {
     this.move();
   }
 
-  end() {
+  end(last) {
     this.ended = true;
-    this.move();
+    this.grow(last);
   }
 
   // The right end of the slider: while a run goes on, as far as it may go.

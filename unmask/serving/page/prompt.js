@@ -31,7 +31,7 @@ export class Prompt {
     [this.box, this.button, this.number, this.unit] = [box, button, number, unit];
     this.charactersPerToken = 1;
     button.disabled = true;
-    for (const name of ["select", "keyup", "pointerup", "input", "focus"]) box.addEventListener(name, () => this.selected());
+    for (const name of ["select", "input", "focus"]) box.addEventListener(name, () => this.selected());
     document.addEventListener("selectionchange", () => { if (document.activeElement === box) this.selected(); });
     number.addEventListener("input", () => this.plural());
     button.addEventListener("click", () => { this.mask(); onChange(); });

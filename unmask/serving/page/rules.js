@@ -111,10 +111,10 @@ function choice(options) {
 
 function entry(setting) {
   const input = document.createElement("input");
-  const numeric = setting.type === "number" || setting.type === "integer" || setting.type === "float" || setting.type === "int";
+  const numeric = ["number", "integer"].includes(setting.type);
   input.type = numeric ? "number" : "text";
   if (numeric) {
-    input.step = setting.type.startsWith("int") ? "1" : "any";
+    input.step = setting.type === "integer" ? "1" : "any";
     input.inputMode = "decimal";
   }
   input.autocomplete = "off";
@@ -131,8 +131,8 @@ function slider(marks, number, label) {
   range.setAttribute("aria-label", `${label}, by slider`);
   const follow = () => {
     const value = Number(number.value);
-    const nearest = marks.reduce((best, mark, at) => Math.abs(mark - value) < Math.abs(marks[best] - value) ? at : best, 0);
-    range.value = String(nearest);
+    const distances = marks.map(mark => Math.abs(mark - value));
+    range.value = String(distances.indexOf(Math.min(...distances)));
     range.setAttribute("aria-valuetext", number.value);
   };
   range.addEventListener("input", () => {

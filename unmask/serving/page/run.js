@@ -12,26 +12,27 @@ export class Run {
   }
 
   add(step) {
-    const {evaluation} = step;
-    for (const position of step.erased ?? []) this.history[position].push({evaluation, erased: true});
-    for (const token of step.written) this.history[token.position].push({...token, evaluation});
+    const {evaluation, seconds, written, erased = []} = step;
+    const filled = written.filter(token => this.isMasked(token.position)).length;
+    for (const position of erased) this.history[position].push({evaluation, erased: true});
+    for (const token of written) this.history[token.position].push({...token, evaluation});
     const before = this.steps.at(-1)?.total ?? 0;
-    const changes = (step.written ?? []).filter(token => this.isFirst(token.position)).length;
-    this.steps.push({evaluation, seconds: step.seconds, total: before + changes - this.lost(step)});
+    this.steps.push({evaluation, seconds, total: before + filled - erased.length});
   }
 
-  // Whether the last event at a position filled a mask, and did not replace a token.
-  isFirst(position) {
-    const past = this.history[position];
-    return past.length === 1 ? this.initial[position].id === null : past.at(-2).erased === true;
-  }
-
-  lost(step) {
-    return (step.erased ?? []).length;
+  isMasked(position) {
+    const last = this.history[position].at(-1);
+    return last === undefined ? this.initial[position].id === null : last.erased === true;
   }
 
   finish(end) {
     this.end = end;
+  }
+
+  // Ends a run that was cut off.
+  stop() {
+    const {seconds} = this.at(Infinity);
+    this.end = {nfe: this.evaluations, seconds, finish_reason: "stopped", text: ""};
   }
 
   get evaluations() {
@@ -72,4 +73,10 @@ export class Run {
     const fresh = last.evaluation === evaluation;
     return last.erased ? {state: "masked", erased: fresh} : {state: "written", fresh, ...last};
   }
+}
+
+// How far runs can be compared: to where the slowest of those that still go on has come.
+export function reached(runs) {
+  const furthest = Math.max(0, ...runs.map(run => run?.evaluations ?? 0));
+  return Math.min(furthest, ...runs.filter(run => !run?.end).map(run => run?.evaluations ?? 0));
 }
