@@ -8,7 +8,7 @@ import {Panel} from "./panel.js";
 import {Player} from "./player.js";
 import {hasGaps, preview, Prompt} from "./prompt.js";
 import {reached, Run} from "./run.js";
-import {fillRules, KNOWN, Settings} from "./rules.js";
+import {fillRules, Settings} from "./rules.js";
 import {Board} from "./sudoku.js";
 import {place, progress, sentence, summary} from "./words.js";
 
@@ -20,7 +20,7 @@ const board = new Board($("board"), () => { checkBoard(); changed(); });
 const prompt = new Prompt($("prompt"), $("mask-selection"), $("mask-size"), $("mask-unit"), () => changed());
 const player = new Player(() => drawSoon());
 
-let models = [], rules = KNOWN, panels = [], runs = [], controller = null, begun = false, spoke = 0, drawing = false;
+let models = [], rules = [], panels = [], runs = [], controller = null, begun = false, spoke = 0, drawing = false;
 let learned = {};
 
 const model = () => models.find(one => one.id === $("model").value);
@@ -93,7 +93,7 @@ function checkBoard() {
 
 function chooseRule() {
   const rule = rules.find(one => one.name === $("rule").value);
-  $("rule-about").textContent = rule.about ?? "";
+  $("rule-about").textContent = rule.summary;
   settings.show(rule);
   brief();
 }
@@ -308,9 +308,7 @@ function showError(error) {
     $("key").focus();
     return;
   }
-  const inputs = settings.inputs;
-  const named = inputs[error.parameter] ?? $(FIELDS[error.parameter])
-    ?? Object.entries(inputs).find(([name]) => error.message.includes(name))?.[1];
+  const named = error.parameter === "rule" ? settings.named(error.message) ?? $("rule") : $(FIELDS[error.parameter]);
   if (named && !named.closest("[hidden]")) {
     named.setAttribute("aria-invalid", "true");
     named.focus();
@@ -349,7 +347,7 @@ $("speed").addEventListener("change", () => { player.speed = Number($("speed").v
 async function open() {
   try {
     models = await getList("v1/models", key());
-    try { rules = await getList("v1/rules", key()); } catch (error) { if (error.status !== 404) throw error; }
+    rules = await getList("v1/rules", key());
   } catch (error) {
     showError(error);
     if (error.status === 401) $("key").addEventListener("change", () => { clearError(); open(); }, {once: true});

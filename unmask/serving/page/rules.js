@@ -1,17 +1,5 @@
 // The rule and its settings, as the server lists them.
 
-// For a server that does not list its rules.
-export const KNOWN = [
-  {name: "entropy-bound", about: "EB-Sampler: longest prefix with sum H - max H <= gamma",
-    settings: [{name: "gamma", default: 0.1, type: "number"}]},
-  {name: "threshold", about: "all with max p >= threshold, at least one (Fast-dLLM)",
-    settings: [{name: "threshold", default: 0.9, type: "number"}]},
-  {name: "topk", about: "the k best at once", settings: [{name: "k", default: 2, type: "integer"}]},
-  {name: "top1-entropy", about: "lowest entropy, one at a time", settings: []},
-  {name: "top1-confidence", about: "highest confidence, one at a time", settings: []},
-  {name: "left-to-right", about: "autoregressive, one at a time", settings: []},
-];
-
 const FIRST = ["entropy-bound", "noisy-bound", "threshold", "topk", "left-to-right"];
 
 // Sliders for settings whose sensible values are known; their places are even steps for the hand.
@@ -22,6 +10,9 @@ const SLIDERS = {
   k: [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32],
   steps: [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64],
 };
+
+// What to begin with, where a rule leaves the choice to its user.
+const USUAL = {gamma: 0.1, threshold: 0.9};
 
 const NAMES = {gamma: "γ, in nats", epsilon: "ε, in nats", alpha: "α", beta: "β", eta: "η", delta: "δ"};
 
@@ -45,7 +36,7 @@ export class Settings {
 
   show(rule) {
     this.rule = rule;
-    this.fields = (rule.settings ?? []).map(setting => field(setting));
+    this.fields = Object.entries(rule.settings).map(([name, setting]) => field(name, setting));
     this.root.replaceChildren(...this.fields.map(one => one.node));
   }
 
@@ -61,8 +52,9 @@ export class Settings {
     return told.length ? `${this.rule.name}:${told.join(",")}` : this.rule.name;
   }
 
-  get inputs() {
-    return Object.fromEntries(this.fields.map(one => [one.name, one.input]));
+  // The field of the setting that a message names.
+  named(message) {
+    return this.fields.find(one => message.split(/\W+/).includes(one.name))?.input;
   }
 
   // What one token at a time in the same order is called.
@@ -73,16 +65,16 @@ export class Settings {
   }
 }
 
-function field(setting) {
+function field(name, setting) {
   const node = document.createElement("div"), label = document.createElement("label");
-  const id = `setting-${setting.name}`, given = setting.default ?? setting.example ?? "";
+  const id = `setting-${name}`, given = setting.default ?? USUAL[name] ?? setting.example ?? "";
   label.htmlFor = id;
-  label.textContent = NAMES[setting.name] ?? setting.name.replace(/_/g, " ");
+  label.textContent = NAMES[name] ?? name.replace(/_/g, " ");
   const input = setting.choices?.length ? choice(setting.choices) : entry(setting);
   input.id = id;
   input.value = given;
   node.className = "field";
-  const marks = setting.choices?.length ? null : SLIDERS[setting.name];
+  const marks = setting.choices?.length ? null : SLIDERS[name];
   if (marks) {
     node.classList.add("slid");
     node.append(label, slider(marks, input, label.textContent), input);
@@ -90,17 +82,9 @@ function field(setting) {
     node.classList.add("inline");
     node.append(label, input);
   }
-  if (setting.about) {
-    const about = document.createElement("p");
-    about.className = "help";
-    about.id = `${id}-about`;
-    about.textContent = setting.about;
-    input.setAttribute("aria-describedby", about.id);
-    node.append(about);
-  }
   // A number is always worth reading; a choice only if it is another one than usual.
   const usual = setting.choices?.length ? String(given) : null;
-  return {name: setting.name, input, node, usual, get value() { return input.value.trim(); }};
+  return {name, input, node, usual, get value() { return input.value.trim(); }};
 }
 
 function choice(options) {
@@ -111,10 +95,10 @@ function choice(options) {
 
 function entry(setting) {
   const input = document.createElement("input");
-  const numeric = ["number", "integer"].includes(setting.type);
+  const numeric = setting.type !== "str";
   input.type = numeric ? "number" : "text";
   if (numeric) {
-    input.step = setting.type === "integer" ? "1" : "any";
+    input.step = setting.type === "int" ? "1" : "any";
     input.inputMode = "decimal";
   }
   input.autocomplete = "off";
