@@ -188,9 +188,6 @@ async function start() {
   player.reset();
   verdict(["Waiting for the model …"]);
   speak("Running.", true);
-  if ($("stage").getBoundingClientRect().top > innerHeight / 2) {
-    $("stage").scrollIntoView({behavior: player.calm.matches ? "auto" : "smooth", block: "start"});
-  }
   const results = await Promise.allSettled(asked.map((rule, index) => follow(question(rule), index, own)));
   const failed = results.find(result => result.status === "rejected" && result.reason.name !== "AbortError");
   const stopped = !failed && own.signal.aborted;
@@ -215,8 +212,11 @@ async function follow(body, index, own) {
         runs[index] = new Run(event);
         panels[index].begin(runs[index], onBoard());
         learn(event.tokens);
-        if (player.ended) player.begin(masks());
-        legend();
+        if (player.ended) {
+          player.begin(masks());
+          legend();
+          bringIntoView();
+        }
       } else if (event.type === "step") {
         runs[index].add(event);
         player.grow(reached(runs));
@@ -232,6 +232,12 @@ async function follow(body, index, own) {
     if (!own.signal.aborted) own.abort(error);
     throw error;
   }
+}
+
+// Where the canvas is below what is asked, and not beside it.
+function bringIntoView() {
+  if (!matchMedia("(max-width: 1020px)").matches) return;
+  $("verdict").scrollIntoView({behavior: player.calm.matches ? "auto" : "smooth", block: "start"});
 }
 
 // Characters of a token, for the size of gaps that are selected.
