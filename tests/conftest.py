@@ -27,6 +27,7 @@ NUMERICAL = {
     "coconet",
     "dependence_bound",
     "drawn",
+    "engine",
     "golden",
     "history",
     "independence",

@@ -16,6 +16,7 @@ from .generate import chat, generate, infill
 from .law import law
 from .profile import profile
 from .schedule import schedule
+from .serve import serve
 from .solve import solve
 from .study import tune_command
 from .trace import trace
@@ -54,6 +55,7 @@ app.command()(compose)
 app.command()(generate)
 app.command()(chat)
 app.command()(infill)
+app.command()(serve)
 app.command()(trace)
 app.command()(law)
 app.command()(compare)
