@@ -124,7 +124,7 @@ class Visit:
 
     def number(self, name: str, panel: int = 0) -> int:
         """A number of a panel."""
-        return int(self.page.locator(".panel").nth(panel).locator(f".{name}").inner_text().split()[0])
+        return int(self.page.locator(".panel").nth(panel).locator(f".numbers .{name}").inner_text().split()[0])
 
 
 @pytest.fixture
@@ -248,6 +248,31 @@ def test_a_sudoku_is_typed_and_solved(visit: Visit):
     assert visit.text() == SOLVED
     assert page.locator(".detail.remark").first.inner_text().startswith("Solved")
     assert page.locator("#board input").evaluate_all("cells => cells.filter(cell => cell.tabIndex === 0).length") == 1
+
+
+@pytest.mark.parametrize(
+    "rule", ["wino", "remdm", "edit", "gibbs", "speculative", "independence-test", "left-to-right"]
+)
+def test_every_kind_of_rule_is_replayed(visit: Visit, rule: str):
+    """Also rules that mask again, overwrite, or ask several times: at every place the numbers are the canvas's."""
+    page = visit.page
+    visit.choose("sudoku")
+    page.uncheck("#compare")
+    page.select_option("#rule", rule)
+    page.click("#run")
+    page.wait_for_selector("#run:text-is('Unmask')")
+    page.focus("#slider")
+    page.keyboard.press("End")
+    page.wait_for_selector("#verdict strong")
+    evaluations = visit.number("nfe")
+    assert visit.number("written") + visit.masked() == 53
+    for _ in range(min(evaluations, 12)):
+        page.keyboard.press("ArrowLeft")
+        page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        assert visit.number("written") + visit.masked() == 53
+    page.keyboard.press("Home")
+    visit.expect_masked(53)
+    assert visit.number("written") == visit.number("nfe") == 0
 
 
 def test_a_digit_that_is_twice_is_said(visit: Visit):

@@ -14,8 +14,9 @@ export class Run {
   add(step) {
     const {evaluation, seconds, written, erased = []} = step;
     const filled = written.filter(token => this.isMasked(token.position)).length;
-    for (const position of erased) this.history[position].push({evaluation, erased: true});
     for (const token of written) this.history[token.position].push({...token, evaluation});
+    // After that: a rule may mask what it has just written.
+    for (const position of erased) this.history[position].push({evaluation, erased: true});
     const before = this.steps.at(-1)?.total ?? 0;
     this.steps.push({evaluation, seconds, total: before + filled - erased.length});
   }
