@@ -358,6 +358,14 @@ def test_a_run_is_stopped(visit: Visit):
     assert "fewer" in visit.run()
 
 
+def test_a_phone_is_brought_to_the_canvas(browser: Any, address: str):
+    visit = Visit(browser, address, PHONE, reduced_motion="reduce")
+    visit.choose("sudoku")
+    visit.run()
+    assert 0 <= visit.page.locator("#verdict").bounding_box()["y"] < 50
+    visit.close()
+
+
 def test_one_run_alone(visit: Visit):
     visit.page.uncheck("#compare")
     visit.page.click("#run")

@@ -145,7 +145,9 @@ function show(shown, titles) {
   panels = titles.map((title, index) => new Panel(title, index));
   $("runs").replaceChildren(...panels.map(panel => panel.root));
   $("runs").classList.toggle("two", panels.length > 1);
-  panels.forEach((panel, index) => { if (runs[index]) panel.begin(runs[index], onBoard()); });
+  panels.forEach((panel, index) => {
+    if (runs[index]) panel.begin(runs[index], onBoard(), prompt.charactersPerToken);
+  });
   legend();
 }
 
@@ -210,13 +212,11 @@ async function follow(body, index, own) {
     for await (const event of unmask(body, key(), own.signal)) {
       if (event.type === "start") {
         runs[index] = new Run(event);
-        panels[index].begin(runs[index], onBoard());
         learn(event.tokens);
-        if (player.ended) {
-          player.begin(masks());
-          legend();
-          bringIntoView();
-        }
+        panels[index].begin(runs[index], onBoard(), prompt.charactersPerToken);
+        if (player.ended) player.begin(masks());
+        legend();
+        if (runs.every(Boolean)) bringIntoView();
       } else if (event.type === "step") {
         runs[index].add(event);
         player.grow(reached(runs));
@@ -234,7 +234,7 @@ async function follow(body, index, own) {
   }
 }
 
-// Where the canvas is below what is asked, and not beside it.
+// Where the canvas is below what is asked, and not beside it; once the page is as long as it will be.
 function bringIntoView() {
   if (!matchMedia("(max-width: 1020px)").matches) return;
   $("verdict").scrollIntoView({behavior: player.calm.matches ? "auto" : "smooth", block: "start"});

@@ -50,8 +50,10 @@ export class Panel {
     this.copy.addEventListener("click", () => this.copied());
   }
 
-  begin(run, isBoard) {
+  // Blocks of masks are about as wide as tokens are, up to a limit, so that little moves when they are written.
+  begin(run, isBoard, charactersPerToken) {
     this.run = run;
+    this.canvas.style.setProperty("--block", `${Math.min(4, charactersPerToken)}ch`);
     this.isBoard = isBoard;
     this.canvas.classList.toggle("grid", isBoard);
     this.cells = run.initial.map((token, position) => {
