@@ -251,7 +251,8 @@ def test_a_sudoku_is_typed_and_solved(visit: Visit):
 
 
 @pytest.mark.parametrize(
-    "rule", ["wino", "remdm", "edit", "gibbs", "speculative", "independence-test", "left-to-right"]
+    "rule",
+    ["wino", "remdm", "edit", "gibbs", "speculative", "independence-test", "dependence-bound", "left-to-right"],
 )
 def test_every_kind_of_rule_is_replayed(visit: Visit, rule: str):
     """Also rules that mask again, overwrite, or ask several times: at every place the numbers are the canvas's."""
@@ -356,6 +357,16 @@ def test_a_run_is_stopped(visit: Visit):
     assert visit.masked(1) > 0
     page.select_option("#examples", label="Easy")
     assert "fewer" in visit.run()
+
+
+def test_a_refused_setting_is_shown_on_a_phone_too(browser: Any, address: str):
+    visit = Visit(browser, address, PHONE)
+    visit.setting("#setting-gamma", "-1")
+    visit.page.click("#how summary")
+    visit.page.click("#run")
+    visit.page.wait_for_selector("#setting-gamma:focus")
+    visit.wrong.clear()
+    visit.close()
 
 
 def test_a_phone_is_brought_to_the_canvas(browser: Any, address: str):

@@ -21,12 +21,12 @@ const prompt = new Prompt($("prompt"), $("mask-selection"), $("mask-size"), $("m
 const player = new Player(() => drawSoon());
 
 let models = [], rules = [], panels = [], runs = [], controller = null, begun = false, spoke = 0, drawing = false;
-let learned = {};
+const learned = {};
 
 const model = () => models.find(one => one.id === $("model").value);
 const kind = () => kindOf(model());
 const onBoard = () => kind() === "sudoku";
-const asChat = () => model()?.unmask?.chat === true && $("chat").checked;
+const asChat = () => model().unmask.chat === true && $("chat").checked;
 const number = id => $(id).value.trim() === "" ? null : Number($(id).value);
 const key = () => $("key").value;
 
@@ -59,16 +59,15 @@ function chooseModel() {
   $("text-input").hidden = board;
   $("board-input").hidden = !board;
   $("length-field").hidden = $("block-field").hidden = board;
-  $("chat-field").hidden = model()?.unmask?.chat !== true;
+  $("chat-field").hidden = model().unmask.chat !== true;
   const shown = examples(kind());
   const own = new Option("your own", "");
   own.hidden = true;
   $("examples").replaceChildren(...shown.map(([name, text]) => new Option(name, text)), own);
-  $("examples-field").hidden = shown.length === 0;
-  prompt.charactersPerToken = model()?.unmask?.characters_per_token ?? learned[model()?.id] ?? 1;
-  if (shown.length) useExample();
-  begun = false;
-  idle();
+  $("length").value = String(Math.min(64, Math.floor(0.4 * (model().unmask.max_length ?? 160))));
+  prompt.charactersPerToken = charactersPerToken();
+  settings.suit(model());
+  useExample();
 }
 
 function useExample() {
@@ -76,12 +75,16 @@ function useExample() {
   else $("prompt").value = $("examples").value;
   checkBoard();
   prompt.selected();
-  begun = false;
-  idle();
+  restart();
 }
 
 function changed() {
   $("examples").value = "";
+  restart();
+}
+
+// What is shown is another text's from here on, but not in the middle of a run.
+function restart() {
   begun &&= controller !== null;
   idle();
 }
@@ -95,6 +98,7 @@ function chooseRule() {
   const rule = rules.find(one => one.name === $("rule").value);
   $("rule-about").textContent = rule.summary;
   settings.show(rule);
+  settings.suit(model());
   brief();
 }
 
@@ -240,11 +244,16 @@ function bringIntoView() {
   $("verdict").scrollIntoView({behavior: player.calm.matches ? "auto" : "smooth", block: "start"});
 }
 
-// Characters of a token, for the size of gaps that are selected.
+// For the size of gaps: as prompts have shown, or before that, by whether the vocabulary has room for words.
+function charactersPerToken() {
+  const {id, unmask: {vocab_size: vocabulary}} = model();
+  return learned[id] ?? (vocabulary > 2000 ? 4 : 1);
+}
+
 function learn(tokens) {
   const texts = tokens.map(token => token.text).filter(text => text && !/^[<[].*[>\]]$/.test(text));
   if (texts.length) learned[model().id] = Math.max(1, texts.join("").length / texts.length);
-  prompt.charactersPerToken = model().unmask?.characters_per_token ?? learned[model().id] ?? 1;
+  prompt.charactersPerToken = charactersPerToken();
 }
 
 function newSeed() {
@@ -316,6 +325,7 @@ function showError(error) {
   }
   const named = error.parameter === "rule" ? settings.named(error.message) ?? $("rule") : $(FIELDS[error.parameter]);
   if (named && !named.closest("[hidden]")) {
+    named.closest("details")?.setAttribute("open", "");
     named.setAttribute("aria-invalid", "true");
     named.focus();
   }

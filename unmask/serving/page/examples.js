@@ -20,8 +20,8 @@ const EXAMPLES = {
 
 // A server that knows no more than that a model takes text leaves its name to tell a model of reactions.
 export function kindOf(model) {
-  const kind = model?.unmask?.kind ?? "text";
-  return kind !== "sudoku" && /rxn|reaction/i.test(model?.id ?? "") ? "reactions" : kind;
+  const {id, unmask: {kind}} = model;
+  return kind === "text" && /rxn|reaction/i.test(id) ? "reactions" : kind;
 }
 
 export const examples = kind => EXAMPLES[kind] ?? EXAMPLES.text;

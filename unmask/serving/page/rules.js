@@ -40,6 +40,12 @@ export class Settings {
     this.root.replaceChildren(...this.fields.map(one => one.node));
   }
 
+  // A profile is measured on a model.
+  suit(model) {
+    const profile = this.fields.find(one => one.name === "profile");
+    if (profile) profile.input.value = model.id;
+  }
+
   // `name:key=value,key=value`, as the server reads rules.
   get text() {
     const told = this.fields.filter(one => one.value !== "").map(one => `${one.name}=${one.value}`);
