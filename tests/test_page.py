@@ -511,6 +511,8 @@ def test_the_page_fits(browser: Any, address: str, scheme: str, size: tuple[int,
         visit.choose(model)
         visit.run()
         assert visit.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")
+        for part in visit.page.locator(".numbers, .player, .toolbar").all():
+            assert part.evaluate("part => part.scrollWidth <= part.clientWidth")
         panels = [panel.bounding_box() for panel in visit.page.locator(".panel").all()]
         assert (panels[0]["y"] == panels[1]["y"]) == (size == DESKTOP)
         picture = tmp_path / f"{model}-{size[0]}-{scheme}.png"
