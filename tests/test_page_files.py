@@ -93,6 +93,24 @@ def test_ids_are_unique_and_what_is_referred_to_exists():
     assert set(wanted) <= set(IDS)
 
 
+def luminance(color: str) -> float:
+    """Relative luminance of an sRGB colour, as WCAG 2 defines it."""
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (b / 255 for b in bytes.fromhex(color))
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_every_scale_gets_steadily_darker_or_lighter():
+    """So it is read without seeing hues; its ends are far enough apart to be told."""
+    scales = re.findall(r"(\w+): \[(\"#[^\]]*)\]", TEXT["colours.js"])
+    assert [name for name, _ in scales] == 2 * ["evaluation", "entropy", "probability"]
+    for name, stops in scales:
+        light = [luminance(stop) for stop in re.findall(r"#(\w{6})", stops)]
+        assert light in (sorted(light), sorted(light, reverse=True)), name
+        assert (max(light) + 0.05) / (min(light) + 0.05) > 7, name
+
+
 def test_the_page_says_its_language_its_title_and_that_it_fits_a_phone():
     html = next(attributes for tag, attributes, _ in ELEMENTS if tag == "html")
     assert html["lang"] == "en"
