@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from block_layouts import CONFIGS, OPTIONS, SIZE, shapes, weights, write_block_model
+from block_layouts import CONFIGS, OPTIONS, PROMPTS, SIZE, shapes, weights, write_block_model
+from block_layouts import NEW as NEW_ANSWER
 from layouts import MASK, VOCAB, WIDTH, seeded, write_files
 from test_cli import run as command
 
@@ -20,6 +21,7 @@ from unmask.sampling.state import State
 from unmask.tasks.instructions import MASK_ID, InstructionTask, save_tokenizer
 
 BLOCKS = sorted(set(CONFIGS) - {"illada"})
+ANSWERS = json.loads((Path(__file__).parent / "data" / "block-answers.json").read_text())
 RULE, NEW = "entropy-bound:gamma=5", 7
 
 
@@ -67,6 +69,18 @@ def queued(model: LanguageModel, asked: Sequence[list[int]], slots: int) -> list
             found[number] = tuple(state.x[0, len(asked[number]) : len(asked[number]) + NEW].tolist())
             cached.forget([number])
     return [found[number] for number in range(len(asked))]
+
+
+@pytest.mark.parametrize("cache", ["none", "block-causal"])
+@pytest.mark.parametrize("layout", sorted(ANSWERS))
+def test_answers_are_those_of_the_families_own_generation(models, layout, cache):
+    """By the argmax, one token at a time: Fast-dLLM's from left to right, SDAR's the surest first, block by block."""
+    model = LanguageModel(models[layout].network, VOCAB, MASK, max_length=64)
+    rule = "left-to-right" if layout == "fast_dllm" else "topk:k=1"
+    for prompt, expected in zip(PROMPTS, ANSWERS[layout], strict=True):
+        new = NEW_ANSWER + -(len(prompt) + NEW_ANSWER) % SIZE  # theirs fill the last block
+        (found,) = model.generate([prompt], rule=rule, max_new_tokens=new, cache=cache)
+        assert list(found.tokens[:NEW_ANSWER]) == expected
 
 
 @pytest.mark.parametrize("layout", BLOCKS)
