@@ -52,7 +52,7 @@ build: .venv/.everything
 	touch $@
 
 .venv/.everything: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[train,plot,music,eval,diffusers,test,dev]'
+	$(PIP) --editable '.[train,plot,music,eval,diffusers,serve,test,dev]'
 	touch $@ .venv/.minimum
 
 .venv-oldest/.core: pyproject.toml constraints-oldest.txt
