@@ -153,3 +153,14 @@ def test_the_command_line_has_the_same_defaults(tmp_path):
     assert found == [list(one.tokens) for one in answers]
     with pytest.raises(unmask.errors.AdapterError, match=r"block_size = 4, and block_causal=8 is given; leave it out"):
         tokens("--block-causal", "8")
+
+
+def test_a_server_keeps_finished_blocks_by_default(tmp_path):
+    from unmask.serving.served import serve_models
+
+    folder = str(write_text_sdar(tmp_path / "sdar"))
+    chat, sdar = serve_models(["chat", folder])
+    assert chat.cached is None
+    assert sdar.cached is not None
+    assert sdar.cached.cache == "block-causal"
+    assert serve_models([folder], cache="none")[0].cached is None
