@@ -32,7 +32,6 @@ class Loading:
     mask_id: Annotated[
         int | None, typer.Option("--mask-id", min=0, help="Id of the mask token, if the model's files do not name it.")
     ] = None
-
     smoothing: Annotated[
         float | None, typer.Option(help="Label smoothing ε that the model was trained with, to be undone: 0.1, say.")
     ] = None
