@@ -12,7 +12,9 @@ from layouts import MASK, VOCAB, WIDTH, seeded, write_files
 from test_cli import run as command
 
 import unmask
+from unmask.denoiser import Query
 from unmask.language import LanguageModel
+from unmask.language.whole_blocks import WholeBlocks
 from unmask.models.pretrained.cache import Cached
 from unmask.rules.named import named_rule
 from unmask.sampling.loop import Sampler
@@ -124,11 +126,11 @@ def test_gaps_are_filled_in_block_by_block(models):
         assert bool((state.x[0, 8] == MASK) | (state.x[0, 14:] == MASK).all())
 
 
-def write_text_sdar(folder: Path) -> Path:
+def write_text_sdar(folder: Path, size: int = SIZE) -> Path:
     """A tiny SDAR whose tokens are those of the instructions, with their tokenizer."""
-    size = InstructionTask.vocab_size
-    tables = seeded({name: (size, WIDTH) for name in shapes("sdar") if "embed" in name or "lm_head" in name})
-    config = {**CONFIGS["sdar"], "vocab_size": size, "mask_token_id": MASK_ID}
+    vocabulary = InstructionTask.vocab_size
+    tables = seeded({name: (vocabulary, WIDTH) for name in shapes("sdar") if "embed" in name or "lm_head" in name})
+    config = {**CONFIGS["sdar"], "vocab_size": vocabulary, "mask_token_id": MASK_ID, "block_size": size}
     write_files(folder, config, {**weights("sdar"), **tables}, shards=2)
     save_tokenizer(folder)
     return folder
@@ -164,3 +166,50 @@ def test_a_server_keeps_finished_blocks_by_default(tmp_path):
     assert sdar.cached is not None
     assert sdar.cached.cache == "block-causal"
     assert serve_models([folder], cache="none")[0].cached is None
+
+
+def scores(model: LanguageModel, pairs: list[tuple[str, str]], batch_size: int = 4) -> list[tuple[float, bool]]:
+    from lm_eval.api.instance import Instance
+
+    from unmask.integrations.lm_eval import UnmaskLM
+
+    asked = [Instance("loglikelihood", {}, pair, index, ("task", index, 1)) for index, pair in enumerate(pairs)]
+    return UnmaskLM(model, "left-to-right", batch_size=batch_size).loglikelihood(asked)
+
+
+def test_blocks_of_one_are_scored_by_the_chain_rule(tmp_path):
+    model = unmask.load(write_text_sdar(tmp_path, size=1))
+    assert isinstance(model, LanguageModel)
+    pairs = [("12+35=", "47"), ("What is 9 plus 4?", " thirteen"), ("x", "y")]
+    for (found, greedy), (context, scored) in zip(scores(model, pairs), pairs, strict=True):
+        tokens = model.tokenizer(context + scored, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportOptionalCall]
+        expected, own = 0.0, True
+        for place in range(len(tokens) - len(scored), len(tokens)):  # a token is a character
+            row = model(Query.of(torch.tensor([[*tokens[:place], MASK_ID]]), MASK_ID))[0].double().log_softmax(-1)
+            expected += float(row[tokens[place]])
+            own &= int(row.argmax()) == tokens[place]
+        assert abs(found - expected) < 1e-4 * abs(expected)
+        assert greedy == own
+
+
+def test_blocks_are_scored_one_after_the_other(tmp_path):
+    model = unmask.load(write_text_sdar(tmp_path))
+    assert isinstance(model, LanguageModel)
+    # A token is a character: blocks end after 12, 16 and 20 of them.
+    ((whole, _),) = scores(model, [("12+35=47; 9", "+4=13; 7")])
+    parts = [("12+35=47; 9", "+"), ("12+35=47; 9+", "4=13"), ("12+35=47; 9+4=13", "; 7")]
+    assert abs(whole - sum(value for value, _ in scores(model, parts))) < 1e-4 * abs(whole)
+    assert abs(whole - scores(model, [("12+35=47; 9", "+4=13; 7")], batch_size=1)[0][0]) < 1e-4 * abs(whole)
+
+
+def test_a_text_that_ends_within_a_block_is_judged_with_masks_behind_it(models):
+    seen, short = WholeBlocks(models["sdar"]), [5, 6, 7, 8, MASK, 3]
+    query = Query.of(torch.tensor([short]), MASK)
+    x = torch.tensor([[*short, MASK, MASK]])
+    where = torch.zeros_like(x, dtype=torch.bool)
+    where[0, 4] = True
+    longer = Query(x, where, torch.ones_like(where), torch.arange(1))
+    assert torch.equal(seen(query), models["sdar"](longer))
+    assert not torch.equal(seen(query), models["sdar"](query))
+    with pytest.raises(ValueError, match="has no blocks"):
+        WholeBlocks(models["illada"])
