@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -142,6 +143,29 @@ def placed(
     if quantized or given.get("device_map") is not None:
         return model
     return model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def check_tied(folder: Path, model: PreTrainedModel) -> None:
+    """Refuses a folder whose configuration ties the output to the embeddings, and whose files hold two tables.
+
+    The library then keeps both; versions up to 4, which published code was written for, keep the embeddings.
+
+    Raises:
+        AdapterError: If it is so.
+    """
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return
+    tables = [
+        getattr(module, "weight", None) for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    ]
+    first, second = (one if isinstance(one, Tensor) and one.device.type != "meta" else None for one in tables)
+    if first is None or second is None or first is second or first.device != second.device:
+        return
+    if first.shape == second.shape and not torch.equal(first, second):
+        raise AdapterError(
+            f"{folder}: config.json says tie_word_embeddings (weight_tying), and the files hold an output layer that"
+            " differs from the embeddings; say false there if it is to be used, or take it out of the files"
+        )
 
 
 def _shape(shape: Sequence[int]) -> str:
