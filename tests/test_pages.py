@@ -20,6 +20,7 @@ from benchmarks import (
     free_text,
     frontier,
     high_order,
+    infilling,
     language,
     masked_lms,
     numerics,
@@ -60,6 +61,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
         dependence,
         free_text,
         frontier,
+        infilling,
         numerics,
         performance,
         results,
@@ -72,7 +74,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     for module in (performance, text_plane):
         monkeypatch.setattr(module, "plot", no_plot)
 
-    for module in (conditional, dependence, performance, results):
+    for module in (conditional, dependence, infilling, performance, results):
         module.render()
     conversation.render(figures("conversation"))
     frontier.write_page(figures("frontier"))

@@ -32,10 +32,13 @@ class Loading:
     mask_id: Annotated[
         int | None, typer.Option("--mask-id", min=0, help="Id of the mask token, if the model's files do not name it.")
     ] = None
+    smoothing: Annotated[
+        float | None, typer.Option(help="Label smoothing ε that the model was trained with, to be undone: 0.1, say.")
+    ] = None
 
     def identity(self) -> list[Any]:
         """What of this changes an answer."""
-        return [self.dtype, self.shift, self.block_causal, self.mask_id]
+        return [self.dtype, self.shift, self.block_causal, self.mask_id, self.smoothing]
 
     def options(self) -> dict[str, Any]:
         """What `unmask.load` is told.
@@ -51,6 +54,7 @@ class Loading:
             "shift": self.shift,
             "block_causal": self.block_causal,
             "mask_id": self.mask_id,
+            "smoothing": self.smoothing,
         }
 
     def model(self, name: str) -> LanguageModel:

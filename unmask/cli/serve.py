@@ -9,6 +9,7 @@ import typer
 
 from ..folders import EMBEDDED
 from . import common
+from .groups import NEWEST, FromHub
 from .loading import ON_CPU, Loading
 
 KEY = "UNMASK_API_KEY"
@@ -19,13 +20,14 @@ CACHES = ("none", "block-causal")
 def serve(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Embedded models, folders, or owner/name in the hub's cache. Default: chat and sudoku."),
+        typer.Argument(help="Embedded models, folders, or owner/name of the hub. Default: chat and sudoku."),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 is reached from other machines.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8000,
     loading: Loading = ON_CPU,
+    hub: FromHub = NEWEST,
     cache: Annotated[str, typer.Option(help=f"Keys and values to keep: {', '.join(CACHES)}.")] = "none",
     rows: Annotated[int, typer.Option(min=1, help="Sequences of a model worked on at once.")] = 32,
     tokens: Annotated[int, typer.Option(min=1, help="Positions of a forward pass, padding included.")] = 16384,
@@ -56,7 +58,7 @@ def serve(
         raise ImportError(
             f"unmask serve needs the extra serve ({error.name} is missing): pip install 'unmask[serve]'"
         ) from None
-    names = models or list(SHIPPED)
+    names = [hub.pinned(name) for name in models or SHIPPED]
     if all(name in EMBEDDED for name in names):
         common.one_thread()
     served = serve_models(names, cache=cache, rows=rows, **loading.options())
