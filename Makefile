@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-portable test-oldest check bench format build clean
+.PHONY: docs demo test test-slow test-portable test-oldest check bench format build clean
 
 demo: .venv/.minimum
 	$(BIN)/unmask demo
@@ -35,6 +35,10 @@ check: .venv/.everything
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
+# The site, into site/; a warning is an error.
+docs: .venv/.everything
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+
 bench: .venv/.minimum
 	$(BIN)/unmask bench fhs
 
@@ -53,7 +57,7 @@ build: .venv/.everything
 	touch $@
 
 .venv/.everything: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[train,plot,music,eval,diffusers,test,dev]'
+	$(PIP) --editable '.[train,plot,music,eval,diffusers,serve,test,docs,dev]'
 	touch $@ .venv/.minimum
 
 .venv-oldest/.core: pyproject.toml constraints-oldest.txt

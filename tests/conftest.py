@@ -31,6 +31,7 @@ NUMERICAL = {
     "coconet",
     "dependence_bound",
     "drawn",
+    "engine",
     "golden",
     "history",
     "independence",

@@ -1,11 +1,14 @@
-"""Generation in the blocks of the attention: the same answers with a cache and without, alone, in a batch, in a queue."""
+"""Generation in the blocks of the attention: with a cache and without, alone, in batches and in a queue: one answer."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
-from block_layouts import CONFIGS, OPTIONS, SIZE, write_block_model
-from layouts import MASK, VOCAB
+from block_layouts import CONFIGS, OPTIONS, SIZE, shapes, weights, write_block_model
+from layouts import MASK, VOCAB, WIDTH, seeded, write_files
+from test_cli import run as command
 
 import unmask
 from unmask.language import LanguageModel
@@ -13,6 +16,8 @@ from unmask.models.pretrained.cache import Cached
 from unmask.rules.named import named_rule
 from unmask.sampling.loop import Sampler
 from unmask.sampling.queue import Pool
+from unmask.sampling.state import State
+from unmask.tasks.instructions import MASK_ID, InstructionTask, save_tokenizer
 
 BLOCKS = sorted(set(CONFIGS) - {"illada"})
 RULE, NEW = "entropy-bound:gamma=5", 7
@@ -93,3 +98,44 @@ def test_nor_where_positions_look_both_ways(models, cache):
     asked = prompts(100)
     alone = answers(models["illada"], asked, batch_size=1, **options)
     assert answers(models["illada"], asked, batch_size=8, **options) == alone
+
+
+def test_gaps_are_filled_in_block_by_block(models):
+    text = [*range(5), *[MASK] * 4, *range(5), *[MASK] * 2]
+    states: list[State] = []
+    models["sdar"].infill([text], rule="topk:k=1", on_step=lambda state, info: states.append(state))
+    assert states[0].block[0].tolist() == [place // SIZE for place in range(len(text))]
+    assert len(states) == 6
+    for state in states[:3]:
+        assert bool((state.x[0, 8] == MASK) | (state.x[0, 14:] == MASK).all())
+
+
+def write_text_sdar(folder: Path) -> Path:
+    """A tiny SDAR whose tokens are those of the instructions, with their tokenizer."""
+    size = InstructionTask.vocab_size
+    tables = seeded({name: (size, WIDTH) for name in shapes("sdar") if "embed" in name or "lm_head" in name})
+    config = {**CONFIGS["sdar"], "vocab_size": size, "mask_token_id": MASK_ID}
+    write_files(folder, config, {**weights("sdar"), **tables}, shards=2)
+    save_tokenizer(folder)
+    return folder
+
+
+def test_the_command_line_has_the_same_defaults(tmp_path):
+    folder = str(write_text_sdar(tmp_path))
+    shown = ["generate", folder, "-p", "12+35=", "-p", "What is 9 plus 4?", "--max-new-tokens", "10"]
+    shown += ["--temperature", "1", "--json"]
+
+    def tokens(*options: str) -> list[list[int]]:
+        return [one["tokens"] for one in json.loads(command(*shown, *options))]
+
+    found = tokens()
+    assert found == tokens("--cache", "none") == tokens("--block-length", str(SIZE)) == tokens("--block-causal", "4")
+    assert found != tokens("--block-length", "64")
+    model = unmask.load(folder)
+    assert isinstance(model, LanguageModel)
+    answers = model.generate(
+        ["12+35=", "What is 9 plus 4?"], rule="entropy-bound:gamma=0.1", max_new_tokens=10, temperature=1.0
+    )
+    assert found == [list(one.tokens) for one in answers]
+    with pytest.raises(unmask.errors.AdapterError, match=r"block_size = 4, and block_causal=8 is given; leave it out"):
+        tokens("--block-causal", "8")

@@ -213,14 +213,6 @@ def prompts(count: int) -> list[list[int]]:
 OPTIONS = {"rule": "entropy-bound:gamma=5", "max_new_tokens": 8, "block_length": 4, "temperature": 1.0, "seed": 1}
 
 
-def test_the_cache_changes_no_token(models):
-    asked = prompts(100)
-    plain = models["llada2"].generate(asked, **OPTIONS, batch_size=8, cache="none")
-    kept = models["llada2"].generate(asked, **OPTIONS, batch_size=8, cache="block-causal")
-    assert [one.tokens for one in kept] == [one.tokens for one in plain]
-    assert [one.nfe for one in kept] == [one.nfe for one in plain]
-
-
 @pytest.mark.parametrize("cache", ["prefix", "dual"])
 def test_caches_that_drift_serve_models_that_look_both_ways(models, cache):
     model, asked = models["llada-moe"], prompts(8)
@@ -229,16 +221,6 @@ def test_caches_that_drift_serve_models_that_look_both_ways(models, cache):
         one.tokens for one in plain
     ]
     assert [one.tokens for one in model.generate(asked, **OPTIONS, cache=cache)] != [one.tokens for one in plain]
-
-
-@pytest.mark.parametrize(("layout", "cache"), [("llada2", "block-causal"), ("llada-moe", "none")])
-def test_an_answer_does_not_depend_on_its_batch(models, layout, cache):
-    asked = prompts(100)
-    options = {**OPTIONS, "cache": cache, "end_last": False}
-    together = models[layout].generate(asked, batch_size=8, **options)
-    alone = [models[layout].generate([one], **options)[0] for one in asked]
-    assert [one.tokens for one in together] == [one.tokens for one in alone]
-    assert len({one.nfe for one in alone}) > 3  # places in the batch are taken by others before all have ended
 
 
 def test_a_token_that_goes_elsewhere_for_rounding_is_no_sign_of_padding(models, monkeypatch):

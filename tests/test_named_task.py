@@ -11,7 +11,8 @@ from unmask.tasks.named import TASKS, named_task
 from unmask.tasks.task import Task
 
 
-@pytest.mark.parametrize("name", sorted(set(TASKS) - {"music"}))  # whose pieces are finite and score is a likelihood
+# Music's pieces are finite and its score is a likelihood; the tasks of models that others trained have two halves.
+@pytest.mark.parametrize("name", sorted(set(TASKS) - {"music", "reactions", "antibodies"}))
 def test_every_task_keeps_the_contract(name: str):
     task = named_task(name)
     assert isinstance(task, Task)

@@ -9,7 +9,7 @@ import torch
 
 from unmask import Entropy, EntropyBound, One, Rule, Uniform, sample
 from unmask.oracles import TableDenoiser, random_hmm, random_table
-from unmask.sampling.processors import Allowed, Chain, LogitBias
+from unmask.sampling.processors import Allowed, Chain, Choices, LogitBias
 
 EB = Rule(Entropy(), EntropyBound(0.4))
 
@@ -76,3 +76,26 @@ def test_settings_that_cannot_be_are_refused():
         sample(random_table(3, 2, 0), [[3, 3]], EB, seed=0, processor=LogitBias({9: 1.0}))
     with pytest.raises(ValueError, match="1 settings for a batch of 2"):
         sample(random_table(3, 2, 0), [[3, 3], [3, 3]], EB, seed=0, processor=[None])
+
+
+def test_choices_keep_to_what_is_written():
+    one = Choices(2, ((5, 6, 7), (5, 8, 1), (4, 1)))
+    logits = torch.zeros(4, 10)
+    x = torch.tensor([[0, 0, 9, 9, 9, 9], [0, 0, 5, 9, 9, 9], [0, 0, 9, 9, 7, 9], [0, 0, 4, 1, 9, 9]])
+    found = one(logits, torch.tensor([2, 3, 3, 4]), x)
+    assert [row.isfinite().nonzero().squeeze(-1).tolist() for row in found] == [
+        [4, 5],
+        [6, 8],
+        [1, 6],  # the shortest says nothing of what is behind it
+        list(range(10)),
+    ]
+    assert not logits.any()
+    assert one(logits[:2], torch.tensor([1, 5]), x[:2]).eq(0).all()  # before the choices, and behind them
+    with pytest.raises(ValueError, match="each must have a token"):
+        Choices(0, ((),))
+
+
+def test_choices_written_one_at_a_time_are_one_of_them():
+    model, choices = random_hmm(4, 4, 0), ((0, 1, 2), (0, 2, 2), (3, 3, 3), (3, 1, 0))
+    found = sample(model, [[2, 4, 4, 4]] * 60, Rule(Entropy(), One()), seed=0, processor=Choices(1, choices))
+    assert {tuple(row[1:]) for row in found.tokens.tolist()} == set(choices)

@@ -237,6 +237,13 @@ def test_expected_evaluations_of_the_data_and_where_none_are_computed():
     assert math.isnan(many.evaluations_mean)
 
 
+def test_evaluations_of_drafts_are_not_computed_where_tokens_race(monkeypatch):
+    """Their probabilities are overlaps of intervals, which a race has none of."""
+    monkeypatch.setattr("unmask.oracles.speculation.RACE_FROM", 4)
+    with pytest.raises(ValueError, match="vocabularies below 4 tokens"):
+        exact_law(MarkovDenoiser.lazy(3, 0.8), Rule(Entropy(), Speculative(2)), torch.full((4,), 3))
+
+
 class Strict:
     """4x4 Sudoku that refuses grids that cannot be: their logits have no mass."""
 

@@ -5,8 +5,9 @@ import torch
 
 from unmask.draws.streams import derive
 from unmask.oracles import random_hmm
-from unmask.rules import Confidence, Entropy, EntropyBound, One, Rule, Speculative, Stable, Steps
+from unmask.rules import Confidence, Entropy, EntropyBound, IndependenceTest, One, Rule, Speculative, Stable, Steps
 from unmask.sampling.loop import Sampler
+from unmask.sampling.pool import Pool
 from unmask.sampling.queue import stream
 from unmask.sampling.result import StepInfo
 from unmask.sampling.sample import sample
@@ -116,3 +117,71 @@ def test_bad_arguments_are_named():
         stream(sampler, [[3]], 1)
     with pytest.raises(ValueError, match="1 streams"):
         list(stream(sampler, [[3], [3]], 1, streams=[7]))
+
+
+def test_a_pool_is_as_wide_as_the_longest_that_is_left():
+    model = random_hmm(3, 3, 0)
+    pool = Pool(model)
+    sampler = Sampler(model, Rule(Entropy(), One()))
+    pool.join(sampler, sampler.start([[3] * 2 + [0] * 10, [3] * 5], seed=0, slots=[7, 8]))
+    gone = []
+    while len(pool) == 2:
+        pool.evaluate()
+        gone += pool.leave()
+    assert [int(one.slot) for one in gone] == [7]
+    assert pool.everyone()[0].x.shape == (1, 5)
+
+
+class Watched:
+    """A model that notes whom it is asked about, and fails for some slots."""
+
+    def __init__(self, broken: tuple[int, ...] = ()) -> None:
+        self.inner, self.broken, self.asked = random_hmm(3, 3, 0), broken, []
+        self.vocab_size, self.mask_id = self.inner.vocab_size, self.inner.mask_id
+
+    def __call__(self, query):
+        self.asked.append(sorted(set(query.sequence.tolist())))
+        logits = self.inner(query).clone()
+        of = query.sequence[query.rows.div(query.x.shape[1], rounding_mode="floor")]
+        logits[torch.isin(of, torch.tensor(self.broken, dtype=torch.int64))] = torch.nan
+        return logits
+
+
+def test_one_that_leaves_in_an_open_turn_is_evaluated_for_no_more():
+    model = Watched()
+    sampler = Sampler(model, Rule(Confidence(), IndependenceTest(1e-6)))
+    pool = Pool(model)
+    pool.join(sampler, sampler.start([[3] * 8] * 3, streams=[0, 1, 2], slots=[4, 5, 6]))
+    assert pool.evaluate() == []  # it asks again
+    assert pool.leave([5, 6]) == []
+    gone, states = [], []
+    while len(pool):
+        pool.evaluate()
+        left = pool.leave()
+        gone += [int(one.slot) for one in left]
+        states += left
+    assert model.asked[0] == [4, 5, 6]
+    assert all(asked == [4] for asked in model.asked[1:])
+    assert gone == [5, 6, 4]
+    alone = sample(model.inner, [[3] * 8], sampler.rule, streams=[0])
+    assert states[-1].x.tolist() == alone.tokens.tolist()
+    assert states[-1].nfe.tolist() == alone.nfe.tolist()
+
+
+def test_a_sequence_that_fails_harms_no_other():
+    model = Watched(broken=(1, 5))
+    pool = Pool(model, keep_going=True)
+    for rule, slots in ((RULES[0], [0, 1, 2]), (RULES[2], [3, 4]), (RULES[1], [5])):
+        sampler = Sampler(model, rule)
+        pool.join(sampler, sampler.start([[3] * 6] * len(slots), streams=slots, slots=slots))
+    done = {}
+    while len(pool):
+        pool.evaluate()
+        done |= {int(one.slot): one for one in pool.leave()}
+    assert sorted(int(one.slot) for one, _ in pool.failed) == [1, 5]
+    assert all("logits" in str(error) for _, error in pool.failed)
+    for slot, rule in ((0, RULES[0]), (2, RULES[0]), (3, RULES[2]), (4, RULES[2])):
+        alone = sample(model.inner, [[3] * 6], rule, streams=[slot])
+        assert done[slot].x.tolist() == alone.tokens.tolist()
+    with pytest.raises(ValueError, match="logits"):
+        list(stream(Sampler(model, RULES[0]), [[3, 3]] * 3, 2, seed=0))

@@ -19,6 +19,9 @@ EMBEDDED = {
     "judge": "models/judge",
     "arithmetic": "models/arithmetic",
     "chat": "models/chat",
+    "rxnmapper": "models/rxnmapper",
+    "sapiens-vh": "models/sapiens-vh",
+    "sapiens-vl": "models/sapiens-vl",
 }
 """Names of the checkpoints that ship with the package, and where in its data they lie."""
 

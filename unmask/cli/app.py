@@ -17,6 +17,7 @@ from .groups import grouped
 from .law import law
 from .profile import profile
 from .schedule import schedule
+from .serve import serve
 from .solve import solve
 from .study import tune_command
 from .trace import trace
@@ -55,6 +56,7 @@ app.command()(grouped(compose))
 app.command()(grouped(generate))
 app.command()(grouped(chat))
 app.command()(grouped(infill))
+app.command()(grouped(serve))
 app.command()(grouped(trace))
 app.command()(grouped(law))
 app.command()(grouped(compare))

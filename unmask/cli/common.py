@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 out = Console()
 err = Console(stderr=True)
 
-MODEL = "Embedded model, checkpoint folder, or owner/name of the hub."
-"""What a command can be given as a model."""
-
 Temperature = Annotated[float, typer.Option(help="Temperature of the draw; 0 takes the argmax.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
 Encoding = Annotated[
     str | None, typer.Option(help="Encoding of the file, such as latin-1; default: what it says itself, else UTF-8.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+MODEL = "Embedded model, checkpoint folder, or owner/name of the hub."
+"""What a command can be given as a model."""
 
 
 def one_thread() -> None:

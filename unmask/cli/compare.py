@@ -10,7 +10,7 @@ import typer
 from ..files.writing import check_outputs
 from . import common, study
 from . import oracle as options
-from .groups import NEWEST, HubOptions
+from .groups import NEWEST, FromHub
 
 DEFAULT = "top1-entropy,entropy-bound,entropy-bound:proxy=margin,threshold,topk,first-hitting-parallel"
 
@@ -41,7 +41,7 @@ def compare(
     out: study.Store = None,
     device: study.Device = "cpu",
     csv: Annotated[Path | None, typer.Option(help="With --task: write the rows to this CSV file.")] = None,
-    hub: HubOptions = NEWEST,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Compare samplers on an oracle, or on a task with a trained model.

@@ -31,7 +31,7 @@ from ..tasks.music import (
 )
 from ..tasks.music_files import write_midi, write_piano_roll
 from . import common
-from .groups import NEWEST, USUAL, HubOptions, RuleOptions
+from .groups import NEWEST, USUAL, FromHub, RuleOptions
 
 GAMMA = 0.01
 """The γ of `entropy-bound` here, in nats; chosen on validation chorales by `python -m benchmarks.music validate`."""
@@ -56,7 +56,7 @@ def compose(
     score: Annotated[bool, typer.Option(help="Judge each version: one evaluation per composed token.")] = True,
     midi: Annotated[Path | None, typer.Option(help="Write MIDI here; several versions are numbered.")] = None,
     png: Annotated[Path | None, typer.Option(help="Draw a piano roll here; several versions are numbered.")] = None,
-    hub: HubOptions = NEWEST,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Compose four-part chorales of 64 sixteenth notes with a masked model that others trained.

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
-from typing import Annotated, Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 import typer
 
 from . import common
+
+if TYPE_CHECKING:
+    from ..numerics.smoothing import Floor
+
+SEQUENCES = 64
+"""How many sequences of its task a model is shown."""
 
 QUICK = 0.1
 """What `--quick` multiplies the effort by."""
@@ -29,9 +35,18 @@ def doctor(
     quick: Annotated[
         bool, typer.Option("--quick", help="A tenth of the draws, in some seconds: finds what is grossly wrong.")
     ] = False,
+    model: Annotated[
+        str | None, typer.Option(help="Look at this model instead: does label smoothing hide what it is certain of?")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Whose sequences a --model is shown: NAME or NAME:key=value; default: its own.")
+    ] = None,
+    smoothing: Annotated[float | None, typer.Option(help="Of a --model: label smoothing ε to undo first.")] = None,
     json: common.Json = False,
 ) -> None:
     """Measure what this torch build's random numbers really do, and verify that our draw is exact where others fail.
+
+    With --model, look instead for a floor of that model's entropies, which label smoothing in its training leaves.
 
     pvalue: exact binomial test, one large class against many rare ones (0.35 of the smallest step of a float32 uniform,
     or of the half-precision one); "expected" is what exact probabilities give. effective_temperature: of the tokens of
@@ -39,23 +54,32 @@ def doctor(
     resolution; 1 is exact. ceiling_nats: the highest noise reachable, or the highest seen where none shows.
     ancestral: unigram entropy of whole ancestral runs against an oracle's own; p-value towards lower entropy.
     """
+    if model is not None:
+        floor = _floor(model, task, smoothing, seed)
+        if json:
+            common.print_json({"model": model, "undone": smoothing, **asdict(floor), "verdict": str(floor)})
+        else:
+            common.out.print(str(floor), highlight=False, soft_wrap=True)
+        return
+    if task is not None or smoothing is not None:
+        raise ValueError(f"{'--task' if task is not None else '--smoothing'} goes with --model NAME")
     where = _device(device)
     if where.type == "cpu":
         common.one_thread()
     effort *= QUICK if quick else 1
     started = time.perf_counter()
     with common.progress(quiet=json) as bar:
-        task = bar.add_task("measuring", total=9)
+        job = bar.add_task("measuring", total=9)
         rand = _rand(where, seed)
-        bar.advance(task)
+        bar.advance(job)
         draws = []
         for part in _draws(where, seed, effort, {name: row["bits"] for name, row in rand.items()}):
             draws.extend(part)
-            bar.advance(task)
+            bar.advance(job)
         ancestral = []
         for check in _ancestral(where, seed, effort):
             ancestral.append(check)
-            bar.advance(task)
+            bar.advance(job)
     report: dict[str, Any] = {
         "torch": torch.__version__,
         "device": str(where),
@@ -73,6 +97,16 @@ def doctor(
         common.print_json(report)
         return
     _print(report)
+
+
+def _floor(model: str, task: str | None, smoothing: float | None, seed: int) -> Floor:
+    from ..numerics.smoothing import entropy_floor
+    from .profile import sequences_of
+
+    common.one_thread()
+    denoiser, _, rows, _ = sequences_of(model, task, None, "validation", smoothing)
+    x, maskable = rows(range(SEQUENCES))
+    return entropy_floor(denoiser, x, maskable=maskable, seed=seed)
 
 
 def _device(name: str) -> torch.device:
@@ -114,6 +148,7 @@ class _Size:
 
 def _draws(device: torch.device, seed: int, effort: float, bits: dict[str, int]):
     """Yields rows of the table, draw by draw; forms of one dtype share their uniforms."""
+    from ..draws.race import LEAST
     from ..numerics import ceiling, race_exponential, race_multinomial, race_rand, race_unmask
 
     # An accelerator is some hundred times faster; all sizes are for one CPU core.
@@ -142,7 +177,7 @@ def _draws(device: torch.device, seed: int, effort: float, bits: dict[str, int])
     yield [_row("multinomial float32", multinomial, resolution, race.largest_noise, "as exponential_, which it races")]
     size = _Size(1 << 16, 1 << 13).times(speed)
     ours = race_unmask(rare, size.classes, size.trials, device, seed)
-    yield [_row("unmask", ours, 53, 53 * math.log(2), "one 53-bit uniform; no noise")]
+    yield [_row("unmask", ours, 53, -math.log(LEAST), "the smallest of its clocks")]
 
 
 def _row(name: str, race: Any, bits: int, ceiling: float, source: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import typer
 
 from . import common
 from . import generate as options
-from .groups import NEWEST, USUAL, HubOptions, RuleOptions
+from .groups import NEWEST, USUAL, FromHub, RuleOptions
 from .loading import ON_CPU, Loading
 
 
@@ -39,10 +39,10 @@ def evaluate(
     ] = False,
     batch_size: options.BatchSize = 8,
     loading: Loading = ON_CPU,
+    hub: FromHub = NEWEST,
     out: Annotated[
         Path | None, typer.Option(help="Keep every answer in this file; an interrupted run goes on from it.")
     ] = None,
-    hub: HubOptions = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Evaluate a language model with lm-evaluation-harness (extra eval).
@@ -50,11 +50,11 @@ def evaluate(
     Tokens are counted up to the end token only: tokens_per_evaluation and tokens_per_second leave out what is drawn
     behind it. seconds is the time in calls to the model; of answers read from --out, the time they once took.
     """
+    model = hub.pinned(model)
     from ..evaluation.study import code_fingerprint, fingerprint
     from ..integrations.harness import evaluate as run
     from ..integrations.lm_eval import UnmaskLM
 
-    model = hub.pinned(model)
     named = choice.named(model, 0.0 if temperature is None else temperature)
     with common.progress(quiet=json) as bar:
         job = bar.add_task("answering", total=None)

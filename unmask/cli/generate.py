@@ -20,7 +20,7 @@ from ..rules.usual import usual_rule
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 from . import common
-from .groups import NEWEST, USUAL, HubOptions, RuleOptions
+from .groups import NEWEST, USUAL, FromHub, RuleOptions
 from .loading import ON_CPU, Loading
 
 MASK_SHOWN = "░"
@@ -82,7 +82,7 @@ def generate(
     seed: common.Seed = 0,
     batch_size: BatchSize = 8,
     loading: Loading = ON_CPU,
-    hub: HubOptions = NEWEST,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Answer prompts with a language model.
@@ -106,7 +106,7 @@ def generate(
         completions = network.generate(
             prompts,
             rule=named.rule,
-            max_new_tokens=max_new_tokens or usual_new_tokens(network),
+            max_new_tokens=max_new_tokens or network.usual_new_tokens,
             block_length=block_length,
             temperature=temperature,
             seed=seed,
@@ -138,7 +138,7 @@ def infill(
     seed: common.Seed = 0,
     batch_size: BatchSize = 8,
     loading: Loading = ON_CPU,
-    hub: HubOptions = NEWEST,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Fill gaps in texts with a language model: in "The [MASK:12] sat on" twelve tokens are missing."""
@@ -172,7 +172,7 @@ def chat(
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
     loading: Loading = ON_CPU,
-    hub: HubOptions = NEWEST,
+    hub: FromHub = NEWEST,
 ) -> None:
     """Talk with a language model; the answer is shown while it unmasks.
 
@@ -181,7 +181,7 @@ def chat(
     model = hub.pinned(model)
     named = choice.named(model, temperature)
     network = loading.model(model)
-    canvas_length = max_new_tokens or usual_new_tokens(network)
+    canvas_length = max_new_tokens or network.usual_new_tokens
     history: list[dict[str, str]] = []
     common.out.print(f"{escape(model)}, {named}; /rule, /gamma, /reset, /quit", highlight=False, soft_wrap=True)
     for line in _lines():
@@ -209,12 +209,6 @@ def chat(
 def _check_field(input: Path | None, field: str | None, encoding: str | None) -> None:
     if input is None and (field is not None or encoding is not None):
         raise ValueError(f"{'--field' if field is not None else '--encoding'} goes with --input FILE")
-
-
-def usual_new_tokens(model: LanguageModel) -> int:
-    """Masks of an answer where nothing is said: 32, or the power of two within two fifths of what the model takes."""
-    room = 32 if model.max_length is None else max(1, min(32, model.max_length * 2 // 5))
-    return 1 << (room.bit_length() - 1)
 
 
 def fit(model: LanguageModel, history: list[dict[str, str]], max_new_tokens: int) -> int:

@@ -102,8 +102,8 @@ USUAL = RuleOptions()
 
 
 @dataclass(frozen=True)
-class HubOptions:
-    """Which state of a model of the hub, and whether the hub is asked."""
+class FromHub:
+    """Which version of a model of the hub, and whether the hub may be asked."""
 
     revision: Annotated[
         str | None,
@@ -136,5 +136,5 @@ class HubOptions:
         return str(named)
 
 
-NEWEST = HubOptions()
-"""The newest state of the branch `main`, as the hub has it."""
+NEWEST = FromHub()
+"""The newest version, from the hub or the cache."""

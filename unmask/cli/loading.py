@@ -32,10 +32,30 @@ class Loading:
     mask_id: Annotated[
         int | None, typer.Option("--mask-id", min=0, help="Id of the mask token, if the model's files do not name it.")
     ] = None
+    smoothing: Annotated[
+        float | None, typer.Option(help="Label smoothing ε that the model was trained with, to be undone: 0.1, say.")
+    ] = None
 
     def identity(self) -> list[Any]:
         """What of this changes an answer."""
-        return [self.dtype, self.shift, self.block_causal, self.mask_id]
+        return [self.dtype, self.shift, self.block_causal, self.mask_id, self.smoothing]
+
+    def options(self) -> dict[str, Any]:
+        """What `unmask.load` is told.
+
+        Raises:
+            ValueError: If there is no such type or device.
+        """
+        if self.dtype not in DTYPES:
+            raise ValueError(f"unknown dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}")
+        return {
+            "device": common.device_named(self.device),
+            "dtype": DTYPES[self.dtype],
+            "shift": self.shift,
+            "block_causal": self.block_causal,
+            "mask_id": self.mask_id,
+            "smoothing": self.smoothing,
+        }
 
     def model(self, name: str) -> LanguageModel:
         """Loads a language model.
@@ -44,18 +64,9 @@ class Loading:
             AdapterError: If it cannot be loaded.
             ValueError: If it has no tokenizer, or there is no such type or device.
         """
-        if self.dtype not in DTYPES:
-            raise ValueError(f"unknown dtype {self.dtype!r}; choose one of {', '.join(DTYPES)}")
         if name in EMBEDDED:
             common.one_thread()
-        loaded = load(
-            name,
-            device=common.device_named(self.device),
-            dtype=DTYPES[self.dtype],
-            shift=self.shift,
-            block_causal=self.block_causal,
-            mask_id=self.mask_id,
-        )
+        loaded = load(name, **self.options())
         if not isinstance(loaded, LanguageModel):
             raise ValueError(f"the model {name!r} has no tokenizer, so it is not one for text; try chat")
         return loaded

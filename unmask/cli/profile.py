@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import torch
 import typer
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from ..checks import key_values
@@ -24,15 +24,17 @@ from ..folders import model_folder
 from ..models.registry import load
 from ..rules.geometry import geometry_of, sudoku
 from ..rules.profile import Line, Profile, Relations
+from ..sampling.batch import Tokens
 from ..tasks.of_model import task_of
+from ..tasks.task import Foreign, own_lengths
 from . import common
 from . import oracle as options
-from .groups import NEWEST, HubOptions
+from .groups import NEWEST, FromHub
 
 SAVE_EVERY = 10.0
 """Seconds between two savings of what was measured."""
 
-Rows = Callable[[range], tuple[Int[Tensor, "rows length"], Bool[Tensor, "rows length"]]]
+Rows = Callable[[range], tuple[Tokens, Bool[Tensor, "rows length"]]]
 """The sequences of some contexts, by number, and which of their tokens may be masked."""
 
 
@@ -61,10 +63,11 @@ def profile(
     contexts: Annotated[int, typer.Option(min=1, help="Masked sequences to start from.")] = 400,
     draws: Annotated[int, typer.Option(min=1, help="Tokens drawn in each, one at a time; an evaluation each.")] = 4,
     batch_size: Together = 64,
+    smoothing: Annotated[float | None, typer.Option(help="Label smoothing ε of the model, to be undone.")] = None,
     seed: common.Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; default: that of the model, or runs/profile-NAME.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a heat map to this file (extra plot).")] = None,
-    hub: HubOptions = NEWEST,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Measure the dependence profile of a model, which the rule dependence-bound reads.
@@ -87,7 +90,7 @@ def profile(
         folder = out or Path("runs") / f"profile-{oracle.value}"
     else:
         assert model is not None
-        denoiser, geometry, rows, about = sequences_of(model, task, data, split)
+        denoiser, geometry, rows, about = sequences_of(model, task, data, split, smoothing)
         folder = out or (Path(model) if Path(model).is_dir() else Path("runs") / f"profile-{model}")
     about |= {"seed": seed, "draws": draws}
     found = _measure(denoiser, geometry, rows, about, folder, contexts, draws, batch_size, quiet=json)
@@ -97,13 +100,13 @@ def profile(
 
 
 def sequences_of(
-    model: str, task: str | None, data: Path | None, split: str
+    model: str, task: str | None, data: Path | None, split: str, smoothing: float | None = None
 ) -> tuple[Denoiser, Line | Relations, Rows, dict[str, Any]]:
     """A model, the geometry of its task, the task's sequences, and what identifies them."""
     from ..tasks.fit import check_model
     from ..tasks.named import named_task
 
-    denoiser = load(model)
+    denoiser = load(model, smoothing=smoothing)
     name, _, inline = (task or "").partition(":")
     settings = key_values(inline)
     if data is not None:
@@ -113,11 +116,15 @@ def sequences_of(
     check_model(model, denoiser, chosen)
     examples = chosen.examples(split)
 
-    def rows(numbers: range) -> tuple[Tensor, Tensor]:
+    def rows(numbers: range) -> tuple[Tokens, Tensor]:
         pairs = [examples[number % len(examples)] for number in numbers]
-        return torch.stack([tokens for tokens, _ in pairs]), torch.stack([maskable for _, maskable in pairs])
+        x = torch.stack([tokens for tokens, _ in pairs])
+        if isinstance(chosen, Foreign):
+            return own_lengths(chosen, x)
+        return x, torch.stack([maskable for _, maskable in pairs])
 
     about = {"model": model, "weights": weights_of(model), "task": name, "settings": settings, "split": split}
+    about |= {} if smoothing is None else {"smoothing": smoothing}
     return denoiser, geometry_of(chosen), rows, about
 
 

@@ -22,7 +22,7 @@ from ..tasks.fit import check_model
 from ..tasks.sudoku import MASK, SudokuTask, as_tensor, cells_correct, demo_puzzles, solved
 from ..tasks.sudoku_files import Puzzle, PuzzleFile, read_puzzles
 from . import common
-from .groups import NEWEST, USUAL, HubOptions, RuleOptions
+from .groups import NEWEST, USUAL, FromHub, RuleOptions
 
 ANSWER_COLUMNS = ("answer", "solved", "nfe", "stream")
 """What `--output` adds to the file's own columns."""
@@ -51,7 +51,7 @@ def solve(
     rejected: Annotated[
         Path | None, typer.Option(help="Write the lines that were left out here, to be mended and solved again.")
     ] = None,
-    hub: HubOptions = NEWEST,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Solve Sudoku puzzles with a masked diffusion model.

@@ -24,7 +24,7 @@ from ..sampling.loop import Sampler
 from ..schedule import Linear
 from ..tasks.task import Task
 from . import common
-from .groups import NEWEST, HubOptions
+from .groups import NEWEST, FromHub
 
 TaskOption = Annotated[
     str | None, typer.Option("--task", help="Compare on a task: sudoku, maze, text, ... or name:key=value,key=value.")
@@ -249,7 +249,7 @@ def tune_command(
     batch_size: BatchSize = None,
     out: Store = None,
     device: Device = "cpu",
-    hub: HubOptions = NEWEST,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Find the sampler with the fewest evaluations that keeps the quality of one token at a time.

@@ -20,7 +20,7 @@ from ..tasks.task import Prompts, Task
 from ..viewing import COLORS, Layout, Viewable, trace_gif, trace_html, trace_png
 from ..viewing.pictures import check_pictures
 from . import common
-from .groups import NEWEST, USUAL, HubOptions, RuleOptions
+from .groups import NEWEST, USUAL, FromHub, RuleOptions
 
 PAGE = Path("trace.html")
 """Where the page goes if nothing else is asked for."""
@@ -33,7 +33,9 @@ def trace(
     index: Annotated[int | None, typer.Option(min=0, help="Which prompt, counted from 0 (default 0).")] = None,
     split: Annotated[str | None, typer.Option(help="Where it is: train, validation or test (default).")] = None,
     puzzle: Annotated[str | None, typer.Option(help="sudoku: 81 characters instead, 0 or . where empty.")] = None,
-    model: Annotated[str | None, typer.Option(help=f"{common.MODEL} Default: the one named like the task.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Embedded model or checkpoint folder; default: the one named like the task.")
+    ] = None,
     choice: RuleOptions = USUAL,
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
@@ -43,7 +45,7 @@ def trace(
     html: Annotated[Path | None, typer.Option(help=f"Write the page here (default: {PAGE}).")] = None,
     gif: Annotated[Path | None, typer.Option(help="Write an animation here (extra plot).")] = None,
     png: Annotated[Path | None, typer.Option(help="Write a strip of pictures here (extra plot).")] = None,
-    hub: HubOptions = NEWEST,
+    hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Show how one sequence came about, evaluation by evaluation.

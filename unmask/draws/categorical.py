@@ -1,8 +1,9 @@
 """A batch of marginals: entropy, confidence, margin and argmax in one pass over the logits, and exact draws.
 
 Everything works on *rows*: the logits of candidate positions only, `[rows, vocab]`. Statistics never subtract two large
-numbers to get a small one, so an entropy of 1e-9 nats is 1e-9 and not 0; draws invert the CDF with one 53-bit uniform,
-so a class of probability 1e-7 comes up once in 10⁷, which a 32-bit Gumbel cannot do (arXiv:2409.02908, section 4).
+numbers to get a small one, so an entropy of 1e-9 nats is 1e-9 and not 0. Draws are made in float64 from the 53-bit
+uniform of a position, so a class of probability 1e-7 comes up once in 10⁷, which a 32-bit Gumbel cannot do
+(arXiv:2409.02908, section 4): small vocabularies invert the CDF, larger ones race (see `RACE_FROM`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,15 @@ from torch import Tensor
 from ..checks import whole
 from ..errors import LogitsError
 from .kernels import row_kernel
+from .race import race
+
+RACE_FROM = 256
+"""Vocabularies of so many tokens are drawn from by a race (see `draws.race`), smaller ones by inverting the CDF.
+
+Both draw from the same law. A race gives the same token where two evaluations differ by rounding, which an inversion
+does less and less as the vocabulary grows; an inversion costs less where there are few tokens (docs/numerics.md has
+figures for both). The number is part of what a seed means.
+"""
 
 _CHUNK = 1 << 18
 """Elements of logits worked on at once, or a 64th of all: bounds what a pass allocates beyond the logits themselves."""
@@ -37,7 +47,7 @@ class Marginals:
         log_norm: `log Σ exp(logit)`, so that `logit - log_norm` is a log-probability.
         log_moment: `log Σ p^β`, if a power `β` was given.
         top: The largest logit; not finite where a row is no distribution (see `check_marginals`).
-        masses: What the kernel wants to know about the rows again when it draws from them (see `draw_rows`).
+        tops: The largest logits of parts of each row, which save a kernel work when it draws (see `draw_rows`).
     """
 
     entropy: Float[Tensor, " rows"]
@@ -47,7 +57,7 @@ class Marginals:
     log_norm: Float[Tensor, " rows"]
     log_moment: Float[Tensor, " rows"] | None = None
     top: Float[Tensor, " rows"] | None = None
-    masses: Float[Tensor, "rows parts"] | None = None
+    tops: Float[Tensor, "rows parts"] | None = None
 
     @property
     def confidence(self) -> Float[Tensor, " rows"]:
@@ -95,11 +105,11 @@ def marginals(
         )
     kernel = row_kernel(logits)
     if kernel is None:
-        columns, masses = _in_chunks(logits, forbidden, power), None
+        columns, tops = _in_chunks(logits, forbidden, power), None
     else:
-        columns, masses = kernel.statistics(logits, forbidden, power)
+        columns, tops = kernel.statistics(logits, forbidden, power)
     top, token, entropy, doubt, closeness, log_norm, *moment = columns
-    stats = Marginals(entropy, doubt, closeness, token, log_norm, moment[0] if moment else None, top, masses)
+    stats = Marginals(entropy, doubt, closeness, token, log_norm, moment[0] if moment else None, top, tops)
     if check:
         check_marginals(stats)
     return stats
@@ -203,14 +213,15 @@ def draw(
     top_k: int | None = None,
     top_p: float | None = None,
 ) -> Int[Tensor, " rows"]:
-    """Draws one token per row by inverting its CDF in float64, in token order.
+    """Draws one token per row, in float64: by a race of its tokens, or by inverting its CDF if the vocabulary is small.
 
-    Row `r` gets the first token `v` with `Σ_{w≤v} p_w > u_r`; a token of probability 0 is never drawn, not even at
-    `u = 0` or at the largest float below 1.
+    With fewer than `RACE_FROM` tokens row `r` gets the first token `v` with `Σ_{w≤v} p_w > u_r`. From there on it gets
+    the token with the smallest `E_v / p_v`, `E_v` a standard exponential made of `u_r` and `v` (see `draws.race`). A
+    token of probability 0 is never drawn, not even at `u = 0` or at the largest float below 1.
 
     Args:
         logits: Rows to draw from; only these are touched.
-        uniform: One float64 uniform in `[0, 1)` per row.
+        uniform: One float64 uniform in `[0, 1)` per row, a multiple of 2⁻⁵³.
         temperature: Divides the logits; 0 takes the argmax (the lowest id among ties). One number, or one per row.
         top_k: Keep the `k` largest logits (ties with the k-th stay). Applied first.
         top_p: Then keep the smallest set of most probable tokens whose mass reaches `p`, at the given temperature.
@@ -237,17 +248,16 @@ def draw_rows(
     The statistics of the same logits with the same tokens forbidden change no draw, but save work.
     """
     tau = torch.as_tensor(temperature, dtype=torch.float64, device=logits.device).expand(len(uniform))
-    kernel = row_kernel(logits) if top_k is None and top_p is None else None
+    races, whole = logits.shape[1] >= RACE_FROM, top_k is None and top_p is None
+    kernel = row_kernel(logits) if races and whole else None
     if kernel is not None:
         rows = torch.arange(len(uniform), device=logits.device) if rows is None else rows
-        known = None
-        if stats is not None and stats.top is not None and stats.masses is not None:
-            known = stats.top, stats.masses
-        return kernel.draw(logits, rows, uniform.double(), tau.contiguous(), forbidden, known)
+        tops = None if stats is None else stats.tops
+        return kernel.draw(logits, rows, uniform.double(), tau.contiguous(), forbidden, tops)
     logits = forbid(logits if rows is None else logits[rows], forbidden)
     size = max(1, _CHUNK // 2 // max(1, logits.shape[1]))
     parts = [
-        _invert(z.double(), u.double(), t, top_k, top_p)
+        (_race if races else _invert)(z.double(), u.double(), t, top_k, top_p)
         for z, u, t in zip(logits.split(size), uniform.split(size), tau.split(size), strict=True)
     ]
     return torch.cat(parts) if parts else uniform.new_zeros(0, dtype=torch.int64)
@@ -291,6 +301,12 @@ def _tempered(z: Tensor, tau: Tensor, top_k: int | None, top_p: float | None) ->
     top, token = z.max(-1)
     # Subtracting the maximum first keeps a tiny temperature from overflowing: the argmax stays at 0.
     return truncate((z - top.unsqueeze(-1)) / torch.where(tau == 0, 1.0, tau).unsqueeze(-1), top_k, top_p), token
+
+
+def _race(z: Tensor, u: Tensor, tau: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+    if top_k is not None or top_p is not None:
+        z = z.masked_fill(_tempered(z, tau, top_k, top_p)[0] == -torch.inf, -torch.inf)
+    return torch.where(tau == 0, z.argmax(-1), race(z, u, torch.where(tau == 0, 1.0, tau)))
 
 
 def _invert(z: Tensor, u: Tensor, tau: Tensor, top_k: int | None, top_p: float | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..denoiser import Denoiser, device_of
 from ..likelihood.nelbo import nelbo
 from ..schedule import Linear
-from ..tasks.task import Task
+from ..tasks.task import Foreign, Task, own_lengths
 from .study import Measure
 
 
@@ -27,9 +27,9 @@ class Measured(Protocol):
 def measure_for(task: Task, denoiser: Denoiser, judge: str | None = None) -> Measure | None:
     """Returns what is measured of a task's answers besides its score; nothing unless the task says what.
 
-    `nelbo`, the model's own bound on -log p of the whole sequence, in nats per token; what the task itself measures
-    (of text, `entropy` and `distinct_n`, see `TextTask.measures`); with a judge, `judge`: nats per token under that
-    causal model.
+    `nelbo`, the model's own bound on -log p of the whole sequence, special tokens apart, in nats per token; what the
+    task itself measures (of text, `entropy` and `distinct_n`, see `TextTask.measures`); with a judge, `judge`: nats per
+    token under that causal model.
 
     Args:
         task: The task.
@@ -49,8 +49,10 @@ def measure_for(task: Task, denoiser: Denoiser, judge: str | None = None) -> Mea
     score = None if judge is None else load_judge(judge, task, device_of(denoiser))
 
     def measure(tokens: Int[Tensor, "samples length"]) -> dict[str, Float[Tensor, " samples"]]:
-        x = tokens.to(device_of(denoiser))
-        found = nelbo(denoiser, x, strata=12, replicates=2, seed=0, schedule=Linear())
+        x, scored = tokens.to(device_of(denoiser)), None
+        if isinstance(task, Foreign):
+            x, scored = own_lengths(task, x)
+        found = nelbo(denoiser, x, maskable=scored, strata=12, replicates=2, seed=0, schedule=Linear())
         figures = {"nelbo": found.per_token.double().cpu(), **task.measures(tokens)}
         if score is not None:
             figures["judge"] = torch.cat([score(part) for part in tokens.split(64)])

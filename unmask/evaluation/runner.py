@@ -48,6 +48,7 @@ def answer(
     streams: Sequence[int] | None = None,
     temperature: float,
     batch_size: int,
+    fill_id: int | None = None,
     on_batch: Callable[[int], None] | None = None,
     on_step: Callable[[State, StepInfo], None] | None = None,
 ) -> Answers:
@@ -63,6 +64,7 @@ def answer(
         streams: The stream of each prompt, instead of a seed.
         temperature: Of the draw.
         batch_size: Prompts worked on at once; who is finished makes room for the next (see `unmask.sampling.queue`).
+        fill_id: The token that fills shorter prompts up to the length; the model is not shown it.
         on_batch: Called with the number of prompts just completed.
         on_step: Called after each evaluation of a batch.
 
@@ -87,7 +89,8 @@ def answer(
         if on_step is not None:
             on_step(state, info)
 
-    finished = stream(sampler, prompts, batch_size, streams=streams, temperature=temperature, on_step=count)
+    rows = prompts if fill_id is None else [row[row != fill_id] for row in prompts]
+    finished = stream(sampler, rows, batch_size, streams=streams, temperature=temperature, on_step=count)
     for number, result in finished:
         found[number] = result
         if on_batch is not None:
@@ -98,7 +101,7 @@ def answer(
         none = torch.zeros(0)
         return Answers(prompts, none.long(), none.long(), none.double(), (), 0, seconds)
     return Answers(
-        tokens=torch.cat([result.tokens for result in results]),
+        tokens=torch.cat([_filled(result.tokens, prompts.shape[1], fill_id) for result in results]),
         nfe=torch.cat([result.nfe for result in results]),
         evaluations=torch.cat([result.evaluations for result in results]),
         bound=torch.cat([result.bound for result in results]),
@@ -106,6 +109,10 @@ def answer(
         forward_passes=passes,
         seconds=seconds,
     )
+
+
+def _filled(tokens: Int[Tensor, "1 own"], length: int, fill_id: int | None) -> Int[Tensor, "1 length"]:
+    return tokens if fill_id is None else torch.nn.functional.pad(tokens, (0, length - tokens.shape[1]), value=fill_id)
 
 
 def mean_ci95(values: Float[Tensor, " values"]) -> tuple[float, float]:

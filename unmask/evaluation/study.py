@@ -25,12 +25,15 @@ from ..errors import DataError
 from ..folders import model_folder
 from ..rules.named import NamedRule
 from ..sampling.loop import Sampler
-from ..tasks.task import Prompts, Task
+from ..tasks.task import Foreign, Prompts, Task
 from .runner import answer, mean_ci95
 from .store import Store
 
 Measure = Callable[[Int[Tensor, "samples length"]], Mapping[str, Float[Tensor, " samples"]]]
 """Further figures of completed sequences, by name: one number each."""
+
+Judge = Callable[[Prompts, Int[Tensor, "samples length"]], Mapping[str, Float[Tensor, " samples"]]]
+"""Figures that need to know what was asked, too."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,7 @@ class Study:
         seeds: Each prompt is answered once per seed.
         batch_size: Prompts per batch; changes no answer, only the time.
         measure: Further figures of the answers.
+        judge: Figures of the answers that need to know what was asked.
         store: A file that keeps every batch, so that an interrupted study goes on where it stopped.
         identity: What the figures depend on besides rule, seed, temperature and prompts: the model's weights, the
             task's settings. Kept figures of another identity are left alone.
@@ -109,11 +113,12 @@ class Study:
         seeds: Iterable[int] = (0,),
         batch_size: int = 64,
         measure: Measure | None = None,
+        judge: Judge | None = None,
         store: Path | None = None,
         identity: Mapping[str, Any] | None = None,
     ) -> None:
         self.denoiser, self.task, self.prompts = denoiser, task, prompts
-        self.seeds, self.batch_size, self.measure = tuple(seeds), batch_size, measure
+        self.seeds, self.batch_size, self.measure, self.judge = tuple(seeds), batch_size, measure, judge
         if not self.seeds or not len(prompts):
             raise ValueError(f"a study needs prompts and seeds, got {len(prompts)} and {len(self.seeds)}")
         if batch_size < 1:
@@ -137,7 +142,8 @@ class Study:
             temperature: Of the draw.
             on_batch: Called after each batch.
         """
-        sampler = Sampler(self.denoiser, named.rule)
+        forbidden = self.task.special_ids if isinstance(self.task, Foreign) else ()
+        sampler = Sampler(self.denoiser, named.rule, forbidden=forbidden)
         streams = {seed: prompt_streams(self.prompts.tokens.tolist(), seed) for seed in self.seeds}
         parts: list[list[dict[str, Any]]] = []
         for seed in self.seeds:
@@ -166,11 +172,14 @@ class Study:
         part = self.prompts[start : start + self.batch_size]
         own = streams[start : start + self.batch_size]
         x = part.tokens.to(device_of(self.denoiser))
-        answers = answer(sampler, x, streams=own, temperature=temperature, batch_size=self.batch_size)
+        fill_id = self.task.fill_id if isinstance(self.task, Foreign) else None
+        answers = answer(sampler, x, streams=own, temperature=temperature, batch_size=self.batch_size, fill_id=fill_id)
         tokens = answers.tokens.cpu()
         columns = {"quality": self.task.score(part, tokens), "nfe": answers.nfe.double()}
         if self.measure is not None:
             columns |= self.measure(tokens)
+        if self.judge is not None:
+            columns |= self.judge(part, tokens)
         return {"columns": {name: values.tolist() for name, values in columns.items()}, "seconds": answers.seconds}
 
 

@@ -18,7 +18,6 @@ def check_answer(
     seed: int,
     forbidden: Iterable[int],
     streams: Sequence[int] | None,
-    on_step: Callable[..., None] | None,
     guidance: float | None = None,
 ) -> tuple[int, ...]:
     """Checks what `generate` and `infill` have in common; returns the forbidden tokens.
@@ -28,7 +27,6 @@ def check_answer(
         seed: An integer.
         forbidden: Token ids.
         streams: 64-bit integers, or `None`.
-        on_step: A function, or `None`.
         guidance: A finite number, or `None`.
 
     Raises:
@@ -45,13 +43,17 @@ def check_answer(
         raise ValueError(f"forbidden is a list of token ids, got {forbidden!r:.80}")
     if streams is not None and (isinstance(streams, (str, bytes)) or not isinstance(streams, Sequence)):
         raise ValueError(f"streams is a list of integers, one a prompt, got {streams!r:.80}")
-    if on_step is not None and not callable(on_step):
-        raise ValueError(f"on_step is a function of the state and the step's information, got {on_step!r:.80}")
     if guidance is not None and (
         isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not abs(guidance) < 1e6
     ):
         raise ValueError(f"guidance is a number, or None for none, got {guidance!r:.80}")
     return tuple(whole_number("a forbidden token", token) for token in tokens)
+
+
+def check_watch(on_step: Callable[..., None] | None) -> None:
+    """Raises `ValueError` if what is to be called after each step is no function."""
+    if on_step is not None and not callable(on_step):
+        raise ValueError(f"on_step is a function of the state and the step's information, got {on_step!r:.80}")
 
 
 def whole_number(name: str, value: Any) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..denoiser import NetworkDenoiser
+from ..draws.smoothing import checked_smoothing
 from ..errors import AdapterError
 from ..models.networks.checkpoint import read_config
 from ..models.pretrained.bidirectional import load_bidirectional
@@ -28,6 +29,7 @@ def load_language(
     block_causal: int | None,
     options: dict[str, Any],
     mask_id: int | None = None,
+    smoothing: float | None = None,
 ) -> NetworkDenoiser:
     """Loads a language model; one without a tokenizer, such as one trained here on a task, is a denoiser only.
 
@@ -39,11 +41,14 @@ def load_language(
         block_causal: Length of the blocks of an adapted model with block-causal attention.
         options: Of `from_pretrained`.
         mask_id: Id of the mask token, for a folder that does not name it.
+        smoothing: Label smoothing to undo (see `unmask.draws.smoothing`).
 
     Raises:
         AdapterError: If it is another kind of model, is damaged, or does not say which token is the mask.
-        ValueError: If `shift` or `block_causal` is given for a model that it does not apply to, or is out of range.
+        ValueError: If `shift` or `block_causal` is given for a model that it does not apply to, or is out of range, or
+            `smoothing` is not in [0, 1).
     """
+    smoothing = checked_smoothing(0.0 if smoothing is None else smoothing)
     config = read_config(folder)
     if family_of(config) is not None:
         network = load_bidirectional(folder, device, dtype, shift, block_causal, mask_id, **options)
@@ -53,6 +58,7 @@ def load_language(
     else:
         check_kind(folder, config, "masked", known())
         network = load_masked_lm(folder, device, dtype, mask_id, **options)
+    network.smoothing = smoothing
     check_works(folder, network)
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return HFMaskedDenoiser(network)

@@ -9,20 +9,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..checks import whole
 from ..denoiser import NetworkDenoiser, Query
-from ..draws.categorical import check_draw
-from ..draws.streams import prompt_streams
-from ..models.pretrained.cache import check_cache, usual_cache
 from ..models.pretrained.nameless import nameless_ids
-from ..rules.named import named_rule
 from ..sampling.conversation import AnyRule
 from ..sampling.draw import Processor
 from ..sampling.result import StepInfo
 from ..sampling.state import State
-from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
+from .arguments import check_watch
+from .asked import asked_generate, asked_infill
 from .completion import Completion
-from .generation import Settings, answer_all
-from .prompts import Prompt, Prompts, as_prompts, is_tokens, with_gaps
+from .generation import answer_all
+from .prompts import Prompts, as_prompts
 from .texts import Continuation
 
 if TYPE_CHECKING:
@@ -113,6 +111,12 @@ class LanguageModel(NetworkDenoiser):
     def block_causal(self) -> int | None:
         """Length of the blocks of its attention, if a position looks at its block and those before it only."""
         return getattr(self.network, "block_causal", None)
+
+    @property
+    def usual_new_tokens(self) -> int:
+        """Masks of an answer where nothing is said: 32, or the power of two within two fifths of what it takes."""
+        room = 32 if self.max_length is None else max(1, min(32, self.max_length * 2 // 5))
+        return 1 << (room.bit_length() - 1)
 
     @property
     def padding_invisible(self) -> bool:
@@ -207,47 +211,29 @@ class LanguageModel(NetworkDenoiser):
                 the model or the other settings, a prompt cannot be encoded, or prompt and answer are longer than the
                 model takes.
         """
-        _positive(max_new_tokens=max_new_tokens, batch_size=batch_size, n=n)
-        forbidden = check_answer(
-            rule=rule, seed=seed, forbidden=forbidden, streams=streams, on_step=on_step, guidance=guidance
-        )
-        if self.max_length is not None and max_new_tokens > self.max_length:
-            raise ValueError(f"max_new_tokens {max_new_tokens} is more than the {self.max_length} that the model takes")
-        if block_length is None:
-            block_length = self.block_causal
-        else:
-            _positive(block_length=block_length)
-            if self.block_causal is None and max_new_tokens % block_length:
-                raise ValueError(f"block_length {block_length} does not divide max_new_tokens {max_new_tokens}")
-        chosen = _rule(rule)
-        cache = usual_cache(self.network, chosen, guidance) if cache is None else cache
-        if end_last and not chosen.waits:
-            raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
-        check_cache(cache, cache_refresh, self.block_causal, block_length=block_length, rule=chosen, guidance=guidance)
-        stops = stop_strings(stop)
-        if stops and self.tokenizer is None:
-            raise ValueError("stop strings need a tokenizer")
-        encoded = [prompt for prompt in as_prompts(prompts, self.tokenizer, self.mask_id) for _ in range(n)]
-        rows = [(*prompt.tokens, *[self.mask_id] * max_new_tokens, *prompt.suffix) for prompt in encoded]
-        check_draw(temperature, top_k, top_p)
-        settings = Settings(
-            rule=chosen,
+        whole("batch_size", batch_size)
+        check_watch(on_step)
+        asked = asked_generate(
+            self,
+            prompts,
+            rule=rule,
+            max_new_tokens=max_new_tokens,
+            block_length=block_length,
             temperature=temperature,
+            seed=seed,
+            stop=stop,
             top_k=top_k,
             top_p=top_p,
-            forbidden=tuple(forbidden),
+            forbidden=forbidden,
             processor=processor,
-            last=self.end_ids if (chosen.waits if end_last is None else end_last) else (),
-            ends=self.end_ids,
-            stops=stops,
-            block_length=block_length,
             guidance=guidance,
             cache=cache,
             cache_refresh=cache_refresh,
-            batch_size=batch_size,
+            end_last=end_last,
+            streams=streams,
+            n=n,
         )
-        prompt_tokens = [prompt.tokens for prompt in encoded]
-        return answer_all(self, encoded, rows, self._streams(prompt_tokens, seed, streams), settings, on_step)
+        return answer_all(self, asked, batch_size, on_step)
 
     def infill(
         self,
@@ -260,6 +246,7 @@ class LanguageModel(NetworkDenoiser):
         top_k: int | None = None,
         top_p: float | None = None,
         forbidden: Iterable[int] = (),
+        processor: Processor | None = None,
         batch_size: int = BATCH_SIZE,
         streams: Sequence[int] | None = None,
         on_step: Callable[[State, StepInfo], None] | None = None,
@@ -275,6 +262,7 @@ class LanguageModel(NetworkDenoiser):
             top_k: The same.
             top_p: The same.
             forbidden: Token ids that must not appear; end tokens and other special tokens never do.
+            processor: As in `generate`.
             batch_size: The same.
             streams: The same.
             on_step: The same.
@@ -285,35 +273,22 @@ class LanguageModel(NetworkDenoiser):
         Raises:
             ValueError: If an argument is out of range, a text has no gap, or is longer than the model takes.
         """
-        _positive(batch_size=batch_size)
-        forbidden = check_answer(rule=rule, seed=seed, forbidden=forbidden, streams=streams, on_step=on_step)
-        checked_prompts(texts)
-        if isinstance(texts, Tensor):
-            texts = texts.reshape(-1, texts.shape[-1] if texts.ndim else 1).tolist()
-        given = [texts] if isinstance(texts, str) else list(texts)
-        if spans is not None:
-            checked_spans(spans, len(given))
-        encoded = []
-        for index, text in enumerate(given):
-            if isinstance(text, str):
-                encoded.append(with_gaps(text, self.tokenizer, self.mask_id, None if spans is None else spans[index]))
-            elif spans is None and is_tokens(text) and self.mask_id in checked_tokens(text):
-                encoded.append(Prompt("" if self.tokenizer is None else self.decode(text, special=True), tuple(text)))
-            else:
-                raise ValueError(f"text {index} has no gap: token ids hold the mask token where one is missing")
-        special = set(self.end_ids) | set([] if self.tokenizer is None else self.tokenizer.all_special_ids)
-        settings = Settings(
-            rule=_rule(rule),
+        whole("batch_size", batch_size)
+        check_watch(on_step)
+        asked = asked_infill(
+            self,
+            texts,
+            rule=rule,
+            spans=spans,
             temperature=temperature,
+            seed=seed,
             top_k=top_k,
             top_p=top_p,
-            forbidden=tuple({*forbidden, *(token for token in special if token < self.vocab_size)}),
-            block_length=self.block_causal,
-            batch_size=batch_size,
-            whole=True,
+            forbidden=forbidden,
+            processor=processor,
+            streams=streams,
         )
-        rows = [prompt.tokens for prompt in encoded]
-        return answer_all(self, encoded, rows, self._streams(rows, seed, streams), settings, on_step)
+        return answer_all(self, asked, batch_size, on_step)
 
     def encode(self, prompts: Prompts) -> list[list[int]]:
         """Returns the token ids of prompts; chats go through the chat template and end where the answer begins.
@@ -332,20 +307,3 @@ class LanguageModel(NetworkDenoiser):
             after: The tokens that they come after, such as a prompt's: the text is then what they add to theirs.
         """
         return Continuation(self.tokenizer, list(after)).text(list(tokens), special=special)
-
-    def _streams(self, rows: Sequence[Sequence[int]], seed: int, streams: Sequence[int] | None) -> list[int]:
-        if streams is None:
-            return prompt_streams(rows, seed)
-        if len(streams) != len(rows):
-            raise ValueError(f"{len(streams)} streams for {len(rows)} answers")
-        return list(streams)
-
-
-def _rule(rule: AnyRule | str) -> AnyRule:
-    return named_rule(rule).rule if isinstance(rule, str) else rule
-
-
-def _positive(**values: object) -> None:
-    for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number >= 1, got {value!r}")

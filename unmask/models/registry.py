@@ -22,6 +22,7 @@ def load(
     shift: bool | None = None,
     block_causal: int | None = None,
     mask_id: int | None = None,
+    smoothing: float | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
@@ -43,6 +44,9 @@ def load(
         block_causal: Of a model with block-causal attention whose files do not say it: positions look at their own
             block of so many, counted from the first position, and at the blocks before it.
         mask_id: Id of the mask token of a model of the Transformers library whose files do not name it.
+        smoothing: The ε of the label smoothing that a model of the Transformers library was trained with, to be undone
+            in everything it says (see `unmask.draws.smoothing`; `unmask doctor --model` sees it): what is certain is
+            then of no entropy.
         revision: Branch, tag or commit of a model of the hub; default: its branch `main`.
         token: Of the hub, for a model that is private or gated; default: `HF_TOKEN`, or that of `hf auth login`.
         local_files_only: Take a model of the hub as it was downloaded before, and ask the hub nothing.
@@ -58,7 +62,7 @@ def load(
     with model_folder(
         model, revision=revision, token=token, local_files_only=local_files_only, variant=variant
     ) as folder:
-        return _load(folder, device, dtype, shift, block_causal, mask_id, options)
+        return _load(folder, device, dtype, shift, block_causal, mask_id, smoothing, options)
 
 
 def _load(
@@ -68,6 +72,7 @@ def _load(
     shift: bool | None,
     block_causal: int | None,
     mask_id: int | None,
+    smoothing: float | None,
     options: dict[str, Any],
 ) -> NetworkDenoiser:
     from .networks import coconet
@@ -76,8 +81,8 @@ def _load(
     if not coconet.is_coconet(folder) and of_transformers(folder):
         from ..language.loading import load_language
 
-        return load_language(folder, device, dtype, shift, block_causal, options, mask_id)
-    ours = {"shift": shift, "block_causal": block_causal, "mask_id": mask_id}
+        return load_language(folder, device, dtype, shift, block_causal, options, mask_id, smoothing)
+    ours = {"shift": shift, "block_causal": block_causal, "mask_id": mask_id, "smoothing": smoothing}
     if extra := [*options, *(name for name, value in ours.items() if value is not None)]:
         raise ValueError(f"{', '.join(extra)} does not apply to {folder}: it is for models of the Transformers library")
     if coconet.is_coconet(folder):

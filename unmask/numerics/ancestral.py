@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..denoiser import Query
-from ..draws.categorical import draw as inverse_cdf
+from ..draws.categorical import draw as exact_draw
 from ..draws.streams import Purpose, as_streams, derive, uniforms
 from ..oracles.chain import HMMDenoiser
 from .draws import FORMS
@@ -189,7 +189,7 @@ def ancestral_entropy_check(
             row, position = row[whether], position[whether]
             what = uniforms(streams[row.to(device)], position.to(device), Purpose.TOKEN)
             numbers += len(whether) + len(row)
-            tokens = inverse_cdf(log_p[row.to(device), position.to(device)], what).cpu()
+            tokens = exact_draw(log_p[row.to(device), position.to(device)], what).cpu()
         else:
             logits = torch.cat(
                 [

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..draws.categorical import draw as inverse_cdf
+from ..draws.categorical import draw
 from ..draws.streams import Purpose, as_streams, derive, uniforms
 from .laws import HORIZON, binomial_pvalue
 
@@ -217,7 +217,7 @@ def race_unmask(rare: float, classes: int, trials: int, device: torch.device | s
     started = time.perf_counter()
     u = uniforms(stream, torch.arange(trials, device=device), Purpose.TOKEN)
     rows = max(1, (_BUFFER if torch.device(device).type == "cpu" else 1 << 26) // (classes + 1))
-    count = sum(int((inverse_cdf(logits.expand(len(part), -1), part) > 0).sum()) for part in u.split(rows))
+    count = sum(int((draw(logits.expand(len(part), -1), part) > 0).sum()) for part in u.split(rows))
     return RareRace(rare, classes, trials, count, math.nan, 0, time.perf_counter() - started)
 
 

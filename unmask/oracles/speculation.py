@@ -17,7 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..denoiser import Query
-from ..draws.categorical import draw_log_prob, forbid, marginals
+from ..draws.categorical import RACE_FROM, draw_log_prob, forbid, marginals
 from ..rules.ranked import Rule
 from ..sampling.blocks import open_block, windows
 from ..sampling.loop import Sampler
@@ -61,7 +61,13 @@ def expected_rounds(
         orders: Order noise, one row per order; all are equally likely.
         temperature: Of the draw.
         blocks: Window length, as in `sample`.
+
+    Raises:
+        ValueError: If the vocabulary is so large that tokens are not drawn by inverting the CDF (see `RACE_FROM`).
     """
+    vocab = sampler.denoiser.vocab_size
+    if vocab >= RACE_FROM:
+        raise ValueError(f"exact evaluations of drafts are for vocabularies below {RACE_FROM} tokens, got {vocab}")
     pending = (x == sampler.denoiser.mask_id).unsqueeze(0)
     block = torch.zeros_like(pending, dtype=torch.int64) if blocks is None else windows(pending, blocks)
     totals = torch.zeros(3, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Speculative verification: one position at a time in fewer evaluations, token for token.
 
 One position at a time is a chain of states, each of which names the next position (the order, from the marginals of
-that state) and its token (those marginals, inverted at the position's own uniform). A turn lays out the states that a
+that state) and its token (drawn from those marginals by the position's own noise). A turn lays out the states that a
 *draft* of positions and tokens leads through, asks for all of them at once, and walks along them. The first state is
 the sequence's own. In every state it takes the position and the token which that state names, and goes on to the next
 state only if they are the drafted ones: only then is that the state the chain really goes to. So every token is the one

@@ -165,7 +165,7 @@ class Draw:
             part = marginals(logits[index], settings.forbidden, some, check=False)
             for field in fields(Marginals):
                 values = getattr(part, field.name)
-                if values is not None and field.name != "masses":
+                if values is not None and field.name != "tops":
                     empty = values.new_empty(len(row))
                     whole.setdefault(field.name, empty)[index] = values
         if not whole:

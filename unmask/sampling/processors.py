@@ -98,6 +98,54 @@ class Allowed:
 
 
 @dataclass(frozen=True)
+class Choices:
+    """Some sequences of tokens, of which the positions from a first one on must become one.
+
+    A position may take the tokens of those choices that agree with all that is written. So what is written one position
+    at a time is one of them; two positions written in one evaluation may be of two different ones.
+
+    Args:
+        first: The first position.
+        choices: The sequences.
+
+    Raises:
+        ValueError: If there is no choice, or one is empty.
+    """
+
+    first: int
+    choices: tuple[tuple[int, ...], ...]
+
+    def __post_init__(self) -> None:
+        if not self.choices or not all(self.choices):
+            raise ValueError("there must be a choice, and each must have a token")
+
+    def __call__(
+        self, logits: Float[Tensor, "rows vocab"], position: Int[Tensor, " rows"], x: Int[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows vocab"]:
+        """Returns the logits with all other tokens at `-inf`; positions behind every choice are free."""
+        longest = max(map(len, self.choices))
+        logits = logits.clone()
+        for row, (place, own) in enumerate(zip(position.tolist(), x[:, self.first :].tolist(), strict=True)):
+            at = place - self.first
+            if not 0 <= at < longest:
+                continue
+            fits = [
+                one for one in self.choices if all(a == b for a, b in zip(own, one, strict=False) if a in self._used)
+            ]
+            allowed = sorted({one[at] for one in fits if at < len(one)})
+            if allowed:
+                kept = logits[row, allowed]
+                logits[row] = -torch.inf
+                logits[row, allowed] = kept
+        return logits
+
+    @cached_property
+    def _used(self) -> frozenset[int]:
+        """Tokens of the choices; the mask is none of them."""
+        return frozenset(token for one in self.choices for token in one)
+
+
+@dataclass(frozen=True)
 class Chain:
     """Several processors, one after the other."""
 

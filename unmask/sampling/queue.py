@@ -1,173 +1,20 @@
-"""Any number of sequences through a fixed number of slots: who is finished leaves, who waits takes the place.
-
-A `Pool` holds sequences with any rules. Those with one rule are a batch of their own, whose turns go on independently
-of the others'; what all of them ask is evaluated in one forward pass. So a rule that asks seven questions holds up
-nobody.
-"""
+"""Any number of sequences through a fixed number of slots: who is finished leaves, who waits takes the place."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..denoiser import Denoiser, Query
 from ..draws.streams import derive
 from .loop import Sampler
+from .pool import Pool
 from .result import Result, StepInfo
 from .state import State
-from .turn import Turn
-
-
-def together(queries: Sequence[Query], mask_id: int) -> Query:
-    """Several queries as one, right-padded to a common length."""
-    if len(queries) == 1:
-        return queries[0]
-    length = max(query.x.shape[1] for query in queries)
-    columns: dict[str, Any] = {}
-    for name in ("x", "where", "valid", "sequence", "time", "block"):
-        parts = [getattr(query, name) for query in queries]
-        if any(part is None for part in parts):
-            columns[name] = None
-            continue
-        if parts[0].ndim == 2:
-            fill = mask_id if name == "x" else 0
-            parts = [torch.nn.functional.pad(part, (0, length - part.shape[1]), value=fill) for part in parts]
-        columns[name] = torch.cat(parts)
-    return Query(**columns)
-
-
-@torch.no_grad()
-def evaluate(denoiser: Denoiser, turns: Sequence[Turn]) -> None:
-    """Answers the open questions of several turns by one forward pass; of turns that ask nothing, none."""
-    asking = [turn for turn in turns if turn.query is not None]
-    if not asking:
-        return
-    queries = [turn.query for turn in asking if turn.query is not None]
-    counts = [len(query.rows) for query in queries]
-    logits = denoiser(together(queries, denoiser.mask_id))
-    if not isinstance(logits, Tensor) or logits.ndim == 0 or len(logits) != sum(counts):
-        parts = [logits] * len(asking)  # each turn says what is wrong
-    else:
-        parts = logits.split(counts)
-    for turn, part in zip(asking, parts, strict=True):
-        turn.tell(part)
-
-
-class Batch:
-    """The sequences of a pool that have one rule, and their open turn."""
-
-    def __init__(self, sampler: Sampler, state: State) -> None:
-        self.sampler, self.state = sampler, state
-        self.turn: Turn | None = None
-        self.waiting: list[State] = []
-
-    def begin(self) -> Turn:
-        """The open turn, or a new one, which those who wait take part in."""
-        if self.turn is None:
-            if self.waiting:
-                self.state = State.join([self.state, *self.waiting])
-                self.waiting = []
-            self.turn = self.sampler.begin(self.state)
-        return self.turn
-
-
-class Pool:
-    """Sequences with any rules that share their forward passes. All have one denoiser.
-
-    A sequence gets the tokens and the evaluations it would get alone, with the same stream. Those that join while a
-    turn of their rule is open take part in the next one.
-
-    Args:
-        denoiser: The model. If sequences differ in length, it must know what padding is.
-
-    Attributes:
-        passes: Forward passes made.
-    """
-
-    def __init__(self, denoiser: Denoiser) -> None:
-        self.denoiser, self.passes = denoiser, 0
-        self._batches: list[Batch] = []
-
-    def __len__(self) -> int:
-        return sum(len(state.x) for batch in self._batches for state in (batch.state, *batch.waiting))
-
-    def join(self, sampler: Sampler, state: State) -> None:
-        """Takes in the sequences of a state of the sampler's rule.
-
-        Slots must be other ones than those of the sequences that are here.
-
-        Raises:
-            ValueError: If the sampler has another denoiser.
-        """
-        if sampler.denoiser is not self.denoiser:
-            raise ValueError("all sequences of a pool have one denoiser")
-        for batch in self._batches:
-            if batch.sampler.rule is sampler.rule or batch.sampler.rule == sampler.rule:
-                batch.waiting.append(state)
-                return
-        self._batches.append(Batch(sampler, state))
-
-    def everyone(self) -> list[State]:
-        """The states of those who are here, as they were when their last turn ended."""
-        return [state for batch in self._batches for state in (batch.state, *batch.waiting)]
-
-    def evaluate(self, candidates: int = 0) -> list[tuple[Batch, StepInfo]]:
-        """Makes one forward pass; returns the batches whose turn ended by it, with what was done.
-
-        Args:
-            candidates: As in `Sampler.step`.
-        """
-        turns = [batch.begin() for batch in self._batches]
-        if any(turn.query is not None for turn in turns):
-            self.passes += 1
-        evaluate(self.denoiser, turns)
-        ended = []
-        for batch, turn in zip(self._batches, turns, strict=True):
-            if turn.query is None:
-                batch.state, info = turn.end(candidates)
-                batch.turn = None
-                ended.append((batch, info))
-        return ended
-
-    def leave(self, slots: Iterable[int] | None = None) -> list[State]:
-        """Lets sequences go: those that are finished, and those in some slots; returns a state of each.
-
-        One whose turn is open stays until it has ended; so does the turn of a slot that is asked to go.
-
-        Args:
-            slots: Who leaves although not finished, such as a cancelled request.
-        """
-        asked, gone = set(slots or ()), []
-        for batch in list(self._batches):
-            for part in batch.waiting:
-                gone += [one for one in part.split() if int(one.slot) in asked]
-            batch.waiting = [_without(part, asked) for part in batch.waiting]
-            batch.waiting = [part for part in batch.waiting if len(part.x)]
-            if batch.turn is None:
-                done = batch.state.finished.cpu()
-                if asked:
-                    done = done | torch.tensor([slot in asked for slot in batch.state.slot.tolist()], dtype=torch.bool)
-                if bool(done.any()):
-                    device = batch.state.x.device
-                    gone += batch.state.select(done.nonzero().squeeze(-1).to(device)).split()
-                    batch.state = batch.state.select((~done).nonzero().squeeze(-1).to(device))
-            if not len(batch.state.x) and batch.turn is None:
-                if batch.waiting:
-                    batch.state, batch.waiting = State.join(batch.waiting), []
-                else:
-                    self._batches.remove(batch)
-        return gone
-
-
-def _without(state: State, slots: set[int]) -> State:
-    kept = [row for row, slot in enumerate(state.slot.tolist()) if slot not in slots]
-    return state if len(kept) == len(state.x) else state.select(torch.tensor(kept, dtype=torch.int64))
 
 
 @dataclass(frozen=True)

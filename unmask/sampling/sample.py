@@ -16,7 +16,7 @@ from .blocks import block_numbers
 from .conversation import AnyRule
 from .draw import Processor, Settings
 from .loop import Sampler, check_run
-from .queue import Pool
+from .pool import Pool
 from .result import Result, StepInfo
 from .state import State
 

@@ -27,7 +27,7 @@ class Turn:
     """An open conversation between a rule and the denoiser, about the unfinished sequences of a state.
 
     While there is a `query`, evaluate it and `tell` the logits; then `end` gives the next state. So the turns of
-    several states, with different rules, can share their forward passes (see `unmask.sampling.queue`).
+    several states, with different rules, can share their forward passes (see `unmask.sampling.pool`).
 
     Attributes:
         query: What to evaluate next; `None` once the rule has made its move, or if nothing was left to do.

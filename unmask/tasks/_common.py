@@ -6,14 +6,17 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..checks import whole
 from ..draws.streams import derive
-from .task import Examples
+from .task import Examples, Prompts
 
 SPLITS = ("train", "validation", "test")
+HALVES = ("validation", "test")
+"""The splits of data for models that others trained."""
+
 ENDLESS = 2**31
 """Length of a split that is generated example by example."""
 
@@ -24,14 +27,14 @@ _WORD = 0xFFFFFFFFFFFFFFFF
 _Item = TypeVar("_Item")
 
 
-def check_split(split: str) -> str:
+def check_split(split: str, splits: Sequence[str] = SPLITS) -> str:
     """Returns the name of a split.
 
     Raises:
         ValueError: If there is no such split.
     """
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
+    if split not in splits:
+        raise ValueError(f"unknown split {split!r}; choose one of {', '.join(splits)}")
     return split
 
 
@@ -87,3 +90,25 @@ def stack(examples: Examples, limit: int) -> tuple[Int[Tensor, "examples length"
     whole("limit", limit, 1)
     pairs = [examples[index] for index in range(min(limit, len(examples)))]
     return torch.stack([tokens for tokens, _ in pairs]), torch.stack([maskable for _, maskable in pairs])
+
+
+def gaps(length: int, count: int, span: int, draws: Draws) -> Bool[Tensor, " length"]:
+    """Masks `count` spans of `span` positions each at random places, with at least one shown position between any two.
+
+    Raises:
+        ValueError: If they do not fit.
+    """
+    shown = length - count * span
+    if count > shown + 1:
+        raise ValueError(f"{count} gaps of {span} with a shown token between any two do not fit into {length} tokens")
+    # Choosing distinct slots among the shown positions keeps one between any two gaps.
+    masked = torch.zeros(length, dtype=torch.bool)
+    for number, slot in enumerate(sorted(draws.sample(shown + 1, count))):
+        masked[slot + number * span : slot + (number + 1) * span] = True
+    return masked
+
+
+def recovered(prompts: Prompts, tokens: Int[Tensor, "prompts length"], mask_id: int) -> Float[Tensor, " prompts"]:
+    """Returns the share of the masked tokens of each prompt that came back exactly; a mask that is left is wrong."""
+    masked = prompts.tokens == mask_id
+    return (masked & (tokens == prompts.answers)).sum(1).double() / masked.sum(1)

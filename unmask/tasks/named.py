@@ -13,6 +13,12 @@ from typing import Any
 from .task import Task
 
 
+def _antibodies() -> type[Task]:
+    from .antibodies import AntibodyTask
+
+    return AntibodyTask
+
+
 def _arithmetic() -> type[Task]:
     from .arithmetic import ArithmeticTask
 
@@ -35,6 +41,12 @@ def _music() -> type[Task]:
     from .music import MusicTask
 
     return MusicTask
+
+
+def _reactions() -> type[Task]:
+    from .reactions import ReactionTask
+
+    return ReactionTask
 
 
 def _sudoku() -> type[Task]:
@@ -67,10 +79,12 @@ class TaskFamily:
 
 
 TASKS: dict[str, TaskFamily] = {
+    "antibodies": TaskFamily("human antibody chains: fill in masked residues", _antibodies),
     "arithmetic": TaskFamily("sums, expressions, word problems, countdown, written as text", _arithmetic),
     "instructions": TaskFamily("short instructions about numbers, and responses that end themselves", _instructions),
     "maze": TaskFamily("the shortest path from start to end", _maze),
     "music": TaskFamily("four-part chorales: harmonise a melody, fill a gap, compose", _music),
+    "reactions": TaskFamily("chemical reactions in SMILES: fill in masked tokens, or one side", _reactions),
     "sudoku": TaskFamily("9×9 puzzles with one solution", _sudoku),
     "text": TaskFamily("text by characters or subwords: fill gaps, or write from nothing", _text),
 }

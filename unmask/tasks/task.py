@@ -92,3 +92,25 @@ class Task(Protocol):
     def show(self, tokens: Int[Tensor, " length"]) -> str:
         """Renders a sequence, masks included, for a person to read."""
         ...
+
+
+@runtime_checkable
+class Foreign(Protocol):
+    """A task in the vocabulary of a model that others trained, whose sequences have lengths of their own.
+
+    Attributes:
+        fill_id: Fills sequences up to one length. No model is shown it.
+        special_ids: Tokens that never fill a mask, `fill_id` among them.
+    """
+
+    fill_id: int
+    special_ids: tuple[int, ...]
+
+
+def own_lengths(
+    task: Foreign, x: Int[Tensor, "batch length"]
+) -> tuple[list[Int[Tensor, " own"]], Bool[Tensor, "batch longest"]]:
+    """Returns sequences of a task without what fills them up, and where they have no special tokens."""
+    rows = [row[row != task.fill_id] for row in x]
+    special = torch.isin(x, torch.tensor(task.special_ids, device=x.device))
+    return rows, ~special[:, : max(map(len, rows), default=0)]

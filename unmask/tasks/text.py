@@ -22,7 +22,7 @@ from ..checks import whole
 from ..draws.streams import derive
 from ..errors import DataError
 from ..files import reading
-from ._common import ENDLESS, MASK_SIGN, SPLITS, Draws, check_index, check_split
+from ._common import ENDLESS, MASK_SIGN, SPLITS, Draws, check_index, check_split, gaps, recovered
 from .task import Prompts
 
 if TYPE_CHECKING:
@@ -237,24 +237,14 @@ class TextTask:
         answers = torch.stack([windows[index][0] for index in range(count)])
         masked = torch.ones_like(answers, dtype=torch.bool)
         if self.gaps == "infill":
-            masked = torch.stack([self._gap_mask(split, index) for index in range(count)])
+            draws = [Draws(0, "text gaps", split, index) for index in range(count)]
+            masked = torch.stack([gaps(self.length, self.gap_count, self.span, one) for one in draws])
         return Prompts.of(answers, masked, self.mask_id)
-
-    def _gap_mask(self, split: str, index: int) -> Bool[Tensor, " length"]:
-        # Choosing distinct slots among the shown characters keeps one between any two gaps.
-        shown = self.length - self.gap_count * self.span
-        slots = sorted(Draws(0, "text gaps", split, index).sample(shown + 1, self.gap_count))
-        masked = torch.zeros(self.length, dtype=torch.bool)
-        for number, slot in enumerate(slots):
-            start = slot + number * self.span
-            masked[start : start + self.span] = True
-        return masked
 
     def score(self, prompts: Prompts, tokens: Int[Tensor, "prompts length"]) -> Float[Tensor, " prompts"]:
         """Returns, per prompt, what `quality` says; a mask that is left counts as wrong."""
         if self.gaps == "infill":
-            masked = prompts.tokens == self.mask_id
-            return (masked & (tokens == prompts.answers)).sum(1).double() / masked.sum(1)
+            return recovered(prompts, tokens, self.mask_id)
         return torch.tensor([self._known_letters(self.show(row)) for row in tokens], dtype=torch.float64)
 
     def measures(self, tokens: Int[Tensor, "samples length"]) -> dict[str, Float[Tensor, " samples"]]:

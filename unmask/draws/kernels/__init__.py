@@ -1,4 +1,4 @@
-"""Fused kernels for rows of logits: statistics in one pass and exact draws, one kernel call each, by device."""
+"""Fused kernels for rows of logits: statistics in one pass and draws by a race, one kernel call each, by device."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class RowKernel(Protocol):
     ) -> tuple[tuple[Tensor, ...], Tensor | None]:
         """Returns top, token, entropy, doubt, closeness, log_norm and with a power log_moment, each `[rows]`.
 
-        And what a kernel wants to know about the rows again when it draws from them, if it does.
+        And the largest logits of parts of each row, if the kernel wants to know them again when it draws.
         """
         ...
 
@@ -33,12 +33,11 @@ class RowKernel(Protocol):
         uniform: Tensor,
         temperature: Tensor,
         forbidden: Sequence[int],
-        known: tuple[Tensor, Tensor] | None = None,
+        tops: Tensor | None = None,
     ) -> Tensor:
-        """Returns one token for each of `rows` by inverting its CDF, given float64 uniforms and temperatures.
+        """Returns one token for each of `rows` by a race (see `draws.race`), given float64 uniforms and temperatures.
 
-        `known` is the top of every row of the logits and what `statistics` returned besides, if it was something, with
-        the same tokens forbidden.
+        `tops` is what `statistics` returned besides, if it was something, with the same tokens forbidden.
         """
         ...
 

@@ -24,6 +24,8 @@ from numba import njit, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
+from ..race import FIRST, GOLDEN, GROUP, INSIDE, SECOND
+
 _TILE = 2048
 _SMALL = 1 << 17
 """Logits that one thread does faster than two can share."""
@@ -37,10 +39,6 @@ _UNLIFT = 2.0**-_LIFT
 
 _LANES = 64
 """Sums are made in so many parts, written out: the compiler has no choice, and bits are the same wherever it runs."""
-
-_DOUBT = 4e-6
-"""More than the relative error of a sum of exponentials in float32: 32 additions, 1.9e-6; the exponential, 2.4e-7; its
-rounded argument, 6e-8 times the mean distance from the top, which is no more than the logarithm of the vocabulary."""
 
 _INSIDE = {"error_model": "numpy", "nogil": True, "cache": True, "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 
@@ -65,28 +63,6 @@ def _as_int32(typingctx: Any, value: Any) -> Any:
         return builder.bitcast(arguments[0], ir.IntType(32))
 
     return types.int32(types.float32), generate
-
-
-@intrinsic
-@no_type_check
-def _as_float64(typingctx: Any, bits: Any) -> Any:
-    """The float64 with these bits."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.DoubleType())
-
-    return types.float64(types.int64), generate
-
-
-@intrinsic
-@no_type_check
-def _as_int64(typingctx: Any, value: Any) -> Any:
-    """The bits of a float64."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.bitcast(arguments[0], ir.IntType(64))
-
-    return types.int64(types.float64), generate
 
 
 @intrinsic
@@ -169,26 +145,6 @@ def _exp32(d):
     p = _fma(p, r, types.float32(1.0))
     p = _fma(p, r, types.float32(1.0))
     return p * _as_float32(types.int32(_as_int32(shifted) << types.int32(23)))
-
-
-@njit(**_INSIDE)
-@no_type_check
-def _exp64(d):
-    """`e^d` of a float64 `d <= 0` to a relative error of 2e-14; exactly 0 below -709, as in `_exp32`."""
-    d = -709.2 if d < -709.2 else d
-    magic = 6755399441055744.0 + 1023.0
-    shifted = _fma(d, 1.4426950408889634, magic)
-    r = _fma(magic - shifted, 0.6931471805599453, d)
-    p = _fma(2.747687964947417e-06, r, 2.488201632191621e-05)
-    p = _fma(p, r, 0.00019841602874349077)
-    p = _fma(p, r, 0.001388880815081881)
-    p = _fma(p, r, 0.008333333008010464)
-    p = _fma(p, r, 0.04166666698542442)
-    p = _fma(p, r, 0.16666666667744598)
-    p = _fma(p, r, 0.49999999999609873)
-    p = _fma(p, r, 0.9999999999999134)
-    p = _fma(p, r, 1.0)
-    return p * _as_float64(_as_int64(shifted) << types.int64(52))
 
 
 @njit(**_INSIDE)
@@ -283,10 +239,7 @@ def _index(tile, top):
 @njit(**_INSIDE)
 @no_type_check
 def _sums(part, top, lanes, totals):
-    """Adds `Σe^d` and `Σe^d·(-d)`, `2^40` times too large, to totals in as many parts as there are lanes, all full.
-
-    Returns the part's own `Σe^d`, as it should be.
-    """
+    """Adds `Σe^d` and `Σe^d·(-d)`, `2^40` times too large, to totals in as many parts as there are lanes, all full."""
     s, t = lanes[0], lanes[1]
     lanes[:] = types.float32(0.0)
     for begin in range(0, len(part), _LANES):
@@ -300,16 +253,6 @@ def _sums(part, top, lanes, totals):
     for j in range(_LANES):
         totals[0, j] += types.float64(s[j])
         totals[1, j] += types.float64(t[j])
-    for j in range(_LANES // 2):  # halves of halves: as vectors, and always in this order
-        s[j] += s[j + _LANES // 2]
-    for j in range(_LANES // 4):
-        s[j] += s[j + _LANES // 4]
-    for j in range(_LANES // 8):
-        s[j] += s[j + _LANES // 8]
-    total = types.float64(0.0)
-    for j in range(_LANES // 8):
-        total += types.float64(s[j])
-    return total * _UNLIFT
 
 
 @njit(**_INSIDE)
@@ -338,8 +281,8 @@ def _any_nan(row, forbidden):
 
 @njit(**_INSIDE)
 @no_type_check
-def _row_statistics(row, forbidden, beta, tile, tops, lanes, totals, masses, out, tokens, r):
-    """The columns of one row, and the mass of each of its tiles."""
+def _row_statistics(row, forbidden, beta, tile, lanes, totals, tops, out, tokens, r):
+    """The columns of one row, and the largest logit of each of its tiles."""
     top, best = _tops(row, forbidden, tile, tops)
     finite = types.float32(0.0) if not math.isfinite(top) else top
     totals[:] = 0.0
@@ -347,23 +290,22 @@ def _row_statistics(row, forbidden, beta, tile, tops, lanes, totals, masses, out
     for number in range(len(tops)):
         begin = number * _TILE
         part = row[begin : begin + _TILE]
-        count = len(part)
+        count, other = len(part), tops[number]
         if number == best or count % _LANES > 0 or _touched(forbidden, begin, count):
             _patched(part, begin, forbidden, tile)
             patched = tile[: _whole(count)]
             if number == best:
                 token = begin + _index(patched, top)
                 patched[token - begin] = _LOWEST
-                tops[number] = _largest(patched)
-            masses[number] = _sums(patched, finite, lanes, totals)
+                other = _largest(patched)
+            _sums(patched, finite, lanes, totals)
             if beta is not None:
                 _moment(patched, finite, beta, lanes, totals)
         else:
-            masses[number] = _sums(part, finite, lanes, totals)
+            _sums(part, finite, lanes, totals)
             if beta is not None:
                 _moment(part, finite, beta, lanes, totals)
-        second = tops[number] if tops[number] > second else second
-    masses[best] += 1.0
+        second = other if other > second else second
     s, t, m = 0.0, 0.0, 0.0
     for j in range(_LANES):
         s, t, m = s + totals[0, j], t + totals[1, j], m + totals[2, j]
@@ -383,135 +325,133 @@ def _row_statistics(row, forbidden, beta, tile, tops, lanes, totals, masses, out
 
 @njit(error_model="numpy", nogil=True, cache=True)
 @no_type_check
-def _statistics(logits, forbidden, power, masses, out, tokens, tile, tops, lanes, totals, counter):
+def _statistics(logits, forbidden, power, tops, out, tokens, tile, lanes, totals, counter):
     """Rows until there are none left; see `statistics`. Without a power, nothing of it is compiled."""
     while True:
         r = _claim(counter)
         if r >= len(logits):
             return
         beta = None if power is None else power[r]
-        _row_statistics(logits[r], forbidden, beta, tile, tops, lanes, totals, masses[r], out, tokens, r)
+        _row_statistics(logits[r], forbidden, beta, tile, lanes, totals, tops[r], out, tokens, r)
 
 
 @njit(**_INSIDE)
 @no_type_check
-def _masses(part, top, scale, mass):
-    """`e^(scale·(x - top))` in float64 for every logit."""
-    for i in range(len(part)):
-        mass[i] = _exp64((types.float64(_as_float32(_bits(part[i]))) - top) * scale)
+def _mix(word):
+    """Scrambles 64 bits; see `draws.race`."""
+    word = (word ^ (word >> types.uint64(30))) * types.uint64(FIRST)
+    word = (word ^ (word >> types.uint64(27))) * types.uint64(SECOND)
+    return word ^ (word >> types.uint64(31))
 
 
 @njit(**_INSIDE)
 @no_type_check
-def _mass(part, top, scale, lanes):
-    """The sum of `_masses` of whole lanes, made in as many parts."""
-    lanes[:] = 0.0
-    for begin in range(0, len(part), _LANES):
-        some = part[begin : begin + _LANES]
-        for j in range(_LANES):
-            lanes[j] += _exp64((types.float64(_as_float32(_bits(some[j]))) - top) * scale)
-    total = 0.0
-    for j in range(_LANES):
-        total += lanes[j]
-    return total
+def _counter(key, index):
+    """What the first word of an index is made of."""
+    return key + (types.uint64(2) * types.uint64(index) + types.uint64(1)) * types.uint64(GOLDEN)
 
 
 @njit(**_INSIDE)
 @no_type_check
-def _row_draw(row, uniform, temperature, forbidden, tile, tops, masses, mass):
-    """Inverts the CDF of one row: over tiles first, then inside the one that was hit."""
-    top, hit = _tops(row, forbidden, tile, tops)
-    base, before, target = types.float64(top), 0.0, 0.0
-    scale = 1.0 / temperature if temperature > 1e-308 else 1.7e308
-    scale = scale if scale < 1.7e308 else 1.7e308
-    if temperature > 0.0:
-        total = 0.0
-        for number in range(len(tops)):
-            begin = number * _TILE
-            part = row[begin : begin + _TILE]
-            if len(part) % _LANES > 0 or _touched(forbidden, begin, len(part)):
-                _patched(part, begin, forbidden, tile)
-                masses[number] = _mass(tile[: _whole(len(part))], base, scale, mass[:_LANES])
-            else:
-                masses[number] = _mass(part, base, scale, mass[:_LANES])
-            total += masses[number]
-        # u·total can round up to total; one step below it still falls in the last token with mass.
-        below = total - total * 1.1102230246251565e-16
-        target = uniform * total if uniform * total < below else below
-        reached = 0.0
-        for number in range(len(tops)):
-            if masses[number] > 0.0:
-                hit, before = number, reached
-                reached += masses[number]
-                if reached > target:
-                    break
-    begin = hit * _TILE
-    part = row[begin : begin + _TILE]
-    _patched(part, begin, forbidden, tile)
-    patched = tile[: len(part)]
-    if temperature == 0.0:
-        return begin + _index(patched, top)
-    _masses(patched, base, scale, mass)
-    token, reached = 0, before
-    for i in range(len(patched)):
-        if mass[i] > 0.0:
-            token = i
-            reached += mass[i]
-            if reached > target:
-                break
-    return begin + token
+def _exponential(word, more):
+    """A standard exponential from two words; see `draws.race`."""
+    u = (types.float64(word) + 0.5) * 2.0**-64
+    if word < types.uint64(1 << 32):
+        u = types.float64(word) * 2.0**-64 + (types.float64(more >> types.uint64(6)) + 0.5) * 2.0**-122
+    return -math.log1p(-min(u, 1.0 - 2.0**-53))
 
 
 @njit(**_INSIDE)
 @no_type_check
-def _tile_draw(row, uniform, forbidden, top, sums, tile, mass):
-    """What `_row_draw` finds at temperature 1, from the masses of the tiles and a look at one of them; -1 if unsure.
+def _reach(lead):
+    """The largest first word with which a group may still win, or more; `lead` is its largest logit's over the best.
 
-    With `C` before the tile and `R` behind it, the uniform points to `u (M + R) - (1 - u) C` inside. `M` is added up
-    anew in float64, so that the error is at most `u R + (1 - u) C` times that of the sums.
+    With a word `w` its first clock is at least `w 2^-64 / 64`, and to win it must be at most `e^lead`.
     """
-    total, hit, before = 0.0, 0, 0.0
-    for number in range(len(sums)):
-        total += sums[number]
-    while hit + 1 < len(sums) and before + sums[hit] <= uniform * total:
-        before += sums[hit]
-        hit += 1
-    begin = hit * _TILE
-    part = row[begin : begin + _TILE]
-    _patched(part, begin, forbidden, tile)
-    patched = tile[: len(part)]
-    _masses(patched, types.float64(top), 1.0, mass)
-    here = 0.0
-    for i in range(len(patched)):
-        here += mass[i]
-    behind = 0.0
-    for number in range(hit + 1, len(sums)):
-        behind += sums[number]
-    target = uniform * (here + behind) - (1.0 - uniform) * before
-    doubt = _DOUBT * (uniform * behind + (1.0 - uniform) * before) + 1e-13 * total
-    reached = 0.0
-    for i in range(len(patched)):
-        if reached + mass[i] > target:
-            sure = reached + doubt <= target or (before == 0.0 and reached == 0.0)
-            return begin + i if sure and target + doubt < reached + mass[i] else -1
-        reached += mass[i]
-    return -1
+    everything = types.uint64(0xFFFFFFFFFFFFFFFF)
+    return types.uint64(math.exp(lead) * (1.0 + 1e-6) * 2.0**70) + types.uint64(1) if lead < -4.2 else everything
+
+
+@njit(**_INSIDE)
+@no_type_check
+def _race_tile(part, begin, top, scale, key, words, best, token):
+    """The better of a token with its score, and the best of a tile with the given largest logit."""
+    height, inside = types.float64(top) * scale, _mix(key ^ types.uint64(INSIDE))
+    groups, limit = (len(part) + GROUP - 1) // GROUP, _reach(height - best)
+    smallest = types.uint64(0xFFFFFFFFFFFFFFFF)
+    for g in range(groups):
+        words[g] = _mix(_counter(key, begin // GROUP + g))
+        smallest = words[g] if words[g] < smallest else smallest
+    if height == -np.inf or smallest > limit:
+        return best, token
+    for g in range(groups):
+        if words[g] > limit:
+            continue
+        some = part[g * GROUP : (g + 1) * GROUP]
+        if words[g] > _reach(types.float64(_largest(some)) * scale - best):
+            continue
+        more = _mix(_counter(key, begin // GROUP + g) + types.uint64(GOLDEN))
+        first = _exponential(words[g], more) / GROUP
+        least, place = best + math.log(first), types.int64(more & types.uint64(GROUP - 1))
+        for i in range(len(some)):
+            z = types.float64(_as_float32(_bits(some[i]))) * scale
+            if z >= least and z > -np.inf:
+                at, clock = begin + g * GROUP + i, first
+                if i != place:
+                    counter = _counter(inside, at)
+                    clock += _exponential(_mix(counter), _mix(counter + types.uint64(GOLDEN)))
+                score = z - math.log(clock)
+                if score > best or (score == best and at < token):
+                    best, token = score, at
+        limit = _reach(height - best)
+    return best, token
+
+
+@njit(**_INSIDE)
+@no_type_check
+def _row_race(row, uniform, temperature, forbidden, known, tops, tile, words):
+    """The token of one row whose clock rings first, see `draws.race`; at temperature 0 the first of the largest.
+
+    With known tops of the tiles it begins with the highest, and reads no tile that cannot win.
+    """
+    start = 0
+    if known:
+        for number in range(len(tops)):
+            start = number if tops[number] > tops[start] else start
+    elif temperature == 0.0:
+        _, start = _tops(row, forbidden, tile, tops)
+    if temperature == 0.0:
+        _patched(row[start * _TILE : (start + 1) * _TILE], start * _TILE, forbidden, tile)
+        return start * _TILE + _index(tile[: min(_TILE, len(row) - start * _TILE)], tops[start])
+    scale = min(1.0 / temperature, 1e250)
+    key = _mix(types.uint64(types.int64(uniform * 2.0**53)) + types.uint64(GOLDEN))
+    best, token = -np.inf, 0
+    for turn in range(len(tops)):
+        number = start + turn if start + turn < len(tops) else start + turn - len(tops)
+        begin = number * _TILE
+        part = row[begin : begin + _TILE]
+        if _touched(forbidden, begin, len(part)):
+            _patched(part, begin, forbidden, tile)
+            patched = tile[: len(part)]
+            top = tops[number] if known else _largest(patched)
+            best, token = _race_tile(patched, begin, top, scale, key, words, best, token)
+        else:
+            top = tops[number] if known else _largest(part)
+            best, token = _race_tile(part, begin, top, scale, key, words, best, token)
+    return token
 
 
 @njit(error_model="numpy", nogil=True, cache=True)
 @no_type_check
-def _draw(logits, rows, uniform, temperature, forbidden, known, top, sums, out, tile, tops, masses, mass, counter):
+def _draw(logits, rows, uniform, temperature, forbidden, known, tops, out, tile, scratch, words, counter):
     """Rows until there are none left; see `draw`."""
     while True:
         r = _claim(counter)
         if r >= len(rows):
             return
-        row = logits[rows[r]]
-        if known and temperature[r] == 1.0:
-            out[r] = _tile_draw(row, uniform[r], forbidden, top[rows[r]], sums[rows[r]], tile, mass)
-            if out[r] >= 0:
-                continue
-        out[r] = _row_draw(row, uniform[r], temperature[r], forbidden, tile, tops, masses, mass)
+        row = rows[r]
+        heights = tops[row] if known else scratch
+        out[r] = _row_race(logits[row], uniform[r], temperature[r], forbidden, known, heights, tile, words)
 
 
 @cache
@@ -542,7 +482,7 @@ def _stored(logits: Tensor) -> np.ndarray:
     return logits.detach().contiguous().view(kind).numpy()
 
 
-_NOTHING = np.empty(0, np.float32), np.empty((0, 0), np.float64)
+_NOTHING = np.empty((0, 0), np.float32)
 
 
 @lru_cache(maxsize=16)
@@ -553,21 +493,20 @@ def _banned(forbidden: tuple[int, ...]) -> np.ndarray:
 def statistics(
     logits: Tensor, forbidden: Sequence[int], power: Tensor | None
 ) -> tuple[tuple[Tensor, ...], Tensor | None]:
-    """The columns `draws.categorical.marginals` is made of, in float32: top, token, ...; and the mass of each tile."""
+    """The columns `draws.categorical.marginals` is made of, in float32: top, token, ...; and the top of each tile."""
     rows, vocab = logits.shape
     out = torch.empty(5 if power is None else 6, rows, dtype=torch.float32)
     token = torch.empty(rows, dtype=torch.int64)
-    masses = torch.empty(rows, -(-vocab // _TILE), dtype=torch.float64)
+    tops = torch.empty(rows, -(-vocab // _TILE), dtype=torch.float32)
     beta = None if power is None else power.float().contiguous().numpy()
-    arguments = (_stored(logits), _banned(tuple(forbidden)), beta, masses.numpy(), out.numpy(), token.numpy())
+    arguments = (_stored(logits), _banned(tuple(forbidden)), beta, tops.numpy(), out.numpy(), token.numpy())
 
     def scratch() -> tuple[np.ndarray, ...]:
-        tile, tops = np.empty(_TILE, np.int32), np.empty(masses.shape[1], np.float32)
-        return tile, tops, np.empty((2, _LANES), np.float32), np.empty((3, _LANES), np.float64)
+        return np.empty(_TILE, np.int32), np.empty((2, _LANES), np.float32), np.empty((3, _LANES), np.float64)
 
     _together(_statistics, arguments, scratch, rows, logits.numel())
     top, *columns = out.unbind()
-    return (top, token, *columns), masses
+    return (top, token, *columns), tops
 
 
 def draw(
@@ -576,22 +515,20 @@ def draw(
     uniform: Tensor,
     temperature: Tensor,
     forbidden: Sequence[int],
-    known: tuple[Tensor, Tensor] | None = None,
+    tops: Tensor | None = None,
 ) -> Tensor:
-    """Draws one token for each of some rows, given float64 uniforms and temperatures; see `draws.categorical.draw`.
+    """Draws one token for each of some rows by a race, given float64 uniforms and temperatures; see `draws.race`.
 
-    With what is known from `statistics`, top and masses of all rows, a draw at temperature 1 reads one tile of its row,
-    and the whole of it only if that leaves a doubt.
+    With the tops of the tiles of all rows, from `statistics`, a draw reads no tile that cannot win.
     """
     out = torch.empty(len(rows), dtype=torch.int64)
     numbers = (tensor.contiguous().numpy() for tensor in (rows, uniform, temperature))
-    top, masses = _NOTHING if known is None else (tensor.numpy() for tensor in known)
-    arguments = (_stored(logits), *numbers, _banned(tuple(forbidden)), known is not None, top, masses, out.numpy())
+    heights = _NOTHING if tops is None else tops.numpy()
+    arguments = (_stored(logits), *numbers, _banned(tuple(forbidden)), tops is not None, heights, out.numpy())
     tiles = -(-logits.shape[1] // _TILE)
 
     def scratch() -> tuple[np.ndarray, ...]:
-        tile, mass = np.empty(_TILE, np.int32), np.empty(_TILE, np.float64)
-        return tile, np.empty(tiles, np.float32), np.empty(tiles, np.float64), mass
+        return np.empty(_TILE, np.int32), np.empty(tiles, np.float32), np.empty(_TILE // GROUP, np.uint64)
 
-    _together(_draw, arguments, scratch, len(rows), len(rows) * (logits.shape[1] if known is None else 4 * _TILE))
+    _together(_draw, arguments, scratch, len(rows), len(rows) * (logits.shape[1] if tops is None else 4 * _TILE))
     return out

@@ -6,7 +6,7 @@ of a row depend on nothing but the row. A piece leaves `max`, `Σe` and `Σe·(-
 kernel of one program per row adds them up, and reads the piece with the row's maximum once more, without the top token:
 so `s = Σ_{k≠argmax} e^{d_k}` is a sum of small numbers, never 1 minus something (see `draws.categorical.marginals`).
 
-Draws are made in float64 from end to end, over pieces first, then inside the one that was hit.
+Draws are races in float64: every piece makes the clocks of all its tokens, and leaves its best.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..race import FIRST, GOLDEN, GROUP, INSIDE, SECOND, rates
+
 _PIECE = 4096
+_RACE = 1024
+"""The piece of a draw, which works on float64 and keeps more of it at a time."""
 _WARPS = 4
 
 
@@ -122,49 +126,48 @@ def _row_kernel(
     tl.store(tokens + row, winner.to(tl.int64))
 
 
+_FIRST, _SECOND, _GOLDEN = tl.constexpr(FIRST), tl.constexpr(SECOND), tl.constexpr(GOLDEN)
+_INSIDE, _GROUP = tl.constexpr(INSIDE), tl.constexpr(GROUP)
+
+
 @triton.jit
-def _draw_piece_kernel(
-    logits, forbidden, flags, rows, temperature, tops, sums, stride, vocab, pieces,
+def _mix(word):
+    """Scrambles unsigned 64 bits; see `draws.race`."""
+    word = (word ^ (word >> 30)) * _FIRST
+    word = (word ^ (word >> 27)) * _SECOND
+    return word ^ (word >> 31)
+
+
+@triton.jit
+def _exponential(key, index):
+    """The standard exponential of each index under a key, and the second word that it is made of; see `draws.race`."""
+    counter = key + (2 * index.to(tl.uint64) + 1) * _GOLDEN
+    word, more = _mix(counter), _mix(counter + _GOLDEN)
+    tail = word.to(tl.float64) * 5.421010862427522e-20 + ((more >> 6).to(tl.float64) + 0.5) * 1.880790961315660e-37
+    u = tl.where((word >> 32) == 0, tail, (word.to(tl.float64) + 0.5) * 5.421010862427522e-20)
+    return -_log1p(-tl.minimum(u, 1.0 - 1.1102230246251565e-16)), more
+
+
+@triton.jit
+def _race_kernel(
+    logits, forbidden, flags, rows, temperature, scale, uniform, scores, tokens, stride, vocab, pieces,
     PIECE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     program = tl.program_id(0)
     drawn, piece = program // pieces, program % pieces
-    x, _ = _load(logits, tl.load(rows + drawn), piece, forbidden, flags, stride, vocab, PIECE, MASKED)
-    tau = tl.load(temperature + drawn)
-    top = tl.max(x, 0)
-    d = (x.to(tl.float64) - _finite(top)) / tl.where(tau == 0, 1.0, tau)
-    tl.store(tops + program, top)
-    tl.store(sums + program, tl.sum(tl.exp(d), 0))
-
-
-@triton.jit
-def _draw_row_kernel(
-    logits, forbidden, flags, rows, temperature, uniform, tops, sums, out, stride, vocab, pieces,
-    PIECE: tl.constexpr, PIECES: tl.constexpr, MASKED: tl.constexpr,
-):  # fmt: skip
-    drawn = tl.program_id(0)
-    tau, u = tl.load(temperature + drawn), tl.load(uniform + drawn)
-    scale = tl.where(tau == 0, 1.0, tau)
-    piece = tl.arange(0, PIECES)
-    held = piece < pieces
-    top_of = tl.load(tops + drawn * pieces + piece, mask=held, other=-float("inf"))
-    top = tl.max(top_of, 0)
-    base = _finite(top).to(tl.float64)
-    mass = tl.load(sums + drawn * pieces + piece, mask=held, other=0.0) * tl.exp((top_of.to(tl.float64) - base) / scale)
-    total = tl.sum(mass, 0)
-    # u·total can round up to total; one step below it still falls in the last token with mass.
-    target = tl.minimum(u * total, total - total * 1.1102230246251565e-16)
-    last = tl.max(tl.where(mass > 0, piece, 0), 0)
-    hit = tl.min(tl.where((tl.cumsum(mass, 0) > target) & (mass > 0), piece, last), 0)
-    best = tl.min(tl.where(top_of == top, piece, pieces - 1), 0)
-    at = tl.where(tau == 0, best, hit)
-    x, token = _load(logits, tl.load(rows + drawn), at, forbidden, flags, stride, vocab, PIECE, MASKED)
-    e = tl.exp((x.to(tl.float64) - base) / scale)
-    target -= tl.sum(tl.where(piece < at, mass, 0.0), 0)
-    last = tl.max(tl.where(e > 0, token, 0), 0)
-    inverted = tl.min(tl.where((tl.cumsum(e, 0) > target) & (e > 0), token, last), 0)
-    winner = tl.min(tl.where(x == top, token, vocab - 1), 0)
-    tl.store(out + drawn, tl.where(tau == 0, winner, inverted).to(tl.int64))
+    x, token = _load(logits, tl.load(rows + drawn), piece, forbidden, flags, stride, vocab, PIECE, MASKED)
+    key = _mix((tl.load(uniform + drawn) * 9007199254740992.0).to(tl.int64).to(tl.uint64) + _GOLDEN)
+    group = piece * (PIECE // _GROUP) + tl.arange(0, PIECE // _GROUP)
+    first, more = _exponential(key, group)
+    first, place = first / _GROUP, (more & (_GROUP - 1)).to(tl.int32)
+    number = tl.arange(0, _GROUP)
+    later, _ = _exponential(_mix(key ^ _INSIDE), group[:, None] * _GROUP + number[None, :])
+    clock = first[:, None] + tl.where(number[None, :] == place[:, None], 0.0, later)
+    z = x.to(tl.float64) * tl.load(scale + drawn)
+    z -= tl.where(tl.load(temperature + drawn) == 0, 0.0, tl.log(tl.reshape(clock, (PIECE,))))
+    best = tl.max(z, 0)
+    tl.store(scores + program, best)
+    tl.store(tokens + program, tl.min(tl.where(z == best, token, vocab - 1), 0).to(tl.int64))
 
 
 @lru_cache(maxsize=16)
@@ -209,25 +212,20 @@ def draw(
     uniform: Tensor,
     temperature: Tensor,
     forbidden: Sequence[int],
-    known: tuple[Tensor, Tensor] | None = None,
+    tops: Tensor | None = None,
 ) -> Tensor:
-    """Draws one token for each of some rows, given float64 uniforms and temperatures; see `draws.categorical.draw`."""
+    """Draws one token for each of some rows by a race, given float64 uniforms and temperatures; see `draws.race`."""
     vocab = logits.shape[1]
-    pieces = triton.cdiv(vocab, _PIECE)
-    tops = torch.empty(len(rows) * pieces, dtype=torch.float32, device=logits.device)
-    sums = torch.empty(len(rows) * pieces, dtype=torch.float64, device=logits.device)
-    out = torch.empty(len(rows), dtype=torch.int64, device=logits.device)
-    banned, flags = _banned(tuple(forbidden), vocab, logits.device, _PIECE)
-    shape, masked = (logits.stride(0), vocab, pieces), bool(forbidden)
+    pieces = triton.cdiv(vocab, _RACE)
+    scores = torch.empty((len(rows), pieces), dtype=torch.float64, device=logits.device)
+    tokens = torch.empty((len(rows), pieces), dtype=torch.int64, device=logits.device)
+    banned, flags = _banned(tuple(forbidden), vocab, logits.device, _RACE)
     if not len(rows):
-        return out
+        return tokens[:, 0]
+    scale = torch.where(temperature == 0, 1.0, rates(temperature))
     with torch.cuda.device_of(logits):
-        _draw_piece_kernel[(len(rows) * pieces,)](
-            logits, banned, flags, rows, temperature, tops, sums, *shape,
-            PIECE=_PIECE, MASKED=masked, num_warps=_WARPS,
+        _race_kernel[(len(rows) * pieces,)](
+            logits, banned, flags, rows, temperature, scale, uniform, scores, tokens, logits.stride(0), vocab, pieces,
+            PIECE=_RACE, MASKED=bool(forbidden), num_warps=_WARPS,
         )  # fmt: skip
-        _draw_row_kernel[(len(rows),)](
-            logits, banned, flags, rows, temperature, uniform, tops, sums, out, *shape,
-            PIECE=_PIECE, PIECES=triton.next_power_of_2(pieces), MASKED=masked, num_warps=_WARPS,
-        )  # fmt: skip
-    return out
+    return torch.where(scores == scores.amax(-1, keepdim=True), tokens, vocab - 1).amin(-1)

@@ -30,6 +30,7 @@ from transformers import (
 
 from ...errors import AdapterError
 from .counterparts import Counterpart, checked_as, plain_as, with_head_size
+from .dit import DiTForMaskedLM, bd3lm_config, mdlm_config
 from .llada import LLADA_NAMES, llada_config
 from .llada2 import LLADA2_NAMES, LLaDA2ForMaskedLM, llada2_config
 from .llada_moe import MARKS, llada_moe_config
@@ -200,6 +201,17 @@ FAMILIES: tuple[Family, ...] = (
         attention="blocks",
         block_fields=("bd_size",),
         block=32,
+    ),
+    Family("MDLM", ("mdlm",), mdlm_config, DiTForMaskedLM, shift=False, mask_id=50257),
+    Family(
+        "BD3LM",
+        ("bd3lm",),
+        bd3lm_config,
+        DiTForMaskedLM,
+        shift=False,
+        mask_id=50257,
+        attention="blocks",
+        block_fields=("block_size",),
     ),
     _adapted("llama", plain_as(LlamaConfig), LlamaForCausalLM),
     _adapted("qwen2", plain_as(Qwen2Config), Qwen2ForCausalLM),

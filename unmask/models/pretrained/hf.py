@@ -23,7 +23,7 @@ Kind = Literal["masked", "causal"]
 
 _TAKES_MASKS = (
     *("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
-    "LLaDA2ForMaskedLM",
+    *("LLaDA2ForMaskedLM", "DiTForMaskedLM"),
 )
 """Classes whose body takes a mask of attention of four dimensions, positions, and keys and values that were kept."""
 

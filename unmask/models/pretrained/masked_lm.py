@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ...denoiser import NetworkDenoiser, Query
+from ...draws.smoothing import without_smoothing
 from ...errors import AdapterError
 from ...files.writing import flush
 from ..networks.checkpoint import FORMAT, read_config
@@ -49,6 +50,10 @@ class MaskedLM(nn.Module):
     architecture's body does not give one vector per token (Perceiver), to all, of which they are then chosen.
 
     Padding is hidden by the attention mask, and shown as the model's own padding token, if it has one.
+
+    Attributes:
+        smoothing: The label smoothing that is undone in its logits, over all the model's token ids (see
+            `unmask.draws.smoothing`).
 
     Args:
         model: The model.
@@ -87,7 +92,7 @@ class MaskedLM(nn.Module):
             if isinstance(block_causal, bool) or not isinstance(block_causal, int) or block_causal < 1:
                 raise ValueError(f"block_causal is a whole number of positions >= 1, got {block_causal!r}")
             check_attention(model, "block-causal attention")
-        self.block_causal = block_causal
+        self.block_causal, self.smoothing = block_causal, 0.0
         self.model, self.vocab_size, self.mask_id, self.shift = model, vocab_size, mask_id, shift
         pad = getattr(model.config.get_text_config(), "pad_token_id", None) if pad_id is None else pad_id
         self.pad_id, self.hides_pad = mask_id if pad is None else pad, pad_id is not None
@@ -203,8 +208,8 @@ class MaskedLM(nn.Module):
         )
 
     def counted(self, logits: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows vocab"]:
-        """Returns the logits of the tokens that count, the mask token's `-inf`."""
-        rows = logits[:, : self.vocab_size]
+        """Returns the logits of the tokens that count, the mask token's `-inf`, without label smoothing."""
+        rows = without_smoothing(logits, self.smoothing)[:, : self.vocab_size]
         mask = torch.tensor([self.mask_id], device=rows.device)
         # In place where nothing is differentiated: these rows are most of the memory of a step.
         return rows.index_fill(-1, mask, -torch.inf) if rows.requires_grad else rows.index_fill_(-1, mask, -torch.inf)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 from weakref import WeakKeyDictionary
@@ -51,6 +51,7 @@ class Network(Protocol):
 
     model: PreTrainedModel
     pad_id: int
+    smoothing: float
 
     def __call__(
         self,
@@ -150,7 +151,7 @@ def _notices(network: Network, sharing: Sharing, query: Query, lengths: Int[Tens
     where = torch.zeros_like(valid)
     for place, end in enumerate(ends):
         where[place, [*range(0, end, -(-end // _ASKED)), *range(max(0, end - _ASKED), end)]] = True
-    with widened(network.model), without_experts(network.model):
+    with widened(network.model), without_experts(network.model), _as_trained(network):
         together = _call(network, sharing, x, where, valid)
         for place, (end, beside) in enumerate(zip(ends, together.split(where.sum(-1)[:-1].tolist()), strict=True)):
             one = slice(place, place + 1)
@@ -158,6 +159,16 @@ def _notices(network: Network, sharing: Sharing, query: Query, lengths: Int[Tens
             if bool(_differ(alone, beside).any()):
                 sharing.together = "equal"
     return sharing.together != "any"
+
+
+@contextlib.contextmanager
+def _as_trained(network: Network) -> Iterator[None]:
+    """Leaves label smoothing in: without it, the logits of tokens that are all but impossible are mostly rounding."""
+    smoothing, network.smoothing = network.smoothing, 0.0
+    try:
+        yield
+    finally:
+        network.smoothing = smoothing
 
 
 def _apart(network: Network, sharing: Sharing, query: Query, lengths: Int[Tensor, " batch"]) -> Tensor:

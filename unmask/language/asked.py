@@ -1,0 +1,257 @@
+"""What a language model is asked, checked and encoded: a sequence with masks for each answer, and how to write it.
+
+`LanguageModel.generate` and `infill` answer these in batches, a server one by one as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..checks import whole
+from ..draws.categorical import check_draw
+from ..draws.streams import prompt_streams
+from ..models.pretrained.cache import check_cache, usual_cache
+from ..rules.named import named_rule
+from ..sampling.conversation import AnyRule
+from ..sampling.draw import Processor
+from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
+from .canvas import Canvas
+from .prompts import Prompt, Prompts, as_prompts, is_tokens, with_gaps
+
+if TYPE_CHECKING:
+    from .model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to answer.
+
+    Attributes:
+        rule: What to unmask when.
+        temperature: Of the draw.
+        top_k: Of the draw.
+        top_p: Of the draw.
+        forbidden: Tokens that must not appear.
+        processor: Changes logits before planning and drawing.
+        last: Tokens that wait for the others.
+        ends: Tokens that end an answer.
+        stops: Texts that end an answer.
+        block_length: Tokens per block.
+        guidance: Scale of classifier-free guidance.
+        cache: Which keys and values are kept, one of `CACHES`.
+        cache_refresh: Evaluations of a block from one that computes everything to the next.
+        whole: Whether the text of an answer is the whole sequence, not only what was masked.
+    """
+
+    rule: AnyRule
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    forbidden: tuple[int, ...] = ()
+    last: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+    stops: tuple[str, ...] = ()
+    block_length: int | None = None
+    guidance: float | None = None
+    cache: str = "none"
+    cache_refresh: int | None = None
+    whole: bool = False
+    processor: Processor | None = None
+
+    @property
+    def draw(self) -> dict[str, Any]:
+        """How tokens are drawn, as `Sampler` takes it."""
+        names = ("top_k", "top_p", "forbidden", "last", "processor")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One answer that is wanted.
+
+    Attributes:
+        prompt: What was asked.
+        row: The same with masks.
+        stream: The random stream that answers.
+        settings: How to answer.
+        ahead: How many masks a block-causal model is shown behind it, as it was trained: up to the end of its block.
+            They are not filled in: an answer may end anywhere. Where text follows the answer there are none.
+    """
+
+    prompt: Prompt
+    row: tuple[int, ...]
+    stream: int
+    settings: Settings
+    ahead: int = 0
+
+    def canvas(self, model: LanguageModel) -> Canvas:
+        """What it is written on."""
+        own = self.settings
+        return Canvas(self.row, model.mask_id, model.tokenizer, ends=own.ends, stops=own.stops, whole=own.whole)
+
+
+def asked_generate(
+    model: LanguageModel,
+    prompts: Prompts,
+    *,
+    rule: AnyRule | str,
+    max_new_tokens: int,
+    block_length: int | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    stop: str | Sequence[str] | None = (),
+    top_k: int | None = None,
+    top_p: float | None = None,
+    forbidden: Iterable[int] = (),
+    processor: Processor | None = None,
+    guidance: float | None = None,
+    cache: str | None = None,
+    cache_refresh: int | None = None,
+    end_last: bool | None = None,
+    streams: Sequence[int] | None = None,
+    n: int = 1,
+) -> list[Asked]:
+    """Returns the answers that `LanguageModel.generate` is asked for; see there for arguments and errors."""
+    whole("max_new_tokens", max_new_tokens)
+    whole("n", n)
+    banned = check_answer(rule=rule, seed=seed, forbidden=forbidden, streams=streams, guidance=guidance)
+    if model.max_length is not None and max_new_tokens > model.max_length:
+        raise ValueError(f"max_new_tokens {max_new_tokens} is more than the {model.max_length} that the model takes")
+    if block_length is None:
+        block_length = model.block_causal
+    elif whole("block_length", block_length) and model.block_causal is None and max_new_tokens % block_length:
+        raise ValueError(f"block_length {block_length} does not divide max_new_tokens {max_new_tokens}")
+    chosen = _rule(rule)
+    cache = usual_cache(model.network, chosen, guidance) if cache is None else cache
+    if end_last and not chosen.waits:
+        raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
+    check_cache(cache, cache_refresh, model.block_causal, block_length=block_length, rule=chosen, guidance=guidance)
+    stops = stop_strings(stop)
+    if stops and model.tokenizer is None:
+        raise ValueError("stop strings need a tokenizer")
+    encoded = [prompt for prompt in as_prompts(prompts, model.tokenizer, model.mask_id) for _ in range(n)]
+    rows = [(*prompt.tokens, *[model.mask_id] * max_new_tokens, *prompt.suffix) for prompt in encoded]
+    check_draw(temperature, top_k, top_p)
+    settings = Settings(
+        rule=chosen,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        forbidden=banned,
+        processor=processor,
+        last=model.end_ids if (chosen.waits if end_last is None else end_last) else (),
+        ends=model.end_ids,
+        stops=stops,
+        block_length=block_length,
+        guidance=guidance,
+        cache=cache,
+        cache_refresh=cache_refresh,
+    )
+    streams = _streams([prompt.tokens for prompt in encoded], seed, streams)
+    return _asked(model, encoded, rows, streams, settings)
+
+
+def asked_infill(
+    model: LanguageModel,
+    texts: str | Sequence[str] | Sequence[Sequence[int]],
+    *,
+    rule: AnyRule | str,
+    spans: Sequence[Sequence[tuple[int, int, int]]] | None = None,
+    temperature: float = 0.0,
+    seed: int = 0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    forbidden: Iterable[int] = (),
+    processor: Processor | None = None,
+    streams: Sequence[int] | None = None,
+    whole_text: bool = True,
+) -> list[Asked]:
+    """Returns the answers that `LanguageModel.infill` is asked for; see there for arguments and errors.
+
+    Args:
+        model: The model.
+        texts: As in `infill`, like those that follow.
+        rule: The same.
+        spans: The same.
+        temperature: The same.
+        seed: The same.
+        top_k: The same.
+        top_p: The same.
+        forbidden: The same.
+        processor: The same.
+        streams: The same.
+        whole_text: Whether the text of an answer is the whole, or what is in the gaps.
+    """
+    banned = check_answer(rule=rule, seed=seed, forbidden=forbidden, streams=streams)
+    checked_prompts(texts)
+    if isinstance(texts, Tensor):
+        texts = texts.reshape(-1, texts.shape[-1] if texts.ndim else 1).tolist()
+    given = [texts] if isinstance(texts, str) else list(texts)
+    if spans is not None:
+        checked_spans(spans, len(given))
+    encoded = []
+    for index, text in enumerate(given):
+        if isinstance(text, str):
+            encoded.append(with_gaps(text, model.tokenizer, model.mask_id, None if spans is None else spans[index]))
+        elif spans is None and is_tokens(text) and model.mask_id in checked_tokens(text):
+            encoded.append(Prompt("" if model.tokenizer is None else model.decode(text, special=True), tuple(text)))
+        else:
+            raise ValueError(f"text {index} has no gap: token ids hold the mask token where one is missing")
+    special = set(model.end_ids) | set([] if model.tokenizer is None else model.tokenizer.all_special_ids)
+    check_draw(temperature, top_k, top_p)
+    settings = Settings(
+        rule=_rule(rule),
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        forbidden=tuple({*banned, *(token for token in special if token < model.vocab_size)}),
+        processor=processor,
+        block_length=model.block_causal,
+        whole=whole_text,
+    )
+    rows = [prompt.tokens for prompt in encoded]
+    return _asked(model, encoded, rows, _streams(rows, seed, streams), settings)
+
+
+def _asked(
+    model: LanguageModel,
+    prompts: Sequence[Prompt],
+    rows: Sequence[tuple[int, ...]],
+    streams: Sequence[int],
+    settings: Settings,
+) -> list[Asked]:
+    for index, row in enumerate(rows):
+        if model.max_length is not None and len(row) > model.max_length:
+            masks = sum(token == model.mask_id for token in row)
+            raise ValueError(
+                f"prompt {index} has {len(row) - masks} tokens, which with {masks} masks is more than the"
+                f" {model.max_length} that the model takes"
+            )
+    ahead = [0 if settings.whole else _ahead(model, row) for row in rows]
+    wanted = zip(prompts, rows, streams, ahead, strict=True)
+    return [Asked(prompt, row, stream, settings, masks) for prompt, row, stream, masks in wanted]
+
+
+def _ahead(model: LanguageModel, row: Sequence[int]) -> int:
+    """How many masks follow an answer up to the end of its last block, as far as the model takes them."""
+    size = model.block_causal
+    if size is None or row[-1] != model.mask_id:
+        return 0
+    masks = -len(row) % size
+    return masks if model.max_length is None else min(masks, model.max_length - len(row))
+
+
+def _streams(rows: Sequence[Sequence[int]], seed: int, streams: Sequence[int] | None) -> list[int]:
+    if streams is None:
+        return prompt_streams(rows, seed)
+    if len(streams) != len(rows):
+        raise ValueError(f"{len(streams)} streams for {len(rows)} answers")
+    return list(streams)
+
+
+def _rule(rule: AnyRule | str) -> AnyRule:
+    return named_rule(rule).rule if isinstance(rule, str) else rule

@@ -1,0 +1,111 @@
+"""What a turn did to each sequence of a batch, told to its canvas; and which positions of the state that lets go."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..sampling.result import StepInfo
+from ..sampling.state import State
+from .canvas import Canvas
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one turn did to one sequence.
+
+    Attributes:
+        row: Its row of the state.
+        slot: Who it is.
+        nfe: Evaluations it has taken part in.
+        evaluations: States of it that were evaluated.
+        positions: Where something was written.
+        tokens: What.
+        log_probs: Log-probability of each token at temperature 1.
+        entropies: Entropy of the marginal of each, in nats.
+        candidates: The most probable tokens of each with their log-probabilities, if they were asked for.
+        erased: Positions that were masked again after that.
+    """
+
+    row: int
+    slot: int
+    nfe: int
+    evaluations: int
+    positions: tuple[int, ...]
+    tokens: tuple[int, ...]
+    log_probs: tuple[float, ...]
+    entropies: tuple[float, ...]
+    candidates: tuple[tuple[tuple[int, float], ...], ...]
+    erased: tuple[int, ...]
+
+
+def changes(state: State, info: StepInfo) -> list[Change]:
+    """Returns what a turn did to each sequence that took part in it, in the order of the state.
+
+    Args:
+        state: Where the batch stands after the turn.
+        info: What the turn did.
+    """
+    rows = info.sequence.tolist()
+    if not rows:
+        return []
+    counts = info.chosen.sum(-1).tolist()
+    position = info.chosen.nonzero()[:, 1].tolist()
+    token, log_prob, entropy = info.tokens.tolist(), info.log_prob.tolist(), info.entropy.tolist()
+    candidates: list[tuple[tuple[int, float], ...]] = []
+    if info.top_tokens is not None and info.top_log_prob is not None:
+        pairs = zip(info.top_tokens.tolist(), info.top_log_prob.tolist(), strict=True)
+        candidates = [tuple(zip(*pair, strict=True)) for pair in pairs]
+    erased = [()] * len(rows) if info.erased is None else [tuple(_true(row)) for row in info.erased]
+    slot, nfe, evaluations = state.slot.tolist(), state.nfe.tolist(), state.evaluations.tolist()
+    found, start = [], 0
+    for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
+        part = slice(start, start + count)
+        start += count
+        found.append(
+            Change(
+                row=row,
+                slot=slot[row],
+                nfe=nfe[row],
+                evaluations=evaluations[row],
+                positions=tuple(position[part]),
+                tokens=tuple(token[part]),
+                log_probs=tuple(log_prob[part]),
+                entropies=tuple(entropy[part]),
+                candidates=tuple(candidates[part]),
+                erased=erased[place],
+            )
+        )
+    return found
+
+
+def settle(state: State, turned: Sequence[tuple[Change, Canvas]]) -> State:
+    """Tells canvases what a turn did to them, and lets go of the positions after the end of an answer.
+
+    An end token may be masked again; what comes after it is then to be written after all.
+
+    Args:
+        state: Where the batch stands after the turn.
+        turned: What the turn did to some of its sequences, and their canvases.
+    """
+    anew: list[tuple[int, Canvas]] = []
+    for change, canvas in turned:
+        cut = canvas.cut
+        canvas.turn(change.nfe, change.positions, change.tokens, change.log_probs, change.erased)
+        if canvas.cut != cut or (change.erased and cut < len(canvas.tokens)):
+            anew.append((change.row, canvas))
+    if not anew:
+        return state
+    pending, more = state.pending.clone(), state.more.clone()
+    for row, canvas in anew:
+        pending[row] = False
+        pending[row, torch.tensor(canvas.open, dtype=torch.int64, device=pending.device)] = True
+        if canvas.stopped is not None:
+            more[row] = False
+    return replace(state, pending=pending, more=more)
+
+
+def _true(row: torch.Tensor) -> list[int]:
+    return row.nonzero().squeeze(-1).tolist()

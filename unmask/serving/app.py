@@ -1,0 +1,315 @@
+"""The routes of the server: OpenAI's, those of unmasking, and those that keep it running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.staticfiles import StaticFiles
+from starlette.exceptions import HTTPException
+from starlette.responses import Response, StreamingResponse
+
+from .. import __version__
+from .answering import Answering, Gone, submit
+from .asking import Wanted, rules, wanted_chat, wanted_completion, wanted_unmasking
+from .bodies import ChatBody, CompletionBody, Draw, UnmaskBody
+from .engine import Engine
+from .events import Finished, Written
+from .guard import Guard
+from .limits import Limits
+from .metrics import Metrics
+from .refusals import Json, Refused, dumps
+from .served import Served
+from .shapes import Shapes
+from .unmasking import end_event, start_event, step_event
+
+PAGE = Path(__file__).with_name("page")
+LONG = 20_000
+"""Bytes of a request from which on it is encoded in a thread of its own, so that others do not wait."""
+
+_Body = TypeVar("_Body", bound=Draw)
+
+
+def create_app(
+    served: Sequence[Served],
+    limits: Limits | None = None,
+    *,
+    key: str | None = None,
+    hosts: Collection[str] | None = None,
+    log_prompts: bool = False,
+) -> FastAPI:
+    """Makes the application; its engine starts and ends with it.
+
+    Args:
+        served: The models.
+        limits: What it takes on.
+        key: The key that requests must bring, if there is one.
+        hosts: Names that it may be called by; `None` allows any.
+        log_prompts: Whether the log has the prompts.
+    """
+    limits, metrics = limits or Limits(), Metrics()
+    engine = Engine({one.name: one.runner() for one in served}, limits, metrics)
+    metrics.watch(engine)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await asyncio.to_thread(engine.stop)
+
+    app = FastAPI(
+        title="unmask",
+        version=__version__,
+        description="Masked diffusion models, as OpenAI's clients ask them.",
+        lifespan=lifespan,
+        openapi_url="/openapi.json",
+        docs_url=None,  # they fetch scripts from another server
+        redoc_url=None,
+    )
+    app.state.engine, app.state.metrics = engine, metrics
+    _add_errors(app)
+    _add_answers(app, list(served), engine, log_prompts)
+    _add_upkeep(app, list(served), engine, metrics)
+    app.mount("/", StaticFiles(directory=PAGE, html=True))
+    paths = [getattr(route, "path", "") for route in app.routes]
+    app.add_middleware(Guard, limits=limits, metrics=metrics, key=key, hosts=hosts, paths=[*paths, "/"])
+    return app
+
+
+def _add_errors(app: FastAPI) -> None:
+    async def refused(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Refused)
+        return error.response()
+
+    async def malformed(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return refusal_of(error).response()
+
+    async def unknown(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        return Refused(str(error.detail), status=error.status_code, headers=error.headers).response()
+
+    async def gone(request: Request, error: Exception) -> Response:
+        return Response(status_code=499)  # nobody reads it
+
+    async def broken(request: Request, error: Exception) -> Response:
+        return Refused("the server has failed; its log says why", status=500).response()
+
+    app.add_exception_handler(Exception, broken)
+    for kind, handler in (
+        (Refused, refused),
+        (RequestValidationError, malformed),
+        (HTTPException, unknown),
+        (Gone, gone),
+    ):
+        app.add_exception_handler(kind, handler)
+
+
+def refusal_of(error: RequestValidationError) -> Refused:
+    """The refusal of a body that is not as it should be; it names the first field that is not."""
+    first = error.errors()[0]
+    where = [str(part) for part in first["loc"] if part != "body"]
+    if first["type"] == "json_invalid":
+        return Refused(f"the request is not JSON: {first.get('ctx', {}).get('error', 'it cannot be read')}")
+    if not where:
+        return Refused("the request is a JSON object, sent with Content-Type: application/json")
+    param, said = where[0], first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        return Refused(f"unknown field {'.'.join(where)[:200]}", param[:200])
+    given = "" if first["type"] == "missing" else f", got {first['input']!r:.60}"
+    return Refused(f"{'.'.join(where)[:200]}: {said[:1].lower()}{said[1:]}{given}", param[:200])
+
+
+def _add_answers(app: FastAPI, served: Sequence[Served], engine: Engine, log_prompts: bool) -> None:
+    def named(name: str | None) -> Served:
+        found = next((one for one in served if name in (None, one.name)), None)
+        if found is None:
+            known = ", ".join(one.name for one in served)
+            raise Refused(f"there is no model {name!r:.80}; this server has {known}", "model", status=404)
+        return found
+
+    async def wanted(
+        http: Request, body: _Body, ask: Callable[[Served, _Body, Sequence[Served]], Wanted]
+    ) -> tuple[Served, Wanted]:
+        model = named(body.model)
+        if int(http.headers.get("content-length", LONG)) < LONG:
+            found = ask(model, body, served)
+        else:
+            found = await asyncio.to_thread(ask, model, body, served)
+        http.state.unmask.update(model=model.name, rule=found.rule, answers=len(found.asked))
+        if log_prompts:
+            http.state.unmask["prompts"] = [asked.prompt.text for asked in found.asked]
+        return model, found
+
+    async def openai(http: Request, body: CompletionBody | ChatBody, model: Served, found: Wanted) -> Response:
+        chat, stream = isinstance(body, ChatBody), bool(body.stream)
+        if body.stream_options is not None and not stream:
+            raise Refused("stream_options goes with stream: true", "stream_options")
+        if body.events and not stream:
+            raise Refused("events of unmasking go with stream: true", "unmask")
+        logprobs = bool(body.logprobs) if chat else body.logprobs is not None
+        answering = submit(engine, model.name, found, stream or logprobs, http)
+        form = "chat" if chat else "completion"
+        shapes = Shapes(form, model, found, answering.request, logprobs, found.candidates)
+        if stream:
+            include_usage = bool(body.stream_options and body.stream_options.include_usage)
+            return sse(_chunks(http, answering, shapes, body.events, include_usage))
+        finished: dict[int, Finished] = {}
+        async with contextlib.aclosing(answering.events()) as events:
+            async for event in events:
+                if isinstance(event, Written):
+                    shapes.note(event)
+                elif isinstance(event, Finished):
+                    finished[event.index] = event
+        whole = shapes.whole([finished[index] for index in sorted(finished)])
+        _note(http, whole["usage"])
+        return Json(whole)
+
+    @app.post("/v1/completions", tags=["openai"], responses=_FAILURES)
+    async def completions(body: CompletionBody, http: Request) -> Response:
+        """Continues prompts, or fills a gap: before `suffix`, or where `spans` say."""
+        return await openai(http, body, *await wanted(http, body, wanted_completion))
+
+    @app.post("/v1/chat/completions", tags=["openai"], responses=_FAILURES)
+    async def chats(body: ChatBody, http: Request) -> Response:
+        """Answers a chat."""
+        return await openai(http, body, *await wanted(http, body, wanted_chat))
+
+    @app.post("/v1/unmask", tags=["unmask"], responses=_FAILURES)
+    async def unmask(body: UnmaskBody, http: Request) -> Response:
+        """Answers with a stream of events: every position that is written or erased, evaluation by evaluation."""
+        model, found = await wanted(http, body, wanted_unmasking)
+        answering = submit(engine, model.name, found, True, http)
+        return sse(_unmasking(answering, model, found))
+
+
+def _add_upkeep(app: FastAPI, served: Sequence[Served], engine: Engine, metrics: Metrics) -> None:
+    created = int(time.time())
+
+    @app.get("/v1/models", tags=["openai"])
+    async def models() -> Response:
+        """Lists the models."""
+        return Json({"object": "list", "data": [about(one) for one in served]})
+
+    @app.get("/v1/models/{name}", tags=["openai"])
+    async def model(name: str) -> Response:
+        """Describes a model."""
+        found = next((one for one in served if one.name == name), None)
+        if found is None:
+            raise Refused(f"there is no model {name!r:.80}", "model", status=404)
+        return Json(about(found))
+
+    def about(one: Served) -> dict[str, Any]:
+        own = {"id": one.name, "object": "model", "created": created, "owned_by": "unmask"}
+        return {**own, "unmask": one.about()}
+
+    @app.get("/v1/rules", tags=["unmask"])
+    async def named_rules() -> Response:
+        """Lists the rules that say what is unmasked when, with their settings."""
+        return Json({"object": "list", "data": rules()})
+
+    @app.get("/healthz", tags=["upkeep"])
+    async def healthz() -> Response:
+        """Says that the process is alive."""
+        return Json({"status": "ok"})
+
+    @app.get("/readyz", tags=["upkeep"])
+    async def readyz() -> Response:
+        """Says whether requests are taken."""
+        return Json({"status": "ready"}) if engine.alive else Json({"status": "stopping"}, 503)
+
+    @app.get("/metrics", tags=["upkeep"])
+    async def counted() -> Response:
+        """What is counted, for Prometheus."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4")
+
+
+def sse(events: AsyncGenerator[bytes, None]) -> Response:
+    """A response of server-sent events."""
+    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _chunks(
+    http: Request, answering: Answering, shapes: Shapes, rich: bool, include_usage: bool
+) -> AsyncGenerator[bytes, None]:
+    """The chunks of a completion or a chat."""
+    served, wanted, finished = shapes.served, shapes.wanted, []
+
+    def extra(index: int, event: dict[str, Any]) -> bytes:
+        return data({**shapes.head(True), "choices": [], "unmask": {"index": index, **event}})
+
+    try:
+        for chunk in shapes.opening():
+            yield data(chunk)
+        for index in range(len(wanted.asked) if rich else 0):
+            yield extra(index, start_event(answering.request, wanted, index, served))
+        async with contextlib.aclosing(answering.events()) as events:
+            async for event in events:
+                if isinstance(event, Written | Finished):
+                    for chunk in shapes.chunks(event):
+                        yield data(chunk)
+                if rich and isinstance(event, Written):
+                    yield extra(event.index, step_event(event, served))
+                if isinstance(event, Finished):
+                    finished.append(event)
+                    if rich:
+                        yield extra(event.index, end_event(event, wanted, served))
+        used = shapes.usage(finished)
+        _note(http, used)
+        if include_usage:
+            yield data({**shapes.head(True), "choices": [], "usage": used})
+        yield b"data: [DONE]\n\n"
+    except Refused as refused:
+        yield data(refused.body)
+    except Gone:
+        return
+
+
+async def _unmasking(answering: Answering, served: Served, wanted: Wanted) -> AsyncGenerator[bytes, None]:
+    """The events of unmasking."""
+    try:
+        yield data(start_event(answering.request, wanted, 0, served))
+        async with contextlib.aclosing(answering.events()) as events:
+            async for event in events:
+                if isinstance(event, Written):
+                    yield data(step_event(event, served))
+                elif isinstance(event, Finished):
+                    yield data(end_event(event, wanted, served))
+    except Refused as refused:
+        yield data({"type": "error", "message": refused.message})
+    except Gone:
+        return
+
+
+def data(value: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + dumps(value) + b"\n\n"
+
+
+def _note(http: Request, usage: dict[str, Any]) -> None:
+    own = usage["unmask"]
+    http.state.unmask.update(
+        prompt_tokens=usage["prompt_tokens"], new_tokens=usage["completion_tokens"], nfe=own["nfe"]
+    )
+
+
+_FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"description": told}
+    for status, told in {
+        400: "A field cannot be honoured; `error.param` names it.",
+        401: "The key is missing or wrong.",
+        404: "There is no such model.",
+        408: "The request was sent too slowly.",
+        413: "The request is too large.",
+        422: "Not used; see 400.",
+        429: "The queue is full; Retry-After says when to ask again.",
+        503: "The server is shutting down.",
+        504: "The request took too long.",
+    }.items()
+}

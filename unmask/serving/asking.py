@@ -1,0 +1,301 @@
+"""From the body of a request to the answers that are wanted: every refusal names the field at fault."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..draws.categorical import check_draw
+from ..draws.streams import derive
+from ..language import LanguageModel
+from ..language.arguments import stop_strings
+from ..language.asked import Asked, Settings, asked_generate, asked_infill
+from ..rules.named import FAMILIES, NamedRule, named_rule
+from ..sampling.draw import Processor
+from ..sampling.processors import Chain, Choices, LogitBias
+from .bodies import Answer, ChatBody, Choice, CompletionBody, Draw, Message, UnmaskBody
+from .refusals import Refused, blaming
+from .served import Served
+
+RULE = "entropy-bound:gamma=0.1"
+"""What is unmasked when, where a request does not say it."""
+
+LARGEST_SETTING = 4096
+"""Whole-number settings of rules beyond are refused: some take memory or time in proportion."""
+
+MOST_STATES = 32
+"""Likewise of those that say how many states of a sequence are evaluated at once."""
+
+_STATES = ("draft", "depth")
+_PROFILE = re.compile(r"profile\s*=\s*([^,+]*)")
+_GAP = re.compile(r"\[MASK(:\d+)?\]")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The answers that a request wants.
+
+    Attributes:
+        asked: The answers, those to one prompt one after the other.
+        rule: The rule as text.
+        seed: The seed, given or drawn.
+        candidates: How many of the most probable tokens are wanted with each.
+        chosen: Whether the answers are among given choices.
+    """
+
+    asked: Sequence[Asked]
+    rule: str
+    seed: int
+    candidates: int = 0
+    chosen: bool = False
+
+
+def rule_of(body: Draw, served: Sequence[Served]) -> NamedRule:
+    """The rule that a request names.
+
+    Raises:
+        Refused: If there is none, it does not take its settings, or they would cost too much.
+    """
+    with blaming("settings" if body.rule is None and body.settings else "rule"):
+        given = dict(body.settings or {})
+        text = body.rule if body.rule is not None else RULE if not given else RULE.partition(":")[0]
+        profiles = [*_PROFILE.findall(text), *_PROFILE.findall(str(given))]
+        profiles += [str(value) for key, value in given.items() if key == "profile"]
+        known = [one.name for one in served if one.folder == one.name]
+        if any(one.strip() not in known for one in profiles):
+            raise ValueError(f"profile is one of the shipped models of this server: {', '.join(known)}")
+        named = named_rule(text, **given)
+    for key, value in named.settings.items():
+        most = MOST_STATES if key in _STATES else LARGEST_SETTING
+        if isinstance(value, int) and value > most:
+            raise Refused(f"{key} is at most {most} on this server, got {value}", "rule")
+        inner = re.search(r"\d{5,}", value) if isinstance(value, str) and key == "budget" else None
+        if inner is not None:
+            raise Refused(f"a setting of the budget is too large: {inner[0]:.20}", "rule")
+    return named
+
+
+def seed_of(body: Draw) -> int:
+    """The seed of a request; one that has none gets a random one."""
+    return secrets.randbelow(2**31) if body.seed is None else body.seed
+
+
+def new_tokens(model: LanguageModel, body: Draw) -> int:
+    """How many masks an answer has."""
+    asked = body.max_tokens
+    if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
+        if asked not in (None, body.max_completion_tokens):
+            raise Refused("give max_tokens or max_completion_tokens", "max_completion_tokens")
+        asked = body.max_completion_tokens
+    if asked is None:
+        asked = model.usual_new_tokens
+        if body.block_length is not None:
+            asked = max(body.block_length, asked - asked % body.block_length)
+    return asked
+
+
+def processor_of(served: Served, body: Answer) -> Processor | None:
+    """The processor of a logit bias."""
+    if not body.logit_bias:
+        return None
+    vocabulary = served.denoiser.vocab_size
+    bias = {}
+    for key, value in body.logit_bias.items():
+        if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocabulary):
+            raise Refused(f"logit_bias names tokens by their ids 0..{vocabulary - 1}, got {key!r:.40}", "logit_bias")
+        bias[int(key)] = value
+    return LogitBias(bias)
+
+
+def wanted_completion(served: Served, body: CompletionBody, others: Sequence[Served]) -> Wanted:
+    """What `POST /v1/completions` wants.
+
+    Raises:
+        Refused: If it cannot be had.
+    """
+    if body.suffix is None and body.spans is None:
+        prompt = body.prompt
+        prompts = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else list(prompt)
+        return _continued(served, body, prompts, others, "prompt", body.logprobs or 0)
+    return _filled(served, body, others)
+
+
+def wanted_chat(served: Served, body: ChatBody, others: Sequence[Served]) -> Wanted:
+    """What `POST /v1/chat/completions` wants.
+
+    Raises:
+        Refused: If it cannot be had.
+    """
+    if body.top_logprobs is not None and not body.logprobs:
+        raise Refused("top_logprobs goes with logprobs: true", "top_logprobs")
+    return _continued(served, body, [_chat(body.messages)], others, "messages", body.top_logprobs or 0)
+
+
+def wanted_unmasking(served: Served, body: UnmaskBody, others: Sequence[Served]) -> Wanted:
+    """What `POST /v1/unmask` wants.
+
+    Raises:
+        Refused: If it cannot be had.
+    """
+    given = [name for name in ("prompt", "messages", "text") if getattr(body, name) is not None]
+    if len(given) != 1:
+        raise Refused("give one of prompt, messages and text", given[-1] if given else "prompt")
+    body = body if body.temperature is not None else body.model_copy(update={"temperature": 0.0})
+    if not isinstance(served.denoiser, LanguageModel):
+        return _puzzle(served, body, others)
+    if body.text is not None:
+        for name in ("max_tokens", "block_length", "end_last", "stop"):
+            if getattr(body, name) is not None:
+                raise Refused(f"{name} does not go with text, whose gaps say what is to be written", name)
+        named, seed = rule_of(body, others), seed_of(body)
+        with blaming("text"):
+            asked = asked_infill(served.language, body.text, rule=named.rule, seed=seed, **_draw(body))
+        return Wanted(asked, str(named), seed)
+    prompt = body.prompt if body.messages is None else _chat(body.messages)
+    return _continued(served, body, [prompt], others, given[0], 0)
+
+
+def _draw(body: Draw) -> dict[str, Any]:
+    temperature = 1.0 if body.temperature is None else body.temperature
+    return {"temperature": temperature, "top_p": body.top_p, "top_k": body.top_k}
+
+
+def _chat(messages: Sequence[Message]) -> list[Mapping[str, Any]]:
+    return [message.model_dump(exclude={"name"}) for message in messages]
+
+
+def _continued(
+    served: Served, body: Draw, prompts: list[Any], others: Sequence[Served], param: str, candidates: int
+) -> Wanted:
+    """Answers that come after their prompts."""
+    with blaming("model"):
+        model = served.language
+    named, seed = rule_of(body, others), seed_of(body)
+    most = new_tokens(model, body)
+    processor = processor_of(served, body) if isinstance(body, Answer) else None
+    blocks, choice, choices = body.block_length, None, ()
+    if isinstance(body, Answer) and isinstance(body.response_format, Choice):
+        choice = body.response_format
+        if body.stop or blocks is not None:
+            raise Refused("stop and block_length do not go with a choice", "stop" if body.stop else "block_length")
+        choices, blocks = _choices(model, choice, most), 1
+        most = max(map(len, choices))
+    with blaming("stop"):
+        stops = stop_strings(body.stop)
+    with blaming(
+        param, block_length="block_length", max_new_tokens="max_tokens", masks="max_tokens", end_last="end_last"
+    ):
+        asked = asked_generate(
+            model,
+            prompts,
+            rule=named.rule,
+            max_new_tokens=most,
+            block_length=blocks,
+            seed=seed,
+            stop=stops,
+            processor=processor,
+            end_last=False if choice is not None and body.end_last is None else body.end_last,
+            n=(body.n or 1) if isinstance(body, Answer) else 1,
+            **_draw(body),
+        )
+    largest = max(max(one.row) for one in asked)
+    if largest >= model.vocab_size:
+        raise Refused(f"the token id {largest} is outside the vocabulary 0..{model.vocab_size - 1}", param)
+    if choice is not None:
+        asked = [_choosing(one, choices) for one in asked]
+    return Wanted(asked, str(named), seed, candidates, choice is not None)
+
+
+def _choices(model: LanguageModel, choice: Choice, most: int) -> tuple[tuple[int, ...], ...]:
+    """The tokens of each choice, and an end token where another one goes on."""
+    assert model.tokenizer is not None
+    with blaming("response_format"):
+        stop_strings(choice.choices)
+    found = [tuple(model.tokenizer(one, add_special_tokens=False)["input_ids"]) for one in choice.choices]
+    longest = max(map(len, found))
+    if not all(found) or longest > most:
+        raise Refused(f"a choice has {longest} tokens, and max_tokens is {most}", "response_format")
+    if not model.end_ids and any(len(one) < longest for one in found):
+        raise Refused("this model has no end token, so all choices must have as many tokens", "response_format")
+    if any(token == model.mask_id or token in model.end_ids for one in found for token in one):
+        raise Refused("a choice holds the mask or an end token", "response_format")
+    return tuple(one if len(one) == longest else (*one, model.end_ids[0]) for one in found)
+
+
+def _choosing(asked: Asked, choices: tuple[tuple[int, ...], ...]) -> Asked:
+    """The same, to be written as one of some choices: a position at a time, from left to right."""
+    one = Choices(len(asked.prompt.tokens), choices)
+    own = asked.settings.processor
+    return replace(asked, settings=replace(asked.settings, processor=one if own is None else Chain((own, one))))
+
+
+def _filled(served: Served, body: CompletionBody, others: Sequence[Served]) -> Wanted:
+    """Gaps that are filled: before a suffix, or where spans say."""
+    where = "suffix" if body.suffix is not None else "spans"
+    for name in ("block_length", "end_last", "stop", "response_format"):
+        if getattr(body, name) is not None:
+            raise Refused(f"{name} does not go with {where}: a gap is filled as a whole", name)
+    if not isinstance(body.prompt, str):
+        raise Refused(f"with {where}, prompt is one text", "prompt")
+    with blaming("model"):
+        model = served.language
+    text = body.prompt + (body.suffix or "")
+    if _GAP.search(text):
+        raise Refused("prompt and suffix hold [MASK], which would be another gap; use spans", "prompt")
+    if body.suffix is not None:
+        if body.spans is not None:
+            raise Refused("give suffix or spans", "spans")
+        spans = [(len(body.prompt), len(body.prompt), new_tokens(model, body))]
+    else:
+        spans = [(start, stop, size) for start, stop, size in body.spans or ()]
+        if body.max_tokens is not None:
+            raise Refused("max_tokens does not go with spans, which say how many tokens are missing", "max_tokens")
+    named, seed, copies = rule_of(body, others), seed_of(body), body.n or 1
+    with blaming(where, masks="max_tokens" if body.suffix is not None else "prompt", surrogate="prompt"):
+        asked = asked_infill(
+            model,
+            [text] * copies,
+            rule=named.rule,
+            spans=[spans] * copies,
+            seed=seed,
+            processor=processor_of(served, body),
+            whole_text=body.suffix is None,
+            **_draw(body),
+        )
+    return Wanted(asked, str(named), seed, body.logprobs or 0)
+
+
+def _puzzle(served: Served, body: UnmaskBody, others: Sequence[Served]) -> Wanted:
+    """A Sudoku."""
+    for name in ("prompt", "messages", "max_tokens", "block_length", "end_last", "stop"):
+        if getattr(body, name) is not None:
+            raise Refused(f"{name} does not apply to a model of Sudokus: give text, 81 characters", name)
+    named, seed = rule_of(body, others), seed_of(body)
+    draw = _draw(body)
+    with blaming("top_k"):
+        check_draw(draw["temperature"], draw["top_k"], draw["top_p"])
+    with blaming("text"):
+        assert body.text is not None
+        settings = Settings(rule=named.rule, forbidden=(0,), whole=True, **draw)
+        asked = served.puzzle(body.text, 0, settings)
+    return Wanted([replace(asked, stream=derive(seed, asked.row, 0))], str(named), seed)
+
+
+def rules() -> list[dict[str, Any]]:
+    """What `GET /v1/rules` says of each rule."""
+    told = []
+    for name, family in FAMILIES.items():
+        settings = {
+            key: {
+                "type": one.kind.__name__,
+                "default": one.default,
+                "choices": list(one.choices) or None,
+                "example": one.example if one.default is None else one.default,
+            }
+            for key, one in family.settings.items()
+        }
+        told.append({"name": name, "summary": family.summary, "settings": settings})
+    return told

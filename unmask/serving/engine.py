@@ -1,0 +1,270 @@
+"""One thread that works on all requests: it carries admissions to the runners, and what becomes of them to who asked.
+
+The scheduler says who is worked on, the runner works; neither knows of the other. Requests come from other threads.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..errors import UnmaskError
+from ..language.canvas import Canvas
+from ..sampling.conversation import LawKind
+from .events import Admitted, Event, Failed, Finished, Request, Written
+from .limits import Limits
+from .runner import Runner, Turned, Work
+from .scheduler import Scheduler
+
+log = logging.getLogger("unmask.serving")
+
+
+class Observer(Protocol):
+    """Counts what an engine does."""
+
+    def passed(self, model: str, rows: int, seconds: float) -> None:
+        """A forward pass has been made for so many sequences."""
+        ...
+
+    def finished(self, model: str, event: Finished) -> None:
+        """A sequence is finished."""
+        ...
+
+    def left(self, model: str, reason: str, evaluations: int) -> None:
+        """A sequence has left without being finished, so many forward passes after it was asked to."""
+        ...
+
+
+@dataclass
+class _Sequence:
+    """A sequence that is waited for: its work, and whose it is."""
+
+    work: Work
+    request: Request
+    index: int
+    submitted: float
+    admitted: float = 0.0
+    evaluations: int = 0
+    keeps: bool = True
+    asked_at: int | None = None  # passes of the runner when it was asked to leave
+
+
+@dataclass
+class _Lane:
+    """A model, with those who wait for it and those it works on."""
+
+    name: str
+    runner: Runner
+    scheduler: Scheduler
+    sequences: dict[int, _Sequence] = field(default_factory=dict)
+    cancelled: dict[str, Failed | None] = field(default_factory=dict)
+
+
+class Engine:
+    """Answers requests, in a thread of its own.
+
+    Args:
+        runners: The runner of each model, by name.
+        limits: What it takes on.
+        observer: Counts what it does.
+        clock: Seconds.
+    """
+
+    def __init__(
+        self,
+        runners: Mapping[str, Runner],
+        limits: Limits | None = None,
+        observer: Observer | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limits, self.observer, self.clock = limits or Limits(), observer, clock
+        self.lanes = {name: _Lane(name, runner, Scheduler(self.limits)) for name, runner in runners.items()}
+        self._wake = threading.Condition()
+        self._numbers, self._stopping = 0, False
+        self._thread = threading.Thread(target=self._run, name="unmask-engine", daemon=True)
+
+    def start(self) -> None:
+        """Starts the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Ends the thread; requests that are not finished fail."""
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it takes requests."""
+        return self._thread.is_alive() and not self._stopping
+
+    def load(self, model: str) -> tuple[int, int]:
+        """How many sequences of a model wait, and how many are worked on."""
+        scheduler = self.lanes[model].scheduler
+        return scheduler.waiting, len(scheduler.running)
+
+    def submit(self, request: Request) -> None:
+        """Takes a request.
+
+        Raises:
+            ValueError: If it is for more than the server ever takes on.
+            Full: If the queue is full.
+        """
+        lane, now = self.lanes[request.model], self.clock()
+        with self._wake:
+            numbers = range(self._numbers, self._numbers + len(request.asked))
+            lengths = [len(one.row) for one in request.asked]
+            lane.scheduler.submit(request.name, list(zip(numbers, lengths, strict=True)), now)
+            self._numbers += len(numbers)
+            mask_id = lane.runner.denoiser.mask_id
+            tokenizer = getattr(lane.runner.denoiser, "tokenizer", None)
+            for index, (number, asked) in enumerate(zip(numbers, request.asked, strict=True)):
+                own = asked.settings
+                canvas = Canvas(asked.row, mask_id, tokenizer, ends=own.ends, stops=own.stops, whole=own.whole)
+                work = Work(number, asked.row, asked.stream, own, canvas, request.candidates, asked.ahead)
+                keeps = own.rule.law not in (LawKind.VISITS, LawKind.NONE)
+                lane.sequences[number] = _Sequence(work, request, index, now, keeps=keeps)
+            self._wake.notify()
+
+    def cancel(self, request: Request) -> None:
+        """Gives a request up; nothing more is told of it. One that is finished or unknown stays so."""
+        with self._wake:
+            self.lanes[request.model].cancelled.setdefault(request.name, None)
+            self._wake.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (
+                    self._stopping or any(lane.scheduler.busy or lane.cancelled for lane in self.lanes.values())
+                ):
+                    self._wake.wait()
+                if self._stopping:
+                    break
+            for lane in self.lanes.values():
+                try:
+                    self.turn(lane.name)
+                except Exception as error:
+                    log.exception("a forward pass has failed")
+                    self._give_up(lane, error)
+        with self._wake:
+            waited_for = {
+                one.request.name: one.request for lane in self.lanes.values() for one in lane.sequences.values()
+            }
+        for request in waited_for.values():
+            self._tell(request, [Failed("shutdown", "the server is shutting down")])
+
+    def turn(self, model: str) -> None:
+        """Lets sequences of a model leave and join, and makes a forward pass. The thread does nothing else.
+
+        Args:
+            model: Its name.
+        """
+        lane = self.lanes[model]
+        with self._wake:
+            now = self.clock()
+            for name in lane.scheduler.expired(now):
+                message = f"the request took longer than {self.limits.seconds:g} s"
+                lane.cancelled.setdefault(name, Failed("timeout", message))
+            leaving = self._cancelled(lane)
+            admitted = [lane.sequences[number] for number in lane.scheduler.admit()]
+        lane.runner.leave(leaving)
+        for one in admitted:
+            one.admitted = now
+            try:
+                lane.runner.join(one.work)
+            except Exception as error:
+                self._fail(lane, one, error)
+            else:
+                self._tell(one.request, [Admitted(one.index, now - one.submitted)])
+        if not len(lane.runner):
+            return
+        rows, began = len(lane.runner), self.clock()
+        turned = lane.runner.step()
+        if self.observer is not None:
+            self.observer.passed(lane.name, rows, self.clock() - began)
+        self._deliver(lane, turned)
+
+    def _cancelled(self, lane: _Lane) -> list[int]:
+        """Takes requests that are given up out of the queue; returns the numbers of those who are yet to leave."""
+        leaving = []
+        for name, failed in lane.cancelled.items():
+            own = [one for one in lane.sequences.values() if one.request.name == name]
+            running = set(lane.scheduler.cancel(name))
+            leaving += running
+            if failed is not None and any(one.asked_at is None for one in own):
+                self._tell(own[0].request, [failed])
+            for one in own:
+                if one.work.number in running:
+                    one.asked_at = lane.runner.passes if one.asked_at is None else one.asked_at
+                else:
+                    del lane.sequences[one.work.number]
+        lane.cancelled.clear()
+        return leaving
+
+    def _deliver(self, lane: _Lane, turned: list[Turned]) -> None:
+        """Tells requests what became of their sequences."""
+        now, told = self.clock(), defaultdict(list)
+        for turn in turned:
+            one = lane.sequences.get(turn.work.number)
+            if one is None:
+                continue
+            if turn.change is not None:
+                one.evaluations = turn.change.evaluations
+                if one.request.watch:
+                    canvas = one.work.canvas
+                    text = canvas.release() if one.keeps else ""
+                    final = len(canvas.written()) if one.keeps else 0
+                    told[id(one)].append(Written(one.index, turn.change, now - one.admitted, text, final))
+            if turn.done:
+                told[id(one)] += self._done(lane, one, turn.error, now)
+            if told[id(one)]:
+                self._tell(one.request, told.pop(id(one)))
+
+    def _done(self, lane: _Lane, one: _Sequence, error: Exception | None, now: float) -> list[Event]:
+        number = one.work.number
+        del lane.sequences[number]
+        with self._wake:
+            lane.scheduler.finish(number, now)
+        if one.asked_at is not None:
+            if self.observer is not None:
+                self.observer.left(lane.name, "cancelled", lane.runner.passes - one.asked_at)
+            return []
+        if error is not None:
+            log.error("a sequence has failed: %s", type(error).__name__)
+            with self._wake:
+                lane.cancelled.setdefault(one.request.name, None)
+            if self.observer is not None:
+                self.observer.left(lane.name, "failed", 0)
+            asked_wrongly = isinstance(error, ValueError) and not isinstance(error, UnmaskError)
+            message = " ".join(str(error).split())
+            return [Failed("request", message) if asked_wrongly else Failed("model", f"the model failed: {message}")]
+        asked = one.request.asked[one.index]
+        completion = one.work.canvas.completion(asked.prompt.text, now - one.admitted, asked.stream)
+        text = one.work.canvas.release() if one.request.watch else ""
+        event = Finished(one.index, completion, one.evaluations, text, one.admitted - one.submitted)
+        if self.observer is not None:
+            self.observer.finished(lane.name, event)
+        return [event]
+
+    def _fail(self, lane: _Lane, one: _Sequence, error: Exception) -> None:
+        self._tell(one.request, self._done(lane, one, error, self.clock()))
+
+    def _give_up(self, lane: _Lane, error: Exception) -> None:
+        """Fails all that are worked on, and goes on with those who wait."""
+        lane.runner = lane.runner.emptied()
+        for number in list(lane.scheduler.running):
+            self._fail(lane, lane.sequences[number], error)
+
+    def _tell(self, request: Request, events: list[Event]) -> None:
+        try:
+            request.tell(events)
+        except RuntimeError:  # the event loop it would be told in has gone
+            log.debug("nobody listens to %s", request.name)

@@ -1,0 +1,129 @@
+"""The sequences that a model works on: they share its forward passes. It owns the pool, and decides nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from ..denoiser import Denoiser
+from ..language.asked import Settings
+from ..language.canvas import Canvas
+from ..language.generation import begin
+from ..language.turns import Change, changes, settle
+from ..models.pretrained.cache import Cached
+from ..sampling.loop import Sampler
+from ..sampling.pool import Pool
+
+
+@dataclass(frozen=True)
+class Work:
+    """A sequence to be written.
+
+    Attributes:
+        number: What it is called.
+        row: Its tokens, the mask token where something is to be written.
+        stream: Its random stream.
+        settings: How to write it.
+        canvas: What it is written on.
+        candidates: How many of the most probable tokens are wanted with each that is written.
+        ahead: How many masks are shown behind it, which are not filled in.
+    """
+
+    number: int
+    row: Sequence[int]
+    stream: int
+    settings: Settings
+    canvas: Canvas
+    candidates: int = 0
+    ahead: int = 0
+
+
+@dataclass(frozen=True)
+class Turned:
+    """What became of a sequence in a forward pass.
+
+    Attributes:
+        work: The sequence.
+        change: What was written and erased; `None` if it has left or failed.
+        done: Whether it is no longer worked on.
+        error: Why it has failed, if it has.
+    """
+
+    work: Work
+    change: Change | None = None
+    done: bool = False
+    error: Exception | None = None
+
+
+class Runner:
+    """Works on sequences of one model with any rules. Not for several threads at once.
+
+    Args:
+        denoiser: The model.
+        cached: The same with kept keys and values. Rules that ask about several states of a sequence do without.
+
+    Attributes:
+        passes: Forward passes made.
+    """
+
+    def __init__(self, denoiser: Denoiser, cached: Cached | None = None) -> None:
+        self.denoiser, self.cached, self.passes = denoiser, cached, 0
+        self._work: dict[int, Work] = {}
+        self._pools = [Pool(denoiser, keep_going=True)]
+        if cached is not None:
+            self._pools.append(Pool(cached, keep_going=True))
+        self._asked: set[int] = set()  # to leave
+
+    def __len__(self) -> int:
+        return len(self._work)
+
+    def emptied(self) -> Runner:
+        """A runner of the same model that works on nothing, for after an error of the model itself."""
+        if self.cached is not None:
+            self.cached.forget(list(self._work))
+        return Runner(self.denoiser, self.cached)
+
+    def join(self, work: Work) -> None:
+        """Takes a sequence in; it takes part from the next forward pass on.
+
+        Raises:
+            ValueError: If its settings do not go with the model.
+        """
+        pool = self._pools[-1 if work.settings.rule.asks_once else 0]
+        sampler = Sampler(pool.denoiser, work.settings.rule, **work.settings.draw)
+        pool.join(sampler, begin(sampler, [work], getattr(self.denoiser, "block_causal", None), [work.number]))
+        self._work[work.number] = work
+
+    def leave(self, numbers: Iterable[int]) -> None:
+        """Asks sequences to leave: they are evaluated for no more, and the next `step` says that they are gone."""
+        self._asked |= {number for number in numbers if number in self._work}
+
+    def step(self) -> list[Turned]:
+        """Makes a forward pass, and says what became of whom."""
+        turned, gone = [], set(self._asked)
+        left = self._left(gone)
+        candidates = max((work.candidates for work in self._work.values()), default=0)
+        for pool in self._pools:
+            before = pool.passes
+            for batch, info in pool.evaluate(candidates):
+                own = [(one, self._work[one.slot].canvas) for one in changes(batch.state, info) if one.slot not in gone]
+                batch.state = settle(batch.state, own)
+                turned += [Turned(self._work[one.slot], one) for one, _ in own]
+            self.passes += pool.passes - before
+        finished = self._left(set())
+        return [*turned, *left, *finished]
+
+    def _left(self, asked: set[int]) -> list[Turned]:
+        """Those who are no longer worked on: finished, failed, or asked to leave."""
+        left = []
+        for pool in self._pools:
+            for state in pool.leave(asked):
+                left.append(Turned(self._work.pop(int(state.slot)), done=True))
+            for state, error in pool.failed:
+                left.append(Turned(self._work.pop(int(state.slot)), done=True, error=error))
+            pool.failed.clear()
+        numbers = [one.work.number for one in left]
+        self._asked.difference_update(numbers)
+        if self.cached is not None:
+            self.cached.forget(numbers)
+        return left

@@ -1,0 +1,152 @@
+"""The models of a server: what each can be asked, and the text of its tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..denoiser import NetworkDenoiser
+from ..folders import EMBEDDED
+from ..language import Completion, LanguageModel, Prompt
+from ..language.asked import Asked, Settings
+from ..language.texts import Continuation
+from ..models.pretrained.cache import Cached
+from ..tasks.of_model import trained_on
+from ..tasks.sudoku import MASK
+from .runner import Runner
+
+SHIPPED = ("chat", "sudoku")
+"""What is served if no model is named."""
+
+CELLS = 81
+"""Of a Sudoku."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A model under the name that requests know it by.
+
+    Attributes:
+        name: Its name.
+        denoiser: The model.
+        folder: Where it was loaded from, as `load` takes it.
+        cached: The same with kept keys and values.
+    """
+
+    name: str
+    denoiser: NetworkDenoiser
+    folder: str = ""
+    cached: Cached | None = None
+    _texts: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def kind(self) -> str:
+        """`"text"` or `"sudoku"`."""
+        return "text" if isinstance(self.denoiser, LanguageModel) else "sudoku"
+
+    @property
+    def language(self) -> LanguageModel:
+        """The language model that it is.
+
+        Raises:
+            ValueError: If it is none.
+        """
+        if not isinstance(self.denoiser, LanguageModel):
+            raise ValueError(f"the model {self.name} is a {self.kind} model and takes no text; ask it by /v1/unmask")
+        return self.denoiser
+
+    def runner(self) -> Runner:
+        """What works on its sequences."""
+        return Runner(self.denoiser, self.cached)
+
+    @cached_property
+    def max_length(self) -> int | None:
+        """Most tokens of a prompt with its answer."""
+        return self.denoiser.max_length if isinstance(self.denoiser, LanguageModel) else CELLS
+
+    def about(self) -> dict[str, Any]:
+        """What `GET /v1/models` says of it."""
+        about: dict[str, Any] = {
+            "kind": self.kind,
+            "max_length": self.max_length,
+            "vocab_size": self.denoiser.vocab_size,
+        }
+        if isinstance(self.denoiser, LanguageModel):
+            chat = self.denoiser.tokenizer is not None and bool(self.denoiser.tokenizer.chat_template)
+            about |= {"chat": chat, "block_causal": self.denoiser.block_causal}
+        return about
+
+    def token_text(self, token: int) -> str:
+        """The text of a token by itself, special tokens written out."""
+        if token not in self._texts:
+            self._texts[token] = self._token_text(token)
+        return self._texts[token]
+
+    def _token_text(self, token: int) -> str:
+        if not isinstance(self.denoiser, LanguageModel):
+            return str(token)
+        if self.denoiser.tokenizer is None:
+            return ""
+        # After another token: a decoder drops the space that a text begins with.
+        return Continuation(self.denoiser.tokenizer, [_some_token(self.denoiser)]).text([token], special=True)
+
+    def puzzle(self, text: str, seed_stream: int, settings: Settings) -> Asked:
+        """What is asked by a Sudoku of 81 characters, empty cells `.` or `0`; white space does not count.
+
+        Raises:
+            ValueError: If it is none, or is full.
+        """
+        cells = "".join(text.split()).replace(".", "0")
+        if len(cells) != CELLS or not (cells.isascii() and cells.isdigit()):
+            raise ValueError(f"a Sudoku is {CELLS} digits, with . or 0 for an empty cell, got {text!r:.60}")
+        row = tuple(MASK if cell == "0" else int(cell) for cell in cells)
+        if MASK not in row:
+            raise ValueError("the Sudoku has no empty cell")
+        return Asked(Prompt(cells, row), row, seed_stream, settings)
+
+    def text(self, asked: Asked, completion: Completion) -> str:
+        """The text of an answer; of a Sudoku its 81 digits."""
+        if isinstance(self.denoiser, LanguageModel):
+            return completion.text
+        tokens = iter(completion.tokens)
+        return "".join(str(next(tokens) if token == MASK else token) for token in asked.row)
+
+
+@lru_cache(maxsize=16)
+def _some_token(model: LanguageModel) -> int:
+    assert model.tokenizer is not None
+    return next(iter(model.tokenizer("a", add_special_tokens=False)["input_ids"]), 0)
+
+
+def serve_models(models: Sequence[str], *, cache: str = "none", rows: int = 32, **options: Any) -> list[Served]:
+    """Loads models to be served; of a folder the last part of its path is the name.
+
+    Args:
+        models: As `load` takes them.
+        cache: Which keys and values are kept, one of `CACHES`.
+        rows: Of how many sequences.
+        **options: As `load` takes them.
+
+    Raises:
+        AdapterError: If a model cannot be loaded.
+        ValueError: If a model is neither a language model with a tokenizer nor one of Sudokus, two have one name, or
+            the cache does not go with a model.
+    """
+    from ..models.registry import load
+
+    served: list[Served] = []
+    for model in models:
+        denoiser = load(model, **options)
+        name = model if model in EMBEDDED else Path(model).name
+        if not isinstance(denoiser, LanguageModel) and trained_on(model).task != "sudoku":
+            raise ValueError(
+                f"cannot serve {model}: it is neither a language model with a tokenizer nor one of Sudokus"
+            )
+        if name in [one.name for one in served]:
+            raise ValueError(f"two models are called {name}; give folders with different names")
+        kept = Cached(denoiser, cache, rows) if cache != "none" and isinstance(denoiser, LanguageModel) else None
+        served.append(Served(name, denoiser, model, kept))
+    return served
