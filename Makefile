@@ -31,7 +31,8 @@ test-portable: .venv/.everything
 
 # What is most likely to feel another release, with the oldest ones that pyproject.toml promises, in an environment of its
 # own; its PyTorch is a CUDA build, several GB. Python 3.11 or 3.12, as the oldest NumPy and Numba know no later one.
-CORE := streams sampler rules golden kernels gate masked_lm bidirectional language cache block_causal block_families hub training
+CORE := streams sampler rules golden kernels gate masked_lm bidirectional block_families experts dplm \
+	language block_generation cache block_causal hub training
 test-oldest: .venv-oldest/.core
 	.venv-oldest/bin/python -m pytest $(CORE:%=tests/test_%.py)
 
