@@ -92,6 +92,7 @@ class Set:
         model: An embedded model.
         task: Name of the task.
         settings: Of the task.
+        families: The rules that adapt.
         chosen_on: The set whose validation half chooses the settings; default: this one.
         smoothing: Label smoothing of the model that is undone; likelihoods are then the model's as it is, for without
             smoothing some tokens are impossible.
@@ -107,6 +108,7 @@ class Set:
     smoothing: float | None = None
     dtype: torch.dtype = torch.float32
     strata: int = 4
+    families: tuple[str, ...] = tuple(FAMILIES)
 
 
 def _reactions(title: str, kind: str, chosen_on: str = "") -> Set:
@@ -117,7 +119,9 @@ def _reactions(title: str, kind: str, chosen_on: str = "") -> Set:
 def _chains(chain: str, title: str, kind: str, chosen_on: str = "", smoothing: float | None = None) -> Set:
     model = "sapiens-vh" if chain == "heavy" else "sapiens-vl"
     settings = {"chain": chain, "kind": kind}
-    return Set(f"{chain.capitalize()} chains, {title}", model, "antibodies", settings, chosen_on, smoothing)
+    families = (*BOUNDS, "threshold")
+    title = f"{chain.capitalize()} chains, {title}"
+    return Set(title, model, "antibodies", settings, chosen_on, smoothing, families=families)
 
 
 _RANDOM, _SPANS = "40 % masked at random", "spans of 10, 40 % in all"
@@ -230,10 +234,11 @@ def keeps(found: Mapping[str, list[float]]) -> bool:
 
 
 def choose(bench: Bench, temperature: float) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The setting of each family that validation chooses; families without one keep their gentlest."""
+    """The setting that validation chooses of each rule; those without one keep their gentlest."""
     base = bench.run("validation", named_rule(TOP1), temperature)
     chosen, trials = {}, []
-    for family, values in FAMILIES.items():
+    for family in bench.spec.families:
+        values = FAMILIES[family]
         chosen[family] = values[0]
         for value in values:
             outcome = bench.run("validation", bench.rule(family, value, temperature), temperature)
