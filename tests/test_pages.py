@@ -70,6 +70,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(module, "PAGE", copies[module.PAGE.name])
     monkeypatch.setattr(results, "README", copies["README.md"])
     monkeypatch.setattr(free_text, "THEORY", copies["dependence.md"])
+    monkeypatch.setattr(infilling, "NUMERICS", copies["numerics.md"])
     monkeypatch.setattr(results, "plot_study", no_plot)
     for module in (performance, text_plane):
         monkeypatch.setattr(module, "plot", no_plot)
