@@ -24,6 +24,7 @@ from benchmarks import (
     numerics,
     performance,
     results,
+    rounding,
     speculative,
     sudoku,
     text_plane,
@@ -62,6 +63,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
         numerics,
         performance,
         results,
+        rounding,
         text_plane,
     ):
         monkeypatch.setattr(module, "PAGE", copies[module.PAGE.name])
@@ -76,6 +78,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     conversation.render(figures("conversation"))
     frontier.write_page(figures("frontier"))
     numerics.write_page(figures("numerics"))
+    rounding.write_page(figures("rounding"))
     fill(copies["high-order.md"], {"high-order": high_order.table(figures("high-order"))})
     fill(copies["language.md"], language.tables(figures("language")))
     tried = [masked_lms.Tried(**one) for one in figures("masked_lms")["classes"]]

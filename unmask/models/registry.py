@@ -22,6 +22,7 @@ def load(
     shift: bool | None = None,
     block_causal: int | None = None,
     mask_id: int | None = None,
+    batch_invariant: bool = False,
     **options: Any,
 ) -> NetworkDenoiser:
     """Loads a model as a denoiser; language models that come with a tokenizer as a `LanguageModel`.
@@ -40,6 +41,8 @@ def load(
             counted from the first position, and at the blocks before it.
         mask_id: Id of the mask token of a model of the Transformers library whose files do not name it (iLLaDA: 5,
             LLaDA-MoE: 156895).
+        batch_invariant: Whether to evaluate sequences one by one, so that no bit depends on what they are batched with
+            (see `NetworkDenoiser.batch_invariant`). Without, sums may be made in another order in another batch.
         **options: Of `from_pretrained` for models of the Transformers library, such as `device_map` (instead of
             `device`) or `quantization_config`.
 
@@ -48,7 +51,8 @@ def load(
         ValueError: If an option does not apply to the model.
     """
     with model_folder(model) as folder:
-        return _load(folder, device, dtype, shift, block_causal, mask_id, options)
+        loaded = _load(folder, device, dtype, shift, block_causal, mask_id, options)
+        return loaded.batch_invariant() if batch_invariant else loaded
 
 
 def _load(
