@@ -26,6 +26,7 @@ from benchmarks import (
     numerics,
     performance,
     results,
+    rounding,
     speculative,
     sudoku,
     text_plane,
@@ -65,6 +66,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
         numerics,
         performance,
         results,
+        rounding,
         text_plane,
     ):
         monkeypatch.setattr(module, "PAGE", copies[module.PAGE.name])
@@ -81,6 +83,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     frontier.write_page(figures("frontier"))
     numerics.write_page(figures("numerics"))
     fill(copies["families.md"], {"families-blocks": families.table(figures("families-blocks"))})
+    rounding.write_page(figures("rounding"))
     fill(copies["high-order.md"], {"high-order": high_order.table(figures("high-order"))})
     fill(copies["language.md"], language.tables(figures("language")))
     tried = [masked_lms.Tried(**one) for one in figures("masked_lms")["classes"]]

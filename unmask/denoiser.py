@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -42,6 +42,14 @@ class Query:
         `values.flatten(0, 1)[query.rows]` is `values[query.where]`, and does not wait for a device to count them.
         """
         return self.where.flatten().nonzero().squeeze(-1) if self.index is None else self.index
+
+    def alone(self, row: int, length: int) -> Query:
+        """Asks about one row, whose sequence has this length, as if there were no others."""
+        some = slice(row, row + 1)
+        time, block = (None if field is None else field[some] for field in (self.time, self.block))
+        block = None if block is None else block[:, :length]
+        x, where, valid = (field[some, :length] for field in (self.x, self.where, self.valid))
+        return Query(x, where, valid, self.sequence[some], time, block=block)
 
     @staticmethod
     def of(x: Int[Tensor, "batch length"], mask_id: int) -> Query:
@@ -134,6 +142,7 @@ class NetworkDenoiser:
         self.network = network.eval()
         self.vocab_size, self.mask_id, self.length = vocab_size, mask_id, length
         self.wants_time = wants_time
+        self.one_by_one = False
 
     @property
     def device(self) -> torch.device:
@@ -149,11 +158,27 @@ class NetworkDenoiser:
         other.network = torch.compile(self.network, dynamic=True)  # pyright: ignore[reportAttributeAccessIssue]
         return other
 
+    def batch_invariant(self) -> Self:
+        """The same denoiser, whose logits do not depend on the batch in any bit: sequences are evaluated one by one.
+
+        Each is evaluated without padding, in matrices whose shapes its batch has no part in, so that on one machine,
+        with one number of threads, sums are made in the same order. The weights are shared. It costs what batches save.
+        """
+        other = copy.copy(self)
+        other.one_by_one = True
+        return other
+
     def named(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
         """Returns logits with `-inf` at ids that are not tokens: here, all are (see `LanguageModel`)."""
         return logits
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
+        if not self.one_by_one or not len(query.x):
+            return self.evaluate(query)
+        return torch.cat([self.evaluate(query.alone(row, n)) for row, n in enumerate(query.valid.sum(-1).tolist())])
+
+    def evaluate(self, query: Query) -> Float[Tensor, "rows vocab"]:
+        """Evaluates a query as one batch."""
         if not bool(query.valid.all()):
             raise ValueError("this network cannot tell padding from masks; sample sequences of one length together")
         if self.length is not None and query.x.shape[1] != self.length:

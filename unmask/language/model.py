@@ -126,7 +126,7 @@ class LanguageModel(NetworkDenoiser):
         """
         return getattr(self.network, "padding_invisible", True)
 
-    def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
+    def evaluate(self, query: Query) -> Float[Tensor, "rows vocab"]:
         with torch.no_grad():
             answer = getattr(self.network, "answer", None)  # a model of the Transformers library knows its own ways
             if answer is not None:

@@ -23,6 +23,7 @@ def load(
     block_causal: int | None = None,
     mask_id: int | None = None,
     smoothing: float | None = None,
+    batch_invariant: bool = False,
     revision: str | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
@@ -47,6 +48,8 @@ def load(
         smoothing: The ε of the label smoothing that a model of the Transformers library was trained with, to be undone
             in everything it says (see `unmask.draws.smoothing`; `unmask doctor --model` sees it): what is certain is
             then of no entropy.
+        batch_invariant: Whether to evaluate sequences one by one, so that no bit depends on what they are batched with
+            (see `NetworkDenoiser.batch_invariant`). Without, sums may be made in another order in another batch.
         revision: Branch, tag or commit of a model of the hub; default: its branch `main`.
         token: Of the hub, for a model that is private or gated; default: `HF_TOKEN`, or that of `hf auth login`.
         local_files_only: Take a model of the hub as it was downloaded before, and ask the hub nothing.
@@ -62,7 +65,8 @@ def load(
     with model_folder(
         model, revision=revision, token=token, local_files_only=local_files_only, variant=variant
     ) as folder:
-        return _load(folder, device, dtype, shift, block_causal, mask_id, smoothing, options)
+        loaded = _load(folder, device, dtype, shift, block_causal, mask_id, smoothing, options)
+        return loaded.batch_invariant() if batch_invariant else loaded
 
 
 def _load(

@@ -127,6 +127,8 @@ class Cached:
         network = denoiser.network
         if not isinstance(network, MaskedLM):
             raise ValueError(f"a cache is for models of the Transformers library; this is a {type(network).__name__}")
+        if denoiser.one_by_one:
+            raise ValueError("a cache evaluates a batch together: it does not go with batch_invariant")
         if cache == "none":
             raise ValueError("without a cache, take the model itself")
         check_cache(cache, refresh, network.block_causal)

@@ -240,7 +240,7 @@ class HFMaskedDenoiser(NetworkDenoiser):
         """Whether sequences of different lengths are evaluated together (see `MaskedLM`)."""
         return self.masked_lm.padding_invisible
 
-    def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
+    def evaluate(self, query: Query) -> Float[Tensor, "rows vocab"]:
         with torch.no_grad():
             return self.masked_lm.answer(query, self.network)
 
