@@ -229,11 +229,10 @@ def disconnect_part(count: int = 100) -> dict[str, Any]:
 
     with serving() as server:
         asyncio.run(clients(server))
-        for _ in range(300):
-            counted = server.counted()
-            if not sum(counted[f'unmask_{name}_sequences{{model="chat"}}'] for name in ("queue", "running")):
-                break
+        counted = server.counted()
+        while sum(counted[f'unmask_{name}_sequences{{model="chat"}}'] for name in ("queue", "running")):
             time.sleep(0.1)
+            counted = server.counted()
         freed = {
             bound: counted.get(f'unmask_freed_after_evaluations_bucket{{le="{bound}",model="chat"}}', 0.0)
             for bound in ("0.0", "1.0", "2.0", "+Inf")
