@@ -165,21 +165,18 @@ def load_part(count: int = 500) -> dict[str, Any]:
     assert isinstance(model, LanguageModel)
     with serving() as server:
         asyncio.run(at_once(server, bodies[:8]))
+        before = server.processor()
         seconds, answers = asyncio.run(at_once(server, bodies))
-        began = time.perf_counter()
+        between, began = server.processor(), time.perf_counter()
         for body in bodies:
             asyncio.run(server.post(body))
-        one_by_one = time.perf_counter() - began
-        counted = server.counted()
+        one_by_one, after = time.perf_counter() - began, server.processor()
     texts = [answer["choices"][0]["text"] for _, answer in answers]
     different = sum(text != offline(model, body) for text, body in zip(texts, bodies, strict=True))
     classes = {}
     for length in LENGTHS:
         own = [spent for (spent, _), body in zip(answers, bodies, strict=True) if body["max_tokens"] == length]
         classes[length] = {"median": statistics.median(own), "slowest": max(own), "requests": len(own)}
-    passes, rows = (
-        counted[f'unmask_{name}{{model="chat"}}'] for name in ("forward_passes_total", "batch_sequences_sum")
-    )
     return {
         "requests": count,
         "answered": len(answers),
@@ -187,8 +184,9 @@ def load_part(count: int = 500) -> dict[str, Any]:
         "different": different,
         "seconds": seconds,
         "one_by_one": one_by_one,
+        "processor": between - before,
+        "processor_one_by_one": after - between,
         "classes": classes,
-        "rows": rows / passes,
     }
 
 
@@ -277,6 +275,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     load, overhead, disconnect, memory = (found[part] for part in PARTS)
     slowest = max(one["slowest"] / one["median"] for one in load["classes"].values())
     faster, freed = load["one_by_one"] / load["seconds"], disconnect["freed"]
+    cheaper = load["processor_one_by_one"] / load["processor"]
     count, http, alone = overhead["requests"], overhead["http"], overhead["offline"]
     first, last = memory["requests"] // 5, memory["requests"]
     lines = {
@@ -285,6 +284,8 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         "of these with another text than offline": f"{load['different']}",
         "seconds, all at once": f"{load['seconds']:.1f}",
         "seconds, one by one": f"{load['one_by_one']:.1f}, {faster:.1f} times as many",
+        "seconds of the processor, all at once": f"{load['processor']:.1f}",
+        "seconds of the processor, one by one": f"{load['processor_one_by_one']:.1f}, {cheaper:.1f} times as many",
         "slowest request of a length, by their median, at most": f"{slowest:.2f}",
         f"seconds of the processor for {count} requests alike, over HTTP": f"{min(http):.1f} to {max(http):.1f}",
         f"the same offline, in batches of {ROWS}": f"{min(alone):.1f} to {max(alone):.1f}",

@@ -24,6 +24,7 @@ from benchmarks import (
     numerics,
     performance,
     results,
+    serving,
     speculative,
     sudoku,
     text_plane,
@@ -62,6 +63,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
         numerics,
         performance,
         results,
+        serving,
         text_plane,
     ):
         monkeypatch.setattr(module, "PAGE", copies[module.PAGE.name])
@@ -71,7 +73,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     for module in (performance, text_plane):
         monkeypatch.setattr(module, "plot", no_plot)
 
-    for module in (conditional, dependence, performance, results):
+    for module in (conditional, dependence, performance, results, serving):
         module.render()
     conversation.render(figures("conversation"))
     frontier.write_page(figures("frontier"))
