@@ -30,6 +30,7 @@ import torch
 
 from unmask.language import LanguageModel
 from unmask.models.registry import load as load_model
+from unmask.sampling.processors import LogitBias
 
 from .pages import fill
 
@@ -71,8 +72,6 @@ def mixed(count: int, seed: int) -> list[dict[str, Any]]:
 
 def offline(model: LanguageModel, body: dict[str, Any]) -> str:
     """What a request is answered without a server."""
-    from unmask.sampling.processors import LogitBias
-
     bias = {int(token): value for token, value in body.get("logit_bias", {}).items()}
     own = {key: body[key] for key in ("rule", "temperature", "top_p", "seed")}
     (one,) = model.generate(
@@ -116,6 +115,11 @@ class Server:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/metrics") as response:
             lines = [line for line in response.read().decode().splitlines() if not line.startswith("#")]
         return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+    def processor(self) -> float:
+        """Seconds of the processor that it has taken so far."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def resident(self) -> int:
         """Bytes of memory that are resident."""
@@ -161,21 +165,18 @@ def load_part(count: int = 500) -> dict[str, Any]:
     assert isinstance(model, LanguageModel)
     with serving() as server:
         asyncio.run(at_once(server, bodies[:8]))
+        before = server.processor()
         seconds, answers = asyncio.run(at_once(server, bodies))
-        began = time.perf_counter()
+        between, began = server.processor(), time.perf_counter()
         for body in bodies:
             asyncio.run(server.post(body))
-        one_by_one = time.perf_counter() - began
-        counted = server.counted()
+        one_by_one, after = time.perf_counter() - began, server.processor()
     texts = [answer["choices"][0]["text"] for _, answer in answers]
     different = sum(text != offline(model, body) for text, body in zip(texts, bodies, strict=True))
     classes = {}
     for length in LENGTHS:
         own = [spent for (spent, _), body in zip(answers, bodies, strict=True) if body["max_tokens"] == length]
         classes[length] = {"median": statistics.median(own), "slowest": max(own), "requests": len(own)}
-    passes, rows = (
-        counted[f'unmask_{name}{{model="chat"}}'] for name in ("forward_passes_total", "batch_sequences_sum")
-    )
     return {
         "requests": count,
         "answered": len(answers),
@@ -183,33 +184,35 @@ def load_part(count: int = 500) -> dict[str, Any]:
         "different": different,
         "seconds": seconds,
         "one_by_one": one_by_one,
+        "processor": between - before,
+        "processor_one_by_one": after - between,
         "classes": classes,
-        "rows": rows / passes,
     }
 
 
-def overhead_part(count: int = 200, repeats: int = 5) -> dict[str, Any]:
-    """The same requests over HTTP, all at once, and offline in batches of as many rows."""
+def overhead_part(count: int = 200, repeats: int = 3) -> dict[str, Any]:
+    """The same requests over HTTP, all at once, and offline in batches of as many rows: seconds of the processor.
+
+    Wall-clock would count the clients too, which are other machines in life and share the processor here.
+    """
     model = load_model("chat")
     assert isinstance(model, LanguageModel)
     torch.set_num_threads(1)
     rule, length = "top1-entropy", 24
     prompts = [f"{number}+{number * 7 % 90}=" for number in range(10, 10 + count)]
-    bodies = [
-        {"prompt": prompt, "rule": rule, "max_tokens": length, "temperature": 0, "seed": 0, "logit_bias": NO_END}
-        for prompt in prompts
-    ]
-    from unmask.sampling.processors import LogitBias
-
-    processor = LogitBias({96: -100.0})
+    own = {"rule": rule, "max_tokens": length, "temperature": 0, "seed": 0, "logit_bias": NO_END}
+    bodies = [{"prompt": prompt, **own} for prompt in prompts]
+    processor = LogitBias({int(token): float(bias) for token, bias in NO_END.items()})
     spent: dict[str, list[float]] = {"http": [], "offline": []}
     with serving() as server:
         asyncio.run(at_once(server, bodies[:40]))
         for _ in range(repeats):
-            spent["http"].append(asyncio.run(at_once(server, bodies))[0])
-            began = time.perf_counter()
+            before = server.processor()
+            asyncio.run(at_once(server, bodies))
+            spent["http"].append(server.processor() - before)
+            before = time.process_time()
             model.generate(prompts, rule=rule, max_new_tokens=length, batch_size=ROWS, processor=processor)
-            spent["offline"].append(time.perf_counter() - began)
+            spent["offline"].append(time.process_time() - before)
     ratios = [http / alone for http, alone in zip(spent["http"], spent["offline"], strict=True)]
     return {"requests": count, "rule": rule, **spent, "ratio": statistics.median(ratios)}
 
@@ -229,11 +232,10 @@ def disconnect_part(count: int = 100) -> dict[str, Any]:
 
     with serving() as server:
         asyncio.run(clients(server))
-        for _ in range(300):
-            counted = server.counted()
-            if not sum(counted[f'unmask_{name}_sequences{{model="chat"}}'] for name in ("queue", "running")):
-                break
+        counted = server.counted()
+        while sum(counted[f'unmask_{name}_sequences{{model="chat"}}'] for name in ("queue", "running")):
             time.sleep(0.1)
+            counted = server.counted()
         freed = {
             bound: counted.get(f'unmask_freed_after_evaluations_bucket{{le="{bound}",model="chat"}}', 0.0)
             for bound in ("0.0", "1.0", "2.0", "+Inf")
@@ -273,6 +275,7 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     load, overhead, disconnect, memory = (found[part] for part in PARTS)
     slowest = max(one["slowest"] / one["median"] for one in load["classes"].values())
     faster, freed = load["one_by_one"] / load["seconds"], disconnect["freed"]
+    cheaper = load["processor_one_by_one"] / load["processor"]
     count, http, alone = overhead["requests"], overhead["http"], overhead["offline"]
     first, last = memory["requests"] // 5, memory["requests"]
     lines = {
@@ -281,8 +284,10 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         "of these with another text than offline": f"{load['different']}",
         "seconds, all at once": f"{load['seconds']:.1f}",
         "seconds, one by one": f"{load['one_by_one']:.1f}, {faster:.1f} times as many",
+        "seconds of the processor, all at once": f"{load['processor']:.1f}",
+        "seconds of the processor, one by one": f"{load['processor_one_by_one']:.1f}, {cheaper:.1f} times as many",
         "slowest request of a length, by their median, at most": f"{slowest:.2f}",
-        f"seconds for {count} requests alike, over HTTP": f"{min(http):.1f} to {max(http):.1f}",
+        f"seconds of the processor for {count} requests alike, over HTTP": f"{min(http):.1f} to {max(http):.1f}",
         f"the same offline, in batches of {ROWS}": f"{min(alone):.1f} to {max(alone):.1f}",
         "ratio of these, median": f"{overhead['ratio']:.2f}",
         f"sequences at work of {disconnect['clients']} clients that hang up": f"{freed['+Inf']:.0f}",

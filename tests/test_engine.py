@@ -194,6 +194,7 @@ def test_a_cancelled_request_frees_its_row_within_two_evaluations(model, rule):
         running.cancel(asked)
     running.turn("chat")
     assert rows.rows[-1] == 1
+    assert running.load("chat") == (0, 1)
     while running.lanes["chat"].scheduler.busy:
         running.turn("chat")
     assert [type(event) for event in sent[0][1].until(Admitted)] == [Admitted]

@@ -27,6 +27,7 @@ from benchmarks import (
     performance,
     results,
     rounding,
+    serving,
     speculative,
     sudoku,
     text_plane,
@@ -67,6 +68,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
         performance,
         results,
         rounding,
+        serving,
         text_plane,
     ):
         monkeypatch.setattr(module, "PAGE", copies[module.PAGE.name])
@@ -77,7 +79,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     for module in (performance, text_plane):
         monkeypatch.setattr(module, "plot", no_plot)
 
-    for module in (conditional, dependence, infilling, performance, results):
+    for module in (conditional, dependence, infilling, performance, results, serving):
         module.render()
     conversation.render(figures("conversation"))
     frontier.write_page(figures("frontier"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,21 +13,22 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.staticfiles import StaticFiles
 from starlette.exceptions import HTTPException
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from .. import __version__
-from .answering import Answering, Gone, submit
-from .asking import Wanted, rules, wanted_chat, wanted_completion, wanted_unmasking
+from .answering import Gone, submit
+from .asking import Wanted, wanted_chat, wanted_completion, wanted_unmasking
 from .bodies import ChatBody, CompletionBody, Draw, UnmaskBody
 from .engine import Engine
 from .events import Finished, Written
 from .guard import Guard
 from .limits import Limits
 from .metrics import Metrics
-from .refusals import Json, Refused, dumps
+from .named import rules
+from .refusals import Json, Refused
 from .served import Served
 from .shapes import Shapes
-from .unmasking import end_event, start_event, step_event
+from .streams import chunks, note, sse, unmasking
 
 PAGE = Path(__file__).with_name("page")
 LONG = 20_000
@@ -159,7 +160,7 @@ def _add_answers(app: FastAPI, served: Sequence[Served], engine: Engine, log_pro
         shapes = Shapes(form, model, found, answering.request, logprobs, found.candidates)
         if stream:
             include_usage = bool(body.stream_options and body.stream_options.include_usage)
-            return sse(_chunks(http, answering, shapes, body.events, include_usage))
+            return sse(chunks(http, answering, shapes, body.events, include_usage))
         finished: dict[int, Finished] = {}
         async with contextlib.aclosing(answering.events()) as events:
             async for event in events:
@@ -168,7 +169,7 @@ def _add_answers(app: FastAPI, served: Sequence[Served], engine: Engine, log_pro
                 elif isinstance(event, Finished):
                     finished[event.index] = event
         whole = shapes.whole([finished[index] for index in sorted(finished)])
-        _note(http, whole["usage"])
+        note(http, whole["usage"])
         return Json(whole)
 
     @app.post("/v1/completions", tags=["openai"], responses=_FAILURES)
@@ -186,7 +187,7 @@ def _add_answers(app: FastAPI, served: Sequence[Served], engine: Engine, log_pro
         """Answers with a stream of events: every position that is written or erased, evaluation by evaluation."""
         model, found = await wanted(http, body, wanted_unmasking)
         answering = submit(engine, model.name, found, True, http)
-        return sse(_unmasking(answering, model, found))
+        return sse(unmasking(answering, model, found))
 
 
 def _add_upkeep(app: FastAPI, served: Sequence[Served], engine: Engine, metrics: Metrics) -> None:
@@ -228,75 +229,6 @@ def _add_upkeep(app: FastAPI, served: Sequence[Served], engine: Engine, metrics:
     async def counted() -> Response:
         """What is counted, for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-def sse(events: AsyncGenerator[bytes, None]) -> Response:
-    """A response of server-sent events."""
-    return StreamingResponse(events, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-
-
-async def _chunks(
-    http: Request, answering: Answering, shapes: Shapes, rich: bool, include_usage: bool
-) -> AsyncGenerator[bytes, None]:
-    """The chunks of a completion or a chat."""
-    served, wanted, finished = shapes.served, shapes.wanted, []
-
-    def extra(index: int, event: dict[str, Any]) -> bytes:
-        return data({**shapes.head(True), "choices": [], "unmask": {"index": index, **event}})
-
-    try:
-        for chunk in shapes.opening():
-            yield data(chunk)
-        for index in range(len(wanted.asked) if rich else 0):
-            yield extra(index, start_event(answering.request, wanted, index, served))
-        async with contextlib.aclosing(answering.events()) as events:
-            async for event in events:
-                if isinstance(event, Written | Finished):
-                    for chunk in shapes.chunks(event):
-                        yield data(chunk)
-                if rich and isinstance(event, Written):
-                    yield extra(event.index, step_event(event, served))
-                if isinstance(event, Finished):
-                    finished.append(event)
-                    if rich:
-                        yield extra(event.index, end_event(event, wanted, served))
-        used = shapes.usage(finished)
-        _note(http, used)
-        if include_usage:
-            yield data({**shapes.head(True), "choices": [], "usage": used})
-        yield b"data: [DONE]\n\n"
-    except Refused as refused:
-        yield data(refused.body)
-    except Gone:
-        return
-
-
-async def _unmasking(answering: Answering, served: Served, wanted: Wanted) -> AsyncGenerator[bytes, None]:
-    """The events of unmasking."""
-    try:
-        yield data(start_event(answering.request, wanted, 0, served))
-        async with contextlib.aclosing(answering.events()) as events:
-            async for event in events:
-                if isinstance(event, Written):
-                    yield data(step_event(event, served))
-                elif isinstance(event, Finished):
-                    yield data(end_event(event, wanted, served))
-    except Refused as refused:
-        yield data({"type": "error", "message": refused.message})
-    except Gone:
-        return
-
-
-def data(value: Any) -> bytes:
-    """One server-sent event."""
-    return b"data: " + dumps(value) + b"\n\n"
-
-
-def _note(http: Request, usage: dict[str, Any]) -> None:
-    own = usage["unmask"]
-    http.state.unmask.update(
-        prompt_tokens=usage["prompt_tokens"], new_tokens=usage["completion_tokens"], nfe=own["nfe"]
-    )
 
 
 _FAILURES: dict[int | str, dict[str, Any]] = {

@@ -13,24 +13,13 @@ from ..draws.streams import derive
 from ..language import LanguageModel
 from ..language.arguments import stop_strings
 from ..language.asked import Asked, Settings, asked_generate, asked_infill
-from ..rules.named import FAMILIES, NamedRule, named_rule
 from ..sampling.draw import Processor
 from ..sampling.processors import Chain, Choices, LogitBias
 from .bodies import Answer, ChatBody, Choice, CompletionBody, Draw, Message, UnmaskBody
+from .named import rule_of
 from .refusals import Refused, blaming
 from .served import Served
 
-RULE = "entropy-bound:gamma=0.1"
-"""What is unmasked when, where a request does not say it."""
-
-LARGEST_SETTING = 4096
-"""Whole-number settings of rules beyond are refused: some take memory or time in proportion."""
-
-MOST_STATES = 32
-"""Likewise of those that say how many states of a sequence are evaluated at once."""
-
-_STATES = ("draft", "depth")
-_PROFILE = re.compile(r"profile\s*=\s*([^,+]*)")
 _GAP = re.compile(r"\[MASK(:\d+)?\]")
 
 
@@ -51,31 +40,6 @@ class Wanted:
     seed: int
     candidates: int = 0
     chosen: bool = False
-
-
-def rule_of(body: Draw, served: Sequence[Served]) -> NamedRule:
-    """The rule that a request names.
-
-    Raises:
-        Refused: If there is none, it does not take its settings, or they would cost too much.
-    """
-    with blaming("settings" if body.rule is None and body.settings else "rule"):
-        given = dict(body.settings or {})
-        text = body.rule if body.rule is not None else RULE if not given else RULE.partition(":")[0]
-        profiles = [*_PROFILE.findall(text), *_PROFILE.findall(str(given))]
-        profiles += [str(value) for key, value in given.items() if key == "profile"]
-        known = [one.name for one in served if one.folder == one.name]
-        if any(one.strip() not in known for one in profiles):
-            raise ValueError(f"profile is one of the shipped models of this server: {', '.join(known)}")
-        named = named_rule(text, **given)
-    for key, value in named.settings.items():
-        most = MOST_STATES if key in _STATES else LARGEST_SETTING
-        if isinstance(value, int) and value > most:
-            raise Refused(f"{key} is at most {most} on this server, got {value}", "rule")
-        inner = re.search(r"\d{5,}", value) if isinstance(value, str) and key == "budget" else None
-        if inner is not None:
-            raise Refused(f"a setting of the budget is too large: {inner[0]:.20}", "rule")
-    return named
 
 
 def seed_of(body: Draw) -> int:
@@ -282,20 +246,3 @@ def _puzzle(served: Served, body: UnmaskBody, others: Sequence[Served]) -> Wante
         settings = Settings(rule=named.rule, forbidden=(0,), whole=True, **draw)
         asked = served.puzzle(body.text, 0, settings)
     return Wanted([replace(asked, stream=derive(seed, asked.row, 0))], str(named), seed)
-
-
-def rules() -> list[dict[str, Any]]:
-    """What `GET /v1/rules` says of each rule."""
-    told = []
-    for name, family in FAMILIES.items():
-        settings = {
-            key: {
-                "type": one.kind.__name__,
-                "default": one.default,
-                "choices": list(one.choices) or None,
-                "example": one.example if one.default is None else one.default,
-            }
-            for key, one in family.settings.items()
-        }
-        told.append({"name": name, "summary": family.summary, "settings": settings})
-    return told

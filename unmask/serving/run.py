@@ -89,9 +89,14 @@ def run(app: FastAPI, limits: Limits, host: str, port: int, grace: float) -> Non
         grace: Seconds that requests have to be finished in.
     """
     # Uvicorn sends itself the signal again once it has stopped; a server that did as it was told has not failed.
-    signal.signal(signal.SIGTERM, lambda *_: None)
-    signal.signal(signal.SIGINT, lambda *_: None)
+    before = [signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)]
     server = configured(app, limits, host, port, grace)
-    server.run()
-    if not server.started:
-        raise OSError(f"cannot listen at {host}:{port}; is another server running there? choose another --port")
+    try:
+        server.run()
+    except SystemExit:  # it could not start, and has logged why
+        raise OSError(
+            f"cannot listen at {host}:{port}; is another server running there? choose another --port"
+        ) from None
+    finally:
+        for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+            signal.signal(number, handler)

@@ -100,30 +100,32 @@ class Runner:
 
     def step(self) -> list[Turned]:
         """Makes a forward pass, and says what became of whom."""
-        turned, gone = [], set(self._asked)
-        left = self._left(gone)
+        left = self._left(self._asked)
+        # Who is in an open turn stays in the pool until it has ended, but costs nothing any more.
+        left += [Turned(self._work.pop(number), done=True) for number in self._asked if number in self._work]
+        self._asked = set()
+        turned = []
         candidates = max((work.candidates for work in self._work.values()), default=0)
         for pool in self._pools:
             before = pool.passes
             for batch, info in pool.evaluate(candidates):
-                own = [(one, self._work[one.slot].canvas) for one in changes(batch.state, info) if one.slot not in gone]
-                batch.state = settle(batch.state, own)
-                turned += [Turned(self._work[one.slot], one) for one, _ in own]
+                own = [(one, self._work[one.slot]) for one in changes(batch.state, info) if one.slot in self._work]
+                batch.state = settle(batch.state, [(one, work.canvas) for one, work in own])
+                turned += [Turned(work, one) for one, work in own]
             self.passes += pool.passes - before
-        finished = self._left(set())
-        return [*turned, *left, *finished]
+        left += self._left(set())
+        if self.cached is not None:
+            self.cached.forget([one.work.number for one in left])
+        return [*turned, *left]
 
     def _left(self, asked: set[int]) -> list[Turned]:
         """Those who are no longer worked on: finished, failed, or asked to leave."""
         left = []
         for pool in self._pools:
-            for state in pool.leave(asked):
-                left.append(Turned(self._work.pop(int(state.slot)), done=True))
-            for state, error in pool.failed:
-                left.append(Turned(self._work.pop(int(state.slot)), done=True, error=error))
-            pool.failed.clear()
-        numbers = [one.work.number for one in left]
-        self._asked.difference_update(numbers)
-        if self.cached is not None:
-            self.cached.forget(numbers)
+            gone = [(state, None) for state in pool.leave(asked)] + pool.failed
+            pool.failed = []
+            for state, error in gone:
+                work = self._work.pop(int(state.slot), None)
+                if work is not None:
+                    left.append(Turned(work, done=True, error=error))
         return left
