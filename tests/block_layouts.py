@@ -113,6 +113,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
 }
 
+NEW = 11
+PROMPTS = [
+    [(7 * place + 5 * token * token) % 37 for token in range(length)]
+    for place, length in enumerate((1, 3, 6, 9, 13, 2, 7, 10, 5, 15))
+]
+"""Of lengths that are no block: Fast-dLLM's own generation does not look at a prompt of one block."""
+
 OPTIONS: dict[str, dict[str, Any]] = {"illada": {"mask_id": MASK}}
 """What a tiny checkpoint has to be loaded with: the mask tokens of the published ones are outside its vocabulary."""
 
@@ -174,14 +181,15 @@ def block_mask(length: int) -> Tensor:
 
 
 def main() -> None:
-    """Writes the logits of the families' own modelling code.
+    """Writes the logits of the families' own modelling code, and answers of their own generation.
 
-    Usage: `python tests/block_layouts.py FOLDER tests/data/block-logits.json`, with transformers 4.53.3 and einops. In
-    FOLDER, with an empty `__init__.py` in each folder of its own:
+    Usage: `python tests/block_layouts.py FOLDER`, with transformers 4.53.3 and einops. In FOLDER, with an empty
+    `__init__.py` in each folder of its own:
 
     - `sdar/modeling_sdar.py`, `sdar/configuration_sdar.py`: JetAstra/SDAR c2041a8, training/model/SDAR-4B-Chat;
     - `sdar_moe/modeling_sdar_moe.py`: PKU-SEC-Lab/TEAM-MoE-dLLM, the published file with more arguments;
     - `modeling_fast.py`, `configuration_fast.py`: phymhan/S2D2 279500a, Fast-dLLM-v2;
+    - `sdar_generate.py`: `SDAR/generate.py` there, which has an argmax beside what SDAR's own has;
     - `illada/modeling_illada.py`: GSAI-ML/iLLaDA-8B-Base; its configuration class is made here;
     - `diffulex`: SJTU-DENG-Lab/Diffulex 184ba97, for DreamReasoner, whose own file is on the hub only.
 
@@ -191,7 +199,7 @@ def main() -> None:
     _stand_in(Path(sys.argv[1]))
     x = torch.tensor(TOKENS)
     mask = block_mask(x.shape[1])
-    found = {"dream_reasoner": _diffulex(x, mask)}
+    found, answers = {"dream_reasoner": _diffulex(x, mask)}, {}
     for layout in ("sdar", "sdar_moe", "fast_dllm", "illada"):
         config, auto = _reference(layout)
         fields = {
@@ -203,13 +211,41 @@ def main() -> None:
         given |= {"block_size": SIZE} if layout == "fast_dllm" else {}
         with torch.no_grad():
             answer = model(input_ids=x, **given)
-        logits = (answer[0] if isinstance(answer, tuple) else answer).logits
+        logits = _first(answer).logits
         found[layout] = torch.cat([logits[:, :1], logits[:, :-1]], 1) if layout == "fast_dllm" else logits
+        if layout != "illada":
+            answers[layout] = [_answer(model, layout, prompt) for prompt in PROMPTS]
     rounded = {
         name: [[[float(f"{value:.8g}") for value in row] for row in rows] for rows in found[name].tolist()]
         for name in sorted(found)
     }
-    Path(sys.argv[2]).write_text(json.dumps(rounded) + "\n")
+    data = Path(__file__).parent / "data"
+    (data / "block-logits.json").write_text(json.dumps(rounded) + "\n")
+    (data / "block-answers.json").write_text(json.dumps(answers) + "\n")
+
+
+def _answer(model: Any, layout: str, prompt: list[int]) -> list[int]:
+    """An answer by the argmax: SDAR's from the surest position on, Fast-dLLM's from left to right; never the mask."""
+    hook = model.lm_head.register_forward_hook(
+        lambda _, args, output: output.index_fill(-1, torch.tensor(MASK), -torch.inf)
+    )
+    given = torch.tensor([prompt])
+    if layout == "fast_dllm":
+        how = {"mask_id": MASK, "block_size": SIZE, "small_block_size": 1, "stop_token": -1}
+        found = model.generate(given, max_new_tokens=NEW + 2 * SIZE, **how)
+    else:
+        evaluate = model.forward
+        model.forward = lambda *args, **options: _first(evaluate(*args, **options))
+        how = {"mask_id": MASK, "block_length": SIZE, "denoising_steps": SIZE, "do_sample": False}
+        generate = _imported("sdar_generate").block_diffusion_generate
+        found = generate(model, given, gen_length=NEW, remasking_strategy="low_confidence_static", **how)
+        model.forward = evaluate
+    hook.remove()
+    return found[0, len(prompt) : len(prompt) + NEW].tolist()
+
+
+def _first(found: Any) -> Any:
+    return found[0] if isinstance(found, tuple) else found
 
 
 def _diffulex(x: Tensor, mask: Tensor) -> Tensor:
@@ -275,8 +311,17 @@ def _stand_in(folder: Path) -> None:
     module("diffulex_kernel", chunked_prefill_attn_unified=None, chunked_prefill_attn_grouped_unified=None, **kernels)
     for name in ("diffulex", "diffulex.model"):
         module(name, __path__=[str(folder / name.replace(".", "/"))])
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, causal: bool, softmax_scale: float) -> Tensor:
+        heads = [tensor.transpose(1, 2) for tensor in (query, key, value)]
+        found = nn.functional.scaled_dot_product_attention(
+            heads[0], heads[1], heads[2], is_causal=causal, scale=softmax_scale, enable_gqa=True
+        )
+        return found.transpose(1, 2)
+
     for name in ("flash_attn", "flash_attn.ops", "flash_attn.ops.triton"):
-        module(name, flash_attn_func=None)
+        module(name, flash_attn_func=attend, flash_attn_varlen_func=None)
+    module("flash_attn.bert_padding", index_first_axis=None, pad_input=None, unpad_input=None)
     module("flash_attn.ops.triton.layer_norm", rms_norm_fn=norm)
     module("sdar.fused_linear_diffusion_cross_entropy", FusedLinearDiffusionCrossEntropyLoss=None)
     module("sdar_moe.configuration_sdar_moe", SDARMoeConfig=type("SDARMoeConfig", (Qwen3MoeConfig,), {}))

@@ -108,6 +108,8 @@ def test_illada_has_tied_embeddings_unless_it_says_otherwise(tmp_path):
     config = {**CONFIGS["illada"], "tie_word_embeddings": False}
     untied = unmask.load(write_files(tmp_path / "b", config, {**tensors, "lm_head.weight": head}), mask_id=MASK)
     assert (logits(untied) - logits(plain)).abs().max() > 1e-2
+    with pytest.raises(AdapterError, match=r"tie_word_embeddings.*an output layer that differs from the embeddings"):
+        unmask.load(write_files(tmp_path / "c", silent, {**tensors, "lm_head.weight": head}), mask_id=MASK)
 
 
 @pytest.mark.parametrize(

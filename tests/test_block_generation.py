@@ -6,12 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from block_layouts import CONFIGS, OPTIONS, SIZE, shapes, weights, write_block_model
+from block_layouts import CONFIGS, OPTIONS, PROMPTS, SIZE, shapes, weights, write_block_model
+from block_layouts import NEW as NEW_ANSWER
 from layouts import MASK, VOCAB, WIDTH, seeded, write_files
 from test_cli import run as command
 
 import unmask
+from unmask.denoiser import Query
 from unmask.language import LanguageModel
+from unmask.language.whole_blocks import WholeBlocks
 from unmask.models.pretrained.cache import Cached
 from unmask.rules.named import named_rule
 from unmask.sampling.loop import Sampler
@@ -20,6 +23,7 @@ from unmask.sampling.state import State
 from unmask.tasks.instructions import MASK_ID, InstructionTask, save_tokenizer
 
 BLOCKS = sorted(set(CONFIGS) - {"illada"})
+ANSWERS = json.loads((Path(__file__).parent / "data" / "block-answers.json").read_text())
 RULE, NEW = "entropy-bound:gamma=5", 7
 
 
@@ -69,6 +73,18 @@ def queued(model: LanguageModel, asked: Sequence[list[int]], slots: int) -> list
     return [found[number] for number in range(len(asked))]
 
 
+@pytest.mark.parametrize("cache", ["none", "block-causal"])
+@pytest.mark.parametrize("layout", sorted(ANSWERS))
+def test_answers_are_those_of_the_families_own_generation(models, layout, cache):
+    """By the argmax, one token at a time: Fast-dLLM's from left to right, SDAR's the surest first, block by block."""
+    model = LanguageModel(models[layout].network, VOCAB, MASK, max_length=64)
+    rule = "left-to-right" if layout == "fast_dllm" else "topk:k=1"
+    for prompt, expected in zip(PROMPTS, ANSWERS[layout], strict=True):
+        new = NEW_ANSWER + -(len(prompt) + NEW_ANSWER) % SIZE  # theirs fill the last block
+        (found,) = model.generate([prompt], rule=rule, max_new_tokens=new, cache=cache)
+        assert list(found.tokens[:NEW_ANSWER]) == expected
+
+
 @pytest.mark.parametrize("layout", BLOCKS)
 def test_the_cache_changes_no_answer(models, layout):
     asked = prompts(100)
@@ -110,11 +126,11 @@ def test_gaps_are_filled_in_block_by_block(models):
         assert bool((state.x[0, 8] == MASK) | (state.x[0, 14:] == MASK).all())
 
 
-def write_text_sdar(folder: Path) -> Path:
+def write_text_sdar(folder: Path, size: int = SIZE) -> Path:
     """A tiny SDAR whose tokens are those of the instructions, with their tokenizer."""
-    size = InstructionTask.vocab_size
-    tables = seeded({name: (size, WIDTH) for name in shapes("sdar") if "embed" in name or "lm_head" in name})
-    config = {**CONFIGS["sdar"], "vocab_size": size, "mask_token_id": MASK_ID}
+    vocabulary = InstructionTask.vocab_size
+    tables = seeded({name: (vocabulary, WIDTH) for name in shapes("sdar") if "embed" in name or "lm_head" in name})
+    config = {**CONFIGS["sdar"], "vocab_size": vocabulary, "mask_token_id": MASK_ID, "block_size": size}
     write_files(folder, config, {**weights("sdar"), **tables}, shards=2)
     save_tokenizer(folder)
     return folder
@@ -139,3 +155,61 @@ def test_the_command_line_has_the_same_defaults(tmp_path):
     assert found == [list(one.tokens) for one in answers]
     with pytest.raises(unmask.errors.AdapterError, match=r"block_size = 4, and block_causal=8 is given; leave it out"):
         tokens("--block-causal", "8")
+
+
+def test_a_server_keeps_finished_blocks_by_default(tmp_path):
+    from unmask.serving.served import serve_models
+
+    folder = str(write_text_sdar(tmp_path / "sdar"))
+    chat, sdar = serve_models(["chat", folder])
+    assert chat.cached is None
+    assert sdar.cached is not None
+    assert sdar.cached.cache == "block-causal"
+    assert serve_models([folder], cache="none")[0].cached is None
+
+
+def scores(model: LanguageModel, pairs: list[tuple[str, str]], batch_size: int = 4) -> list[tuple[float, bool]]:
+    from lm_eval.api.instance import Instance
+
+    from unmask.integrations.lm_eval import UnmaskLM
+
+    asked = [Instance("loglikelihood", {}, pair, index, ("task", index, 1)) for index, pair in enumerate(pairs)]
+    return UnmaskLM(model, "left-to-right", batch_size=batch_size).loglikelihood(asked)
+
+
+def test_blocks_of_one_are_scored_by_the_chain_rule(tmp_path):
+    model = unmask.load(write_text_sdar(tmp_path, size=1))
+    assert isinstance(model, LanguageModel)
+    pairs = [("12+35=", "47"), ("What is 9 plus 4?", " thirteen"), ("x", "y")]
+    for (found, greedy), (context, scored) in zip(scores(model, pairs), pairs, strict=True):
+        tokens = model.tokenizer(context + scored, add_special_tokens=False)["input_ids"]  # pyright: ignore[reportOptionalCall]
+        expected, own = 0.0, True
+        for place in range(len(tokens) - len(scored), len(tokens)):  # a token is a character
+            row = model(Query.of(torch.tensor([[*tokens[:place], MASK_ID]]), MASK_ID))[0].double().log_softmax(-1)
+            expected += float(row[tokens[place]])
+            own &= int(row.argmax()) == tokens[place]
+        assert abs(found - expected) < 1e-4 * abs(expected)
+        assert greedy == own
+
+
+def test_blocks_are_scored_one_after_the_other(tmp_path):
+    model = unmask.load(write_text_sdar(tmp_path))
+    assert isinstance(model, LanguageModel)
+    # A token is a character: blocks end after 12, 16 and 20 of them.
+    ((whole, _),) = scores(model, [("12+35=47; 9", "+4=13; 7")])
+    parts = [("12+35=47; 9", "+"), ("12+35=47; 9+", "4=13"), ("12+35=47; 9+4=13", "; 7")]
+    assert abs(whole - sum(value for value, _ in scores(model, parts))) < 1e-4 * abs(whole)
+    assert abs(whole - scores(model, [("12+35=47; 9", "+4=13; 7")], batch_size=1)[0][0]) < 1e-4 * abs(whole)
+
+
+def test_a_text_that_ends_within_a_block_is_judged_with_masks_behind_it(models):
+    seen, short = WholeBlocks(models["sdar"]), [5, 6, 7, 8, MASK, 3]
+    query = Query.of(torch.tensor([short]), MASK)
+    x = torch.tensor([[*short, MASK, MASK]])
+    where = torch.zeros_like(x, dtype=torch.bool)
+    where[0, 4] = True
+    longer = Query(x, where, torch.ones_like(where), torch.arange(1))
+    assert torch.equal(seen(query), models["sdar"](longer))
+    assert not torch.equal(seen(query), models["sdar"](query))
+    with pytest.raises(ValueError, match="has no blocks"):
+        WholeBlocks(models["illada"])

@@ -174,6 +174,35 @@ def test_a_state_that_was_changed_by_hand_is_computed_anew(models):
     assert (cached(Query.of(x, MASK)) - model(Query.of(x, MASK)))[:, TOKENS].abs().max() < ROUNDING
 
 
+@pytest.mark.parametrize("shift", [False, True])
+def test_the_block_causal_cache_is_exact_whatever_becomes_of_the_tokens(shift, tmp_path):
+    """Tokens come, go and change anywhere, sequences leave and come back, and any masks are asked for."""
+    folder = write(tmp_path, "dream", **QWEN)
+    model = LanguageModel(unmask.load(folder, shift=shift, block_causal=4).network, VOCAB, MASK)
+    cached, generator = Cached(model, "block-causal", 3), torch.Generator().manual_seed(1)
+    x = torch.randint(0, VOCAB - 2, (5, 14), generator=generator)
+    x[:, 5:] = MASK
+    computed = 0
+    for _ in range(120):
+        slots = torch.randperm(5, generator=generator)[:2]
+        for slot in slots.tolist():
+            # Mostly one more token where the first mask is; now and then another token, or none, anywhere.
+            place = int((x[slot] == MASK).int().argmax())
+            if torch.rand((), generator=generator) < 0.3:
+                place = int(torch.randint(0, 14, (), generator=generator))
+            keep = torch.rand((), generator=generator) < 0.8
+            x[slot, place] = torch.randint(0, 30, (), generator=generator) if keep else MASK
+            if not (x[slot] == MASK).any():
+                x[slot, 5:] = MASK
+        where = x[slots] == MASK
+        some = where & (torch.rand(where.shape, generator=generator) < 0.5)
+        where = torch.where(some.any(-1, keepdim=True), some, where)
+        query = Query(x[slots], where, torch.ones_like(where), slots)
+        assert (cached(query) - model(query))[:, TOKENS].abs().max() < ROUNDING
+        computed += int((cached.edge_at >= 0).any())
+    assert computed > 20 if shift else computed == 0
+
+
 def test_only_what_is_needed_is_computed(models):
     widths: list[int] = []
     for cache, layout, expected in (

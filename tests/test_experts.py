@@ -110,6 +110,12 @@ def test_ways_to_compute_experts_agree(layout, way, tmp_path):
     assert (plain(QUERY) - other(QUERY))[:, KNOWN].abs().max() < ROUNDING
 
 
+def test_without_a_grouped_product_for_processors_experts_are_taken_one_by_one(monkeypatch, tmp_path):
+    monkeypatch.setattr(torch, "_grouped_mm", None, raising=False)  # as in PyTorch 2.8
+    monkeypatch.delattr(torch.nn.functional, "grouped_mm", raising=False)
+    assert loaded(tmp_path, "llada2").network.model.config._experts_implementation == "eager"
+
+
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("layout", ["llada2", "llada-moe"])
 def test_half_precision_keeps_its_type(layout, attention, tmp_path):

@@ -28,8 +28,13 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8000,
     loading: Loading = ON_CPU,
     hub: FromHub = NEWEST,
-    cache: Annotated[str, typer.Option(help=f"Keys and values to keep: {', '.join(CACHES)}.")] = "none",
-    rows: Annotated[int, typer.Option(min=1, help="Sequences of a model worked on at once.")] = 32,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            help=f"Keys and values to keep: {', '.join(CACHES)}. Default: block-causal where attention is so."
+        ),
+    ] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Sequences of a model worked on at once.")] = 64,
     tokens: Annotated[int, typer.Option(min=1, help="Positions of a forward pass, padding included.")] = 16384,
     queue: Annotated[int, typer.Option(min=1, help="Sequences that may wait; more are refused with 429.")] = 1024,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 300.0,
@@ -46,7 +51,7 @@ def serve(
             f"--workers {workers}: one engine owns a device, and its requests share forward passes, which several"
             " workers would not; start a server for each device, on ports of their own"
         )
-    if cache not in CACHES:
+    if cache not in (None, *CACHES):
         raise ValueError(f"the cache of a server is one of {', '.join(CACHES)}, got {cache!r}")
     try:
         from ..serving.app import create_app

@@ -42,6 +42,7 @@ from ..evaluation.store import Store
 from ..language.arguments import checked_text
 from ..language.chats import chat_text, system_in_user
 from ..language.prompts import Prompt, encode_text, surroundings
+from ..language.whole_blocks import WholeBlocks, in_blocks
 from ..likelihood.nelbo import nelbo
 from ..rules.named import NamedRule, named_rule
 from ..sampling.sample import sample
@@ -391,7 +392,18 @@ class UnmaskLM(TemplateLM):
         return context[len(context) + len(scored) - limit :], scored, True
 
     def _scores(self, pairs: list[tuple[list[int], list[int]]], greedy: bool) -> list[dict[str, Any]]:
-        """Log-likelihood of each continuation, given its context, and whether it is the model's own at the argmax."""
+        """Log-likelihood of each continuation, given its context, and whether it is the model's own at the argmax.
+
+        Of a block-causal model, as it writes: block by block of its attention, given the blocks before.
+        """
+        size = self.model.block_causal
+        if size is None:
+            return self._each(pairs, greedy)
+        parts = [list(in_blocks(context, scored, size)) for context, scored in pairs]
+        found = iter(self._each([part for one in parts for part in one], greedy))
+        return [_joined([next(found) for _ in one]) for one in parts]
+
+    def _each(self, pairs: list[tuple[list[int], list[int]]], greedy: bool) -> list[dict[str, Any]]:
         keys: list[str] = []
         waiting: dict[str, tuple[list[int], list[int]]] = {}
         for context, scored in pairs:
@@ -420,8 +432,9 @@ class UnmaskLM(TemplateLM):
         for row, (context, scored) in enumerate(batch.values()):
             maskable[row, len(context) : len(context) + len(scored)] = True
         streams = [derive(self.seed, context, scored) for context, scored in batch.values()]
+        denoiser = self.model if self.model.block_causal is None else WholeBlocks(self.model)
         estimate = nelbo(
-            self.model,
+            denoiser,
             rows,
             maskable=maskable,
             strata=strata,
@@ -432,7 +445,7 @@ class UnmaskLM(TemplateLM):
         nfe, same = [estimate.evaluations] * len(rows), [False] * len(rows)
         if greedy:
             masked = [torch.where(maskable[row, : len(x)], self.model.mask_id, x) for row, x in enumerate(rows)]
-            own = sample(self.model, masked, self.rule.rule, streams=streams, temperature=0.0)
+            own = sample(denoiser, masked, self.rule.rule, streams=streams, temperature=0.0)
             same = [tokens == x.tolist() for tokens, x in zip(own.sequences, rows, strict=True)]
             nfe = [count + more for count, more in zip(nfe, own.nfe.tolist(), strict=True)]
         seconds = (time.perf_counter() - begin) / len(rows)
@@ -495,6 +508,18 @@ def _language_model(pretrained: LanguageModel | str | Path, **options: Any) -> L
     if not isinstance(model, LanguageModel):
         raise ValueError(f"{pretrained} is no language model: it has no tokenizer to read tasks with")
     return model
+
+
+def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """The score of a continuation from those of its parts, each given those before."""
+    errors = [part["standard_error"] for part in parts if part["standard_error"] is not None]
+    return {
+        "log_likelihood": sum(part["log_likelihood"] for part in parts),
+        "standard_error": math.hypot(*errors) if errors else None,
+        "greedy": all(part["greedy"] for part in parts),
+        "nfe": sum(part["nfe"] for part in parts),
+        "seconds": sum(part["seconds"] for part in parts),
+    }
 
 
 def _chunks(items: Sequence[Any], size: int) -> list[Any]:

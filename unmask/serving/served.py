@@ -13,9 +13,10 @@ from ..folders import EMBEDDED
 from ..language import Completion, LanguageModel, Prompt
 from ..language.asked import Asked, Settings
 from ..language.texts import Continuation
-from ..models.pretrained.cache import Cached
+from ..models.pretrained.cache import Cached, exact_cache
 from ..tasks.of_model import trained_on
 from ..tasks.sudoku import MASK
+from .by_length import ByLength
 from .runner import Runner
 
 SHIPPED = ("chat", "sudoku")
@@ -60,7 +61,8 @@ class Served:
 
     def runner(self) -> Runner:
         """What works on its sequences."""
-        return Runner(self.denoiser, self.cached)
+        on_processor = isinstance(self.denoiser, LanguageModel) and self.denoiser.device.type == "cpu"
+        return Runner(ByLength(self.denoiser) if on_processor else self.denoiser, self.cached)
 
     @cached_property
     def max_length(self) -> int | None:
@@ -121,12 +123,12 @@ def _some_token(model: LanguageModel) -> int:
     return next(iter(model.tokenizer("a", add_special_tokens=False)["input_ids"]), 0)
 
 
-def serve_models(models: Sequence[str], *, cache: str = "none", rows: int = 32, **options: Any) -> list[Served]:
+def serve_models(models: Sequence[str], *, cache: str | None = None, rows: int = 32, **options: Any) -> list[Served]:
     """Loads models to be served; of a folder the last part of its path is the name.
 
     Args:
         models: As `load` takes them.
-        cache: Which keys and values are kept, one of `CACHES`.
+        cache: Which keys and values are kept, one of `CACHES`; default: of each model those that change no answer.
         rows: Of how many sequences.
         **options: As `load` takes them.
 
@@ -147,6 +149,13 @@ def serve_models(models: Sequence[str], *, cache: str = "none", rows: int = 32, 
             )
         if name in [one.name for one in served]:
             raise ValueError(f"two models are called {name}; give folders with different names")
-        kept = Cached(denoiser, cache, rows) if cache != "none" and isinstance(denoiser, LanguageModel) else None
-        served.append(Served(name, denoiser, model, kept))
+        served.append(Served(name, denoiser, model, _kept(denoiser, cache, rows)))
     return served
+
+
+def _kept(denoiser: NetworkDenoiser, cache: str | None, rows: int) -> Cached | None:
+    """A model with kept keys and values, `None` if none are to be kept."""
+    if not isinstance(denoiser, LanguageModel):
+        return None
+    cache = exact_cache(denoiser.network) if cache is None else cache
+    return None if cache == "none" else Cached(denoiser, cache, rows)

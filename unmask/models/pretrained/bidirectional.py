@@ -11,7 +11,7 @@ from ...errors import AdapterError
 from ..networks.checkpoint import read_config
 from .families import family_of, known
 from .gate import look_at, said
-from .hf import placed
+from .hf import check_tied, placed
 from .masked_lm import MaskedLM
 from .said import mask_id_of
 
@@ -61,4 +61,5 @@ def load_bidirectional(
     if not 0 <= mask < tokens:
         raise AdapterError(f"{folder}: mask token {mask} is outside the vocabulary of {tokens} tokens")
     model = placed(family.auto, folder, dtype, device, options, extra=False, config=native, names=family.names)
+    check_tied(folder, model)
     return MaskedLM(model, tokens, mask, shift=shifted, block_causal=size)

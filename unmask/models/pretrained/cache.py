@@ -69,14 +69,19 @@ def check_cache(
 
 
 def usual_cache(network: object, rule: AnyRule, guidance: float | None) -> str:
-    """Returns the cache that changes no answer: `"block-causal"` where attention is so and nothing is against it.
+    """Returns the cache that changes no answer and goes with what is asked: that of `exact_cache`, or `"none"`.
 
     Args:
         network: Of the model.
         rule: What to unmask when.
         guidance: Scale of classifier-free guidance.
     """
-    if getattr(network, "block_causal", None) is None or guidance is not None or not rule.asks_once:
+    return exact_cache(network) if guidance is None and rule.asks_once else "none"
+
+
+def exact_cache(network: object) -> str:
+    """Returns `"block-causal"` for a network whose attention is so and whose keys stay as they are, else `"none"`."""
+    if getattr(network, "block_causal", None) is None:
         return "none"
     from .kept import keys_change
     from .masked_lm import MaskedLM

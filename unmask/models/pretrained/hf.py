@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -136,12 +137,39 @@ def placed(
     quantized = bool(given.get("quantization_config") or fields.get("quantization_config"))
     if quantized and "device_map" not in given and str(device) != "cpu":
         given["device_map"] = {"": device}  # quantized weights cannot be moved
+    # PyTorch 2.8 has the grouped product on GPUs only; Transformers 5.10 takes it on processors all the same.
+    on_gpus_only = hasattr(torch, "_grouped_mm") and not hasattr(torch.nn.functional, "grouped_mm")
+    if on_gpus_only and torch.device(device).type == "cpu" and any("experts" in name for name in fields):
+        given.setdefault("experts_implementation", "eager")
     if names is not None:
         given["key_mapping"] = dict(names)
     model = pretrained(auto, folder, dtype, extra=extra, config=config, **given)
     if quantized or given.get("device_map") is not None:
         return model
     return model.to(device)  # pyright: ignore[reportArgumentType]
+
+
+def check_tied(folder: Path, model: PreTrainedModel) -> None:
+    """Refuses a folder whose configuration ties the output to the embeddings, and whose files hold two tables.
+
+    The library then keeps both; versions up to 4, which published code was written for, keep the embeddings.
+
+    Raises:
+        AdapterError: If it is so.
+    """
+    if not getattr(model.config, "tie_word_embeddings", False):
+        return
+    tables = [
+        getattr(module, "weight", None) for module in (model.get_input_embeddings(), model.get_output_embeddings())
+    ]
+    first, second = (one if isinstance(one, Tensor) and one.device.type != "meta" else None for one in tables)
+    if first is None or second is None or first is second or first.device != second.device:
+        return
+    if first.shape == second.shape and not torch.equal(first, second):
+        raise AdapterError(
+            f"{folder}: config.json says tie_word_embeddings (weight_tying), and the files hold an output layer that"
+            " differs from the embeddings; say false there if it is to be used, or take it out of the files"
+        )
 
 
 def _shape(shape: Sequence[int]) -> str:
