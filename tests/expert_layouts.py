@@ -227,5 +227,24 @@ def _model(layout: str, module: str, name: str, changes: dict[str, Any]) -> Any:
     return model
 
 
+def answers() -> None:
+    """Prints the answers of LLaDA2's own `generate`, one token at a time, the surest of the open block first.
+
+    Usage: `python tests/expert_layouts.py FOLDER answers`, with transformers 4.57, and in FOLDER the package
+    `llada2_moe` of `dllm/pipelines/llada2/models` in ZHZisZZ/dllm at ca17675, its mask of attention in float32.
+    """
+    sys.path.insert(0, sys.argv[1])
+    model = _model("llada2", "llada2_moe.{}_llada2_moe", "LLaDA2Moe", {})
+    generator = torch.Generator().manual_seed(7)
+    found = []
+    for length in (5, 8, 3, 11):
+        prompt = torch.randint(0, END, (1, length), generator=generator)
+        new = 12 + -(length + 12) % BLOCK  # the last block is whole, as it is filled whole
+        settings = {"block_length": BLOCK, "steps": BLOCK, "gen_length": new, "threshold": 2.0}
+        (answer,) = model.generate(prompt, temperature=0.0, eos_id=VOCAB, mask_id=MASK, **settings).tolist()
+        found.append([*prompt.tolist(), answer])
+    print(json.dumps(found))
+
+
 if __name__ == "__main__":
-    main()
+    answers() if sys.argv[2:] else main()

@@ -1,5 +1,6 @@
 """LLaDA2, BD3LM, LLaDA-MoE and MDLM: one answer with a cache and without, alone, in batches and in a queue."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ def models(tmp_path_factory):
         network = unmask.load(write(tmp_path_factory.mktemp(layout), layout), **options).network
         found[layout] = LanguageModel(network, VOCAB, MASK, end_ids=range(30, 36), max_length=64)
     return found
+
+
+@pytest.mark.parametrize("cache", ["none", "block-causal"])
+def test_answers_are_those_of_llada2s_own_generation(models, cache):
+    model = LanguageModel(models["llada2"].network, VOCAB, MASK, max_length=64)
+    for prompt, expected in json.loads((Path(__file__).parent / "data" / "expert-answers.json").read_text()):
+        (found,) = model.generate([prompt], rule="topk:k=1,proxy=confidence", max_new_tokens=len(expected), cache=cache)
+        assert list(found.tokens) == expected
 
 
 @pytest.mark.parametrize("layout", ["llada2", "bd3lm"])
