@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: docs demo test test-slow test-portable test-oldest check bench format build clean
+.PHONY: demo test test-slow test-page test-portable test-oldest check docs bench format build clean
 
 demo: .venv/.minimum
 	$(BIN)/unmask demo
@@ -13,6 +13,13 @@ test: .venv/.everything
 
 test-slow: .venv/.everything
 	$(BIN)/python -m pytest -m slow
+
+# The page of the server, in a browser that is there already.
+test-page: .venv/.everything
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| { echo "make test-page needs Chromium: apt-get install chromium"; exit 1; }
+	$(PIP) --editable '.[browser]'
+	$(BIN)/python -m pytest -m "slow or not slow" tests/test_page.py tests/test_page_files.py
 
 # The numerical tests as other processors would round, in PyTorch's kernels, its libraries and Numba's code, and with two
 # threads. On a processor that has none of these instruction sets, the settings are ignored or do nothing.
@@ -24,7 +31,8 @@ test-portable: .venv/.everything
 
 # What is most likely to feel another release, with the oldest ones that pyproject.toml promises, in an environment of its
 # own; its PyTorch is a CUDA build, several GB. Python 3.11 or 3.12, as the oldest NumPy and Numba know no later one.
-CORE := streams sampler rules golden kernels gate masked_lm bidirectional language cache block_causal block_families hub training
+CORE := streams sampler rules golden kernels gate masked_lm bidirectional block_families experts dplm \
+	language block_generation cache block_causal hub training
 test-oldest: .venv-oldest/.core
 	.venv-oldest/bin/python -m pytest $(CORE:%=tests/test_%.py)
 

@@ -1,6 +1,7 @@
 """Filling in chemical reactions and antibody chains, by models that nobody here trained; for docs/results.md.
 
     python -m benchmarks.infilling measure SET [SET ...]     # SET: one of the sets below, or all
+    python -m benchmarks.infilling smoothing                 # EB with and without label smoothing, for docs/numerics.md
     python -m benchmarks.infilling render                    # the tables again, from the saved figures
 
 Every rule fills in the same prompts from the same streams. Settings are chosen on the validation half of the data: of
@@ -22,6 +23,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -50,7 +52,8 @@ from .pages import fill
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "infilling.json"
-PAGE = ROOT / "docs" / "results.md"
+SMOOTHING = ROOT / "docs" / "results" / "smoothing.json"
+PAGE, NUMERICS = ROOT / "docs" / "results.md", ROOT / "docs" / "numerics.md"
 TOP1 = "top1-entropy"
 VALIDATION, TEST, BATCH = 50, 200, 50
 CONTEXTS = 400
@@ -89,6 +92,7 @@ class Set:
         model: An embedded model.
         task: Name of the task.
         settings: Of the task.
+        families: The rules that adapt.
         chosen_on: The set whose validation half chooses the settings; default: this one.
         smoothing: Label smoothing of the model that is undone; likelihoods are then the model's as it is, for without
             smoothing some tokens are impossible.
@@ -104,6 +108,7 @@ class Set:
     smoothing: float | None = None
     dtype: torch.dtype = torch.float32
     strata: int = 4
+    families: tuple[str, ...] = tuple(FAMILIES)
 
 
 def _reactions(title: str, kind: str, chosen_on: str = "") -> Set:
@@ -114,7 +119,9 @@ def _reactions(title: str, kind: str, chosen_on: str = "") -> Set:
 def _chains(chain: str, title: str, kind: str, chosen_on: str = "", smoothing: float | None = None) -> Set:
     model = "sapiens-vh" if chain == "heavy" else "sapiens-vl"
     settings = {"chain": chain, "kind": kind}
-    return Set(f"{chain.capitalize()} chains, {title}", model, "antibodies", settings, chosen_on, smoothing)
+    families = (*BOUNDS, "threshold")
+    title = f"{chain.capitalize()} chains, {title}"
+    return Set(title, model, "antibodies", settings, chosen_on, smoothing, families=families)
 
 
 _RANDOM, _SPANS = "40 % masked at random", "spans of 10, 40 % in all"
@@ -140,7 +147,6 @@ class Bench:
         self.task = named_task(spec.task, **spec.settings)
         self.judge = load(spec.model, dtype=spec.dtype)
         self.denoiser = self.judge if spec.smoothing is None else load(spec.model, smoothing=spec.smoothing)
-        self.profile = self.measured() if spec.smoothing is not None else load_profile(spec.model)
         about = {"model": fingerprint(spec.model), "dtype": str(spec.dtype), "strata": spec.strata, "code": code()}
         about |= {} if spec.smoothing is None else {"smoothing": spec.smoothing}
         self.studies = {
@@ -158,8 +164,11 @@ class Bench:
             for judged in (False, True)
         }
 
-    def measured(self) -> Profile:
-        """The profile of a model whose label smoothing is undone, on sequences of the validation half."""
+    @cached_property
+    def profile(self) -> Profile:
+        """What ships with the model; if its label smoothing is undone, one measured on the validation half."""
+        if self.spec.smoothing is None:
+            return load_profile(self.spec.model)
         assert isinstance(self.task, Foreign)
         x, _ = stack(self.task.examples("validation"), CONTEXTS)
         rows, free = own_lengths(self.task, x)
@@ -225,10 +234,11 @@ def keeps(found: Mapping[str, list[float]]) -> bool:
 
 
 def choose(bench: Bench, temperature: float) -> tuple[dict[str, float], list[dict[str, Any]]]:
-    """The setting of each family that validation chooses; families without one keep their gentlest."""
+    """The setting that validation chooses of each rule; those without one keep their gentlest."""
     base = bench.run("validation", named_rule(TOP1), temperature)
     chosen, trials = {}, []
-    for family, values in FAMILIES.items():
+    for family in bench.spec.families:
+        values = FAMILIES[family]
         chosen[family] = values[0]
         for value in values:
             outcome = bench.run("validation", bench.rule(family, value, temperature), temperature)
@@ -294,6 +304,40 @@ def measure(name: str, limits: Mapping[str, int]) -> Iterator[dict[str, Any]]:
         yield report
 
 
+def smoothing(limit: int) -> dict[str, Any]:
+    """EB on so many heavy chains at argmax, by the model as it is and with its label smoothing undone."""
+    rows: list[dict[str, Any]] = []
+    base: Outcome | None = None
+    for name in ("heavy", "heavy-undone"):
+        bench = Bench(name, {"test": limit})
+        if base is None:
+            base = bench.run("test", named_rule(TOP1), 0.0)
+        for value in FAMILIES["entropy-bound"][1:]:
+            one = bench.rule("entropy-bound", value, 0.0)
+            rows.append({"smoothing": bench.spec.smoothing, **row(one, bench.run("test", one, 0.0), base)})
+    assert base is not None
+    return {"prompts": limit, "top1_nfe": float(base.nfe.mean()), "rows": rows}
+
+
+def smoothing_table(report: dict[str, Any]) -> str:
+    """Evaluations of EB by γ, with and without label smoothing."""
+    lines = [
+        "| sampler | NFE as it is | recovered, points | NFE, undone | recovered, points |",
+        "|---|---|---|---|---|",
+    ]
+    half = len(report["rows"]) // 2
+    for before, after in zip(report["rows"][:half], report["rows"][half:], strict=True):
+        cells = [f"`{brief(before['rule'], before['settings'])}`"]
+        for one in (before, after):
+            cells += [f"{one['nfe']:.1f}", _points(one["differences"]["recovered"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append(
+        f"\n{report['prompts']} heavy chains with 40 % masked, by `sapiens-vh` at argmax; differences, paired, are to"
+        f" one at a time by the model as it is, which takes {report['top1_nfe']:.1f} evaluations."
+    )
+    return "\n".join(lines)
+
+
 def row(named: NamedRule, outcome: Outcome, base: Outcome) -> dict[str, Any]:
     """Figures of one rule, and its paired differences to one at a time."""
     own = columns(outcome)
@@ -324,8 +368,10 @@ def table(report: dict[str, Any]) -> str:
     head = ["T", "sampler", "NFE", *(f"{name.replace('_', ' ')} | difference" for name in shown)]
     lines = [f"| {' | '.join([*head, 'likelihood, difference'])} |", "|---" * (4 + 2 * len(shown)) + "|"]
     for temperature, found in report["temperatures"].items():
+        tried, kept = ({one["rule"] for one in found["validation"] if one["kept"] or every} for every in (True, False))
         for one in found["rows"]:
-            cells = [temperature, f"`{brief(one['rule'], one['settings'])}`", f"{one['nfe']:.1f}"]
+            mark = " ¹" if one["rule"] in tried - kept else ""
+            cells = [temperature, f"`{brief(one['rule'], one['settings'])}`{mark}", f"{one['nfe']:.1f}"]
             for name in shown:
                 cells += [f"{one['figures'][name][0]:.1%}", _points(one["differences"][name])]
             cells.append(_nats(one["differences"]) or "–")
@@ -340,7 +386,7 @@ def table(report: dict[str, Any]) -> str:
         f"\n{report['test_prompts']} test prompts with {report['masks']:.1f} masks on average, settings chosen on"
         f" {report['validation_prompts']} of the other half; computed in {report['dtype']}. Differences are in points"
         f" of the share, and in nats per token. The profile took {report['calibration_evaluations']:,} evaluations,"
-        " once."
+        " once. ¹ Validation accepted no setting; the gentlest is shown."
     )
     return "\n".join(lines)
 
@@ -358,6 +404,8 @@ def render() -> None:
         reports = json.loads(RESULTS.read_text(encoding="utf-8"))
         ordered = [reports[name] for name in SETS if name in reports]
         fill(PAGE, {"infilling": "\n\n".join(f"### {one['title']}\n\n{table(one)}" for one in ordered)})
+    if SMOOTHING.exists():
+        fill(NUMERICS, {"smoothing": smoothing_table(json.loads(SMOOTHING.read_text(encoding="utf-8")))})
 
 
 def main() -> None:
@@ -368,11 +416,17 @@ def main() -> None:
     one.add_argument("names", nargs="+", choices=[*SETS, "all"])
     one.add_argument("--limit", type=int, help="only so many prompts of each half (writes no page)")
     one.add_argument("--out", type=Path, default=RESULTS, help="file of the figures")
+    commands.add_parser("smoothing")
     commands.add_parser("render")
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.what == "render":
         render()
+        return
+    if given.what == "smoothing":
+        report = smoothing(VALIDATION)
+        SMOOTHING.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        print(smoothing_table(report))
         return
     limits = {"validation": given.limit or VALIDATION, "test": given.limit or TEST}
     for name in SETS if "all" in given.names else given.names:

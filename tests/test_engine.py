@@ -8,17 +8,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import torch
 from layouts import MASK, VOCAB, write
 
 import unmask
+from unmask.denoiser import Query
 from unmask.language import LanguageModel
 from unmask.language.asked import Asked, asked_generate
 from unmask.models.pretrained.cache import Cached
+from unmask.rules.named import named_rule
+from unmask.sampling.loop import Sampler
 from unmask.sampling.processors import LogitBias
+from unmask.serving.by_length import ByLength, parted
 from unmask.serving.engine import Engine
 from unmask.serving.events import Admitted, Event, Failed, Finished, Request, Written
 from unmask.serving.limits import Limits
 from unmask.serving.runner import Runner
+from unmask.tasks.instructions import MASK_ID
 
 RULES = (
     "entropy-bound:gamma=0.1",
@@ -300,3 +306,27 @@ def test_a_cache_serves_the_rules_that_ask_once_and_changes_nothing(tmp_path):
         same(finished.completion, model.generate(prompt, block_length=4, **options)[0])
     assert cached.row_of == {}
     assert len(cached.opened) == 3
+
+
+def test_short_and_long_sequences_are_asked_about_apart_and_get_the_same(model):
+    class Noted:
+        """The model, and the shapes it is asked about."""
+
+        def __init__(self) -> None:
+            self.shapes: list[tuple[int, ...]] = []
+            self.vocab_size, self.mask_id, self.device = model.vocab_size, model.mask_id, model.device
+
+        def __call__(self, query):
+            self.shapes.append(tuple(query.x.shape))
+            return model(query)
+
+    rows = [[*range(1, 6)] * (length // 5) + [model.mask_id] * 3 for length in (30, 5, 5, 30, 5, 5, 5, 30, 10)]
+    state = Sampler(model, named_rule("top1-entropy").rule).start([torch.tensor(row) for row in rows], seed=0)
+    query = Query(state.x, state.pending, state.valid, state.slot, block=state.block)
+    noted = Noted()
+    found = ByLength(noted)(query)
+    assert noted.shapes == [(5, 8), (4, 33)]
+    assert (found - model(query))[:, :MASK_ID].abs().max() < 1e-3
+    assert parted([8] * 40) == [(0, 40)]
+    assert parted([8] * 4 + [9]) == [(0, 5)]
+    assert parted([1] * 10 + [50] * 10 + [200]) == [(0, 10), (10, 20), (20, 21)]

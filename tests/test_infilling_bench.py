@@ -15,10 +15,11 @@ from unmask.evaluation.study import Study
 
 def test_the_command_measures_resumes_and_renders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
     settings = {"chain": "light", "share": 0.04}
+    adapting = ("entropy-bound", "dependence-bound", "threshold")
     in_a_span = {**settings, "kind": "spans", "span": 4}
     sets = {
-        "few": Set("Few masks", "sapiens-vl", "antibodies", settings, strata=2),
-        "spans": Set("A span", "sapiens-vl", "antibodies", in_a_span, "few", 0.1, strata=2),
+        "few": Set("Few masks", "sapiens-vl", "antibodies", settings, strata=2, families=adapting),
+        "spans": Set("A span", "sapiens-vl", "antibodies", in_a_span, "few", 0.1, strata=2, families=adapting),
     }
     page = tmp_path / "results.md"
     page.write_text("before\n<!-- infilling:begin -->\n(stale)\n<!-- infilling:end -->\nafter\n")
@@ -26,6 +27,7 @@ def test_the_command_measures_resumes_and_renders(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(infilling, "ROOT", tmp_path)
     monkeypatch.setattr(infilling, "PAGE", page)
     monkeypatch.setattr(infilling, "RESULTS", tmp_path / "infilling.json")
+    monkeypatch.setattr(infilling, "SMOOTHING", tmp_path / "smoothing.json")
     monkeypatch.setattr(infilling, "CONTEXTS", 4)
     monkeypatch.setattr(infilling, "FIXED", {"topk": (2, 4), "random-k": (2, 4)})
     monkeypatch.setattr(

@@ -224,7 +224,7 @@ def test_settings_that_make_no_model_are_refused(tmp_path: Path):
             {"model_type": "bert", "hidden_size": 7, "num_attention_heads": 2},
             "not a multiple of the number of attention",
         ),
-        ({"model_type": "bert", "hidden_size": "wide"}, "expected int, got str"),
+        ({"model_type": "bert", "hidden_size": "wide"}, "got str"),
         ({"model_type": "bert", "vocab_size": 8}, "token ids come from the task"),
         ({"model_type": "bert", **SMALL, "max_position_embeddings": 3}, "cannot take 4 tokens"),
         (

@@ -24,7 +24,7 @@ def test_the_wheel_runs_the_demo_elsewhere(tmp_path: Path):
     assert "unmask/integrations/harness/gsm8k.yaml" in names
     for needed in ("model.safetensors", "config.json", "README.md", "demo.csv"):
         assert f"unmask/data/sudoku/{needed}" in names
-    assert {"unmask/py.typed", "unmask/viewing/trace.html"} <= set(names)
+    assert {"unmask/py.typed", "unmask/viewing/trace.html", "unmask/serving/page/app.js"} <= set(names)
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
     environment = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)

@@ -1,4 +1,4 @@
-"""Parts of the site that the package itself says: the table of rules, the command line, the changelog, the front page."""
+"""Parts of the site that the package itself says: the table of rules, the command line, the changelog."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def serve(
             help=f"Keys and values to keep: {', '.join(CACHES)}. Default: block-causal where attention is so."
         ),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Sequences of a model worked on at once.")] = 32,
+    rows: Annotated[int, typer.Option(min=1, help="Sequences of a model worked on at once.")] = 64,
     tokens: Annotated[int, typer.Option(min=1, help="Positions of a forward pass, padding included.")] = 16384,
     queue: Annotated[int, typer.Option(min=1, help="Sequences that may wait; more are refused with 429.")] = 1024,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 300.0,

@@ -129,7 +129,7 @@ def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Te
 def uniforms(
     streams: Int[Tensor, "*#shape"],
     positions: Int[Tensor, "*#shape"],
-    purpose: Purpose,
+    purpose: Purpose | Int[Tensor, "*#shape"],
     visits: Int[Tensor, "*#shape"] | int = 0,
 ) -> Float[Tensor, "..."]:
     """Returns float64 uniforms in `[0, 1)`, multiples of 2⁻⁵³, one per (stream, position, purpose, visit).
@@ -137,19 +137,19 @@ def uniforms(
     Args:
         streams: 64-bit streams as int64; broadcast against `positions`.
         positions: Positions inside the sequence, `0 <= position < 2**32`.
-        purpose: What the numbers are for.
+        purpose: What the numbers are for; a tensor of several makes them in one go.
         visits: How often each position was drawn before.
     """
     counts = torch.as_tensor(visits, device=positions.device)
-    streams, positions, counts = torch.broadcast_tensors(streams, positions, counts)
-    s, p, v = (tensor.reshape(-1).split(_CHUNK) for tensor in (streams, positions, counts))
-    uniform = [_uniforms(*part, purpose) for part in zip(s, p, v, strict=True)]
+    kinds = purpose if isinstance(purpose, Tensor) else torch.tensor(int(purpose), device=positions.device)
+    streams, positions, counts, kinds = torch.broadcast_tensors(streams, positions, counts, kinds)
+    parts = (tensor.reshape(-1).split(_CHUNK) for tensor in (streams, positions, counts, kinds))
+    uniform = [_uniforms(*part) for part in zip(*parts, strict=True)]
     return torch.cat(uniform).reshape(streams.shape) if uniform else streams.new_zeros(streams.shape).double()
 
 
-def _uniforms(streams: Tensor, positions: Tensor, visits: Tensor, purpose: Purpose) -> Tensor:
-    zero = torch.zeros_like(positions)
-    counter = (positions & _WORD, visits & _WORD, zero + int(purpose), zero)
+def _uniforms(streams: Tensor, positions: Tensor, visits: Tensor, purpose: Tensor) -> Tensor:
+    counter = (positions & _WORD, visits & _WORD, purpose, torch.zeros_like(positions))
     w0, w1, _, _ = philox(counter, (streams & _WORD, streams >> 32 & _WORD))
     bits = (w0 << 21) | (w1 >> 11)  # 32 + 21 = 53 random bits
     return bits.double() * 2.0**-53

@@ -101,6 +101,8 @@ class Sampler:
         pending = pending if fill is None else pending & fill
         position = torch.arange(x.shape[1], device=device)
         none = torch.zeros(batch, dtype=torch.int64, device=device)
+        purposes = torch.tensor([Purpose.TOKEN, Purpose.ORDER], device=device).reshape(2, 1, 1)
+        token_noise, order_noise = uniforms(ids.unsqueeze(-1), position, purposes)
         return State(
             slot=torch.arange(batch, device=device) if slots is None else torch.tensor(list(slots), device=device),
             x=x,
@@ -110,8 +112,8 @@ class Sampler:
             block=block_numbers(x, pending, blocks),
             visits=torch.zeros_like(x),
             streams=ids,
-            token_noise=uniforms(ids.unsqueeze(-1), position, Purpose.TOKEN),
-            order_noise=uniforms(ids.unsqueeze(-1), position, Purpose.ORDER),
+            token_noise=token_noise,
+            order_noise=order_noise,
             memory=self.rule.start(pending.sum(-1)),
             draw=Draw.of(temperatures(temperature, batch, device), [self.fits(one) for one in given]),
             nfe=none,

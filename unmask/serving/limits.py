@@ -21,7 +21,7 @@ class Limits:
         connections: Open connections.
     """
 
-    rows: int = 32
+    rows: int = 64
     tokens: int = 16384
     queue: int = 1024
     seconds: float = 300.0

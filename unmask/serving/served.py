@@ -16,6 +16,7 @@ from ..language.texts import Continuation
 from ..models.pretrained.cache import Cached, exact_cache
 from ..tasks.of_model import trained_on
 from ..tasks.sudoku import MASK
+from .by_length import ByLength
 from .runner import Runner
 
 SHIPPED = ("chat", "sudoku")
@@ -60,7 +61,8 @@ class Served:
 
     def runner(self) -> Runner:
         """What works on its sequences."""
-        return Runner(self.denoiser, self.cached)
+        on_processor = isinstance(self.denoiser, LanguageModel) and self.denoiser.device.type == "cpu"
+        return Runner(ByLength(self.denoiser) if on_processor else self.denoiser, self.cached)
 
     @cached_property
     def max_length(self) -> int | None:

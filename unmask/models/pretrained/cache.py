@@ -213,7 +213,7 @@ class Cached:
             self.age += [0] * more
             self.tokens = torch.nn.functional.pad(self.tokens, (0, width - self.tokens.shape[1], 0, more))
             self.known = torch.nn.functional.pad(self.known, (0, more))
-            self.edge = torch.nn.functional.pad(self.edge, (0, 0, 0, more))
+            self.edge = torch.cat([self.edge, self.edge.new_zeros(more, self.edge.shape[1])])  # of width 0 at first
             self.edge_at = torch.nn.functional.pad(self.edge_at, (0, more), value=-1)
         return torch.tensor([self.row_of[slot] for slot in slots], device=self.device)
 

@@ -137,6 +137,10 @@ def placed(
     quantized = bool(given.get("quantization_config") or fields.get("quantization_config"))
     if quantized and "device_map" not in given and str(device) != "cpu":
         given["device_map"] = {"": device}  # quantized weights cannot be moved
+    # PyTorch 2.8 has the grouped product on GPUs only; Transformers 5.10 takes it on processors all the same.
+    on_gpus_only = hasattr(torch, "_grouped_mm") and not hasattr(torch.nn.functional, "grouped_mm")
+    if on_gpus_only and torch.device(device).type == "cpu" and any("experts" in name for name in fields):
+        given.setdefault("experts_implementation", "eager")
     if names is not None:
         given["key_mapping"] = dict(names)
     model = pretrained(auto, folder, dtype, extra=extra, config=config, **given)

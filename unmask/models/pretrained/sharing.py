@@ -240,7 +240,11 @@ def _try(model: PreTrainedModel, sharing: Sharing, pad_id: int) -> None:
         return
     tokens = torch.tensor([token for token in ordinary_tokens(model) if token != pad_id] or [pad_id])
     picked = torch.randint(len(tokens), (len(lengths), lengths[-1]), generator=torch.Generator().manual_seed(1))
-    short, middle, long = (row[:length] for row, length in zip(tokens[picked], lengths, strict=True))
+    rows = tokens[picked]
+    mask = getattr(model.config.get_text_config(), "mask_token_id", None)
+    if isinstance(mask, int) and mask != pad_id:
+        rows[:, lengths[0] // 2] = mask  # some models count masks
+    short, middle, long = (row[:length] for row, length in zip(rows, lengths, strict=True))
     first, last = middle.clone(), middle.clone()
     first[0], last[-1] = (tokens[(picked[1, place] + 1) % len(tokens)] for place in (0, lengths[1] - 1))
 
