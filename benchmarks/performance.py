@@ -41,6 +41,7 @@ PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "step": lambda: step.bench(repeats=7),
     "draw": step.draws,
     "memory": step.memory,
+    "small": step.small,
     "loop": lambda: {**loop.bench(tuple(loop.SIZES)), "profile": profile()},
     "batch": batch_part,
 }
@@ -151,9 +152,19 @@ def memory_table(report: dict[str, Any]) -> str:
 
 def draw_table(report: dict[str, Any]) -> str:
     """`unmask bench draw`."""
-    names = {"ours": "CDF, float64", "multinomial": "`softmax`, `multinomial`", "gumbel_float64": "Gumbel, float64"}
+    names = {"ours": "ours, float64", "multinomial": "`softmax`, `multinomial`", "gumbel_float64": "Gumbel, float64"}
     rows = [[text, f"{report[f'seconds_{name}'] * 1e3:.1f}"] for name, text in names.items()]
     return table([f"draw of {report['rows']} × {report['vocab']:,}", "ms"], rows)
+
+
+def small_table(report: dict[str, Any]) -> str:
+    """A step of one sequence, with the model's answer ready."""
+    names = ("entropy-bound", "top1-confidence", "llada")
+    rows = []
+    for vocab in sorted({row["vocab"] for row in report["steps"]}):
+        found = {row["name"]: row for row in report["steps"] if row["vocab"] == vocab}
+        rows.append([f"{vocab:,}", *(f"{found[n]['decile_ms']:.2f}" for n in names)])
+    return table(["tokens", "EB, γ = 0.1", "one at a time", "LLaDA's loop"], rows)
 
 
 def batch_table(report: dict[str, Any]) -> str:
@@ -189,6 +200,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "scaling": ("step", scaling_table),
     "draw": ("draw", draw_table),
     "memory": ("memory", memory_table),
+    "small": ("small", small_table),
     "loop": ("loop", loop_table),
     "profile": ("loop", lambda report: f"```\n{report['profile'].strip()}\n```"),
     "batch": ("batch", batch_table),

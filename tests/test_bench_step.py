@@ -50,6 +50,12 @@ def test_a_case_draws_one_row_in_eight_and_reports_every_ratio():
     assert report["ratio_log_softmax_busy"] > 0
 
 
+def test_a_small_step_is_timed_beside_a_textbook_loop():
+    report = step.small(length=6, runs=2, sizes=(30,))
+    assert [row["name"] for row in report["steps"]] == ["entropy-bound", "top1-confidence", "llada"]
+    assert all(0 < row["decile_ms"] <= row["median_ms"] for row in report["steps"])
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_sees_what_is_allocated():
     size = 64 * 2**20

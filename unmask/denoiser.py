@@ -5,11 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, Self, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+_Own = TypeVar("_Own", bound="NetworkDenoiser")
 
 
 @dataclass(frozen=True)
@@ -158,7 +160,7 @@ class NetworkDenoiser:
         other.network = torch.compile(self.network, dynamic=True)  # pyright: ignore[reportAttributeAccessIssue]
         return other
 
-    def batch_invariant(self) -> Self:
+    def batch_invariant(self: _Own) -> _Own:
         """The same denoiser, whose logits do not depend on the batch in any bit: sequences are evaluated one by one.
 
         Each is evaluated without padding, in matrices whose shapes its batch has no part in, so that on one machine,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ..denoiser import FullDenoiser
 from ..draws.categorical import draw_rows, marginals
-from ..rules import Entropy, EntropyBound, Rule
+from ..rules import Confidence, Entropy, EntropyBound, One, Rule
 from ..sampling.loop import Sampler
 from .measuring import Given, competing, exponent, first_uses, medians, peak_memory, random_logits, turns
 from .textbook import llada_step, mdlm_step
@@ -141,6 +143,60 @@ def draws(rows: int = 16, vocab: int = 126_464, repeats: int = 9) -> dict[str, A
     found = medians(calls, dict.fromkeys(calls, repeats))
     ratios = {f"ratio_{name}": found["ours"][0] / found[name][0] for name in calls if name != "ours"}
     return {"rows": rows, "vocab": vocab, **{f"seconds_{name}": found[name][0] for name in calls}, **ratios}
+
+
+def small(length: int = 32, runs: int = 10, sizes: Sequence[int] = (102, 32_768)) -> dict[str, Any]:
+    """Milliseconds of a step with the model's answer ready, one sequence alone: ours by rule, and LLaDA's loop.
+
+    Whole runs take turns, from all masks to none; of all steps, the lowest decile, which other work on
+    the machine hardly touches, and the median.
+    """
+    rules = {"entropy-bound": Rule(Entropy(), EntropyBound(0.1)), "top1-confidence": Rule(Confidence(), One())}
+    rows = []
+    for vocab in sizes:
+        logits = random_logits(length, vocab, torch.float32)
+        calls = {name: _own_loop(logits, rule) for name, rule in rules.items()}
+        calls["llada"] = _llada_loop(logits)
+        spent: dict[str, list[float]] = {name: [] for name in calls}
+        for run in range(runs + 1):
+            for name, call in calls.items():
+                spent[name] += call() if run else call()[:0]  # the first run warms up
+        for name, seconds in spent.items():
+            decile, median = 1e3 * np.quantile(seconds, [0.1, 0.5])
+            rows.append({"vocab": vocab, "name": name, "decile_ms": float(decile), "median_ms": float(median)})
+    return {"length": length, "threads": torch.get_num_threads(), "steps": rows}
+
+
+def _own_loop(logits: Tensor, rule: Rule) -> Callable[[], list[float]]:
+    """Runs our sampler, and returns the seconds of every step."""
+    mask = logits.shape[1] - 1
+    sampler = Sampler(FullDenoiser(lambda x: logits.unsqueeze(0), mask + 1, mask), rule)
+
+    def run() -> list[float]:
+        state, spent = sampler.start(torch.full((1, len(logits)), mask), seed=0), []
+        while bool(state.pending.any()):
+            began = time.perf_counter()
+            state, _ = sampler.step(state)
+            spent.append(time.perf_counter() - began)
+        return spent
+
+    return run
+
+
+def _llada_loop(logits: Tensor) -> Callable[[], list[float]]:
+    """Runs LLaDA's loop at temperature 1, one position a step, and returns the seconds of every step."""
+
+    def run() -> list[float]:
+        masked, x, spent = torch.ones(len(logits), dtype=torch.bool), torch.zeros(len(logits), dtype=torch.int64), []
+        while bool(masked.any()):
+            began = time.perf_counter()
+            where = masked.nonzero().squeeze(-1)
+            token, rows = llada_step(logits[where], 1, 1.0)
+            x[where[rows]], masked[where[rows]] = token[rows], False
+            spent.append(time.perf_counter() - began)
+        return spent
+
+    return run
 
 
 def memory() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Float, Int
@@ -72,7 +73,13 @@ class Marginals:
 
 def forbid(logits: Float[Tensor, "rows vocab"], tokens: Sequence[int]) -> Float[Tensor, "rows vocab"]:
     """Takes tokens out of every row of a copy: their logits become `-inf`, which renormalises the rest."""
-    return logits.index_fill(1, torch.as_tensor(tokens, dtype=torch.int64, device=logits.device), -torch.inf)
+    return logits.index_fill(1, _ids(tuple(tokens), logits.device), -torch.inf)
+
+
+@lru_cache(maxsize=16)
+def _ids(tokens: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):  # it may be kept for the derivatives of others
+        return torch.tensor(tokens, dtype=torch.int64, device=device)
 
 
 def marginals(
@@ -130,13 +137,16 @@ def _in_chunks(logits: Tensor, forbidden: Sequence[int], power: Tensor | None) -
     """`_statistics` of a part of the rows at a time, where no kernel can do it."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     size = max(2, max(_CHUNK, logits.numel() // 64) // logits.shape[1])
+    if 0 < len(logits) <= size:
+        beta = None if power is None else power.to(dtype)
+        return _statistics(forbid(logits.contiguous().to(dtype), forbidden), beta)
     chunks = logits.contiguous().split(size)
     powers = [None] * len(chunks) if power is None else power.to(dtype).split(size)
     parts = [_statistics(forbid(chunk.to(dtype), forbidden), beta) for chunk, beta in zip(chunks, powers, strict=True)]
     if not parts:
         none = logits.new_zeros(0, dtype=dtype)
         return (none, none.long(), *[none] * (4 if power is None else 5))
-    return parts[0] if len(parts) == 1 else tuple(torch.cat(column) for column in zip(*parts, strict=True))
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def _statistics(z: Tensor, power: Tensor | None) -> tuple[Tensor, ...]:
@@ -255,9 +265,11 @@ def draw_rows(
         tops = None if stats is None else stats.tops
         return kernel.draw(logits, rows, uniform.double(), tau.contiguous(), forbidden, tops)
     logits = forbid(logits if rows is None else logits[rows], forbidden)
-    size = max(1, _CHUNK // 2 // max(1, logits.shape[1]))
+    size, drawn = max(1, _CHUNK // 2 // max(1, logits.shape[1])), _race if races else _invert
+    if 0 < len(logits) <= size:
+        return drawn(logits.double(), uniform.double(), tau, top_k, top_p)
     parts = [
-        (_race if races else _invert)(z.double(), u.double(), t, top_k, top_p)
+        drawn(z.double(), u.double(), t, top_k, top_p)
         for z, u, t in zip(logits.split(size), uniform.split(size), tau.split(size), strict=True)
     ]
     return torch.cat(parts) if parts else uniform.new_zeros(0, dtype=torch.int64)

@@ -37,13 +37,26 @@ class HostMasks:
         noted = vars(state).get(_NOTE)
         return HostMasks(state.pending.cpu(), state.block.cpu(), state.more.cpu()) if noted is None else noted
 
-    def note(self, state: State) -> State:
-        """Notes on a state that these are its masks, and returns it.
+    def of_rows(self, rows: Int[Tensor, " rows"]) -> HostMasks:
+        """Those of some sequences, in ascending order."""
+        if len(rows) == len(self.pending):
+            return self
+        return HostMasks(self.pending[rows], self.block[rows], self.more[rows])
+
+    def after(
+        self, state: State, rows: Int[Tensor, " rows"], taken: Bool[Tensor, "rows length"], more: Tensor | None
+    ) -> State:
+        """Notes on a state what is left of these masks after some rows were written, and returns it.
+
+        Unless `more` is `None`, it was changed.
 
         The note is no field: what `dataclasses.replace` makes of the state comes without it.
         """
         if state.pending.device.type != "cpu":
-            object.__setattr__(state, _NOTE, self)
+            left = self.pending.index_copy(0, rows, self.pending[rows] & ~taken)
+            object.__setattr__(
+                state, _NOTE, HostMasks(left, self.block, self.more if more is None else state.more.cpu())
+            )
         return state
 
 

@@ -48,7 +48,8 @@ class Turn:
             return
         self.live = self._alive.to(device, non_blocking=True)
         self._every = len(self._alive) == len(state.x)
-        self._open = open_block(self._masks.pending[self._alive], self._masks.block[self._alive])
+        mine = self._masks.of_rows(self._alive)
+        self._pending, self._open = mine.pending, open_block(mine.pending, mine.block)
         self.seen = Situation(
             x=self._rows(state.x),
             candidate=self._open.to(device, non_blocking=True),
@@ -148,7 +149,7 @@ class Turn:
         taken, sound = to_host(move.chosen, fine)
         if not sound:
             self._report()
-        pending = self._masks.pending[self._alive]
+        pending = self._pending
         # A rule that says which rows it draws from may have looked further than the open block.
         wrong, idle = taken > (self._open if move.rows is None else pending), self._open.any(-1) > taken.any(-1)
         if move.erase is not None or move.tokens is not None:
@@ -227,9 +228,7 @@ class Turn:
         new = replace(state, memory=memory, **columns)
         if move.erase is not None:
             return new.mask(torch.zeros_like(state.pending).index_copy(0, self.live, move.erase)), info
-        left = self._masks.pending.index_copy(0, self._alive, self._masks.pending[self._alive] & ~taken)
-        more = self._masks.more if move.more is None else new.more.cpu()
-        return HostMasks(left, self._masks.block, more).note(new), info
+        return self._masks.after(new, self._alive, taken, move.more), info
 
     def _draw(self, move: Move, taken: Tensor, at: Int[Tensor, " chosen"], candidates: int) -> StepInfo:
         """Draws a token for each chosen position, and says what was done."""
@@ -243,7 +242,7 @@ class Turn:
                 sequence=self.live,
                 candidate=seen.candidate,
                 chosen=chosen,
-                bound=torch.zeros(len(self.live), dtype=torch.float64, device=chosen.device),
+                bound=self._nothing(),
                 forward_passes=self.passes,
                 evaluations=self._counts[1],
                 erased=move.erase,
@@ -272,7 +271,7 @@ class Turn:
             tokens=tokens,
             log_prob=answer.logits[picked, tokens].to(stats.log_norm.dtype) - stats.log_norm[picked],
             entropy=entropy,
-            bound=dependence_bound(chosen, entropy if move.together else torch.zeros_like(entropy)),
+            bound=dependence_bound(chosen, entropy) if move.together and len(at) > 1 else self._nothing(),
             forward_passes=self.passes,
             evaluations=self._counts[1],
             erased=move.erase,
@@ -281,6 +280,9 @@ class Turn:
             top = seen.draw.most_probable(answer.logits[picked], stats.log_norm[picked], row, candidates)
             info = replace(info, top_tokens=top[0], top_log_prob=top[1])
         return info
+
+    def _nothing(self) -> Float[Tensor, " rows"]:
+        return torch.zeros(len(self.live), dtype=torch.float64, device=self.live.device)
 
     @cached_property
     def _counts(self) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
