@@ -6,9 +6,9 @@
 
 Every rule fills in the same prompts from the same streams. Settings are chosen on the validation half of the data: of
 each rule the one with the fewest evaluations, from the gentlest on, whose mean loss against one at a time is within one
-standard error, or half a point and 0.01 nats, in everything that is measured. They are reported on the test half, beside
-fixed rules *at the same number of evaluations*: the figures of their two nearest settings, interpolated in the logarithm
-of NFE, prompt by prompt.
+standard error, or half a point and 0.01 nats, in everything that is measured. They are reported on the test half,
+beside fixed rules *at the same number of evaluations*: the figures of their two nearest settings, interpolated in the
+logarithm of NFE, prompt by prompt.
 
 At temperature 1 the likelihood is given too: minus the NELBO per filled-in token under the model itself, which is the
 mean over orders of its chain log-likelihood, estimated with the same masks for all completions of a prompt. Every batch
