@@ -72,6 +72,21 @@ def test_the_dependence_bound_saves_next_to_nothing_beside_eb_on_reactions():
     assert not any(one["kept"] for one in trials if one["rule"] == "dependence-bound")
 
 
+def test_on_chains_at_argmax_eb_takes_a_ninth_and_fixed_rules_are_as_good():
+    found = rows("heavy-undone", "0")
+    bound = found["entropy-bound"]
+    assert bound["nfe"] * 9 < found["top1-entropy"]["nfe"]
+    mean, ci95 = bound["differences"]["recovered"]
+    assert mean - ci95 > -0.005
+    against = REPORTS["heavy-undone"]["temperatures"]["0"]["equal"][0]["against"]
+    for other in ("topk", "threshold"):
+        mean, ci95 = against[other]["recovered"]
+        assert abs(mean) < ci95
+    mean, ci95 = against["random-k"]["recovered"]
+    assert mean > ci95
+    assert found["dependence-bound"]["nfe"] > 4 * bound["nfe"]
+
+
 def test_undoing_label_smoothing_halves_the_evaluations_of_eb():
     report = saved("smoothing")
     half = len(report["rows"]) // 2
