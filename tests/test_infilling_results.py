@@ -27,7 +27,8 @@ def test_there_are_as_many_prompts_as_asked_for_and_settings_come_from_the_other
     assert report["test_prompts"] >= 200
     for found in report["temperatures"].values():
         assert found["validation"]
-        assert {one["rule"] for one in found["equal"]} == {"entropy-bound", "dependence-bound"}
+        bounds = {"entropy-bound"} if "undone" in name else {"entropy-bound", "dependence-bound"}
+        assert {one["rule"] for one in found["equal"]} == bounds
 
 
 def test_on_reactions_eb_takes_a_fifth_of_the_evaluations_or_less_at_no_loss():
@@ -84,7 +85,6 @@ def test_on_chains_at_argmax_eb_takes_a_ninth_and_fixed_rules_are_as_good():
         assert abs(mean) < ci95
     mean, ci95 = against["random-k"]["recovered"]
     assert mean > ci95
-    assert found["dependence-bound"]["nfe"] > 4 * bound["nfe"]
 
 
 def test_undoing_label_smoothing_halves_the_evaluations_of_eb():
