@@ -87,6 +87,18 @@ def test_on_chains_at_argmax_eb_takes_a_ninth_and_fixed_rules_are_as_good():
     assert mean > ci95
 
 
+def test_on_chains_that_are_drawn_eb_saves_less_than_half():
+    report = REPORTS["heavy-undone"]["temperatures"]["1"]
+    found = rows("heavy-undone", "1")
+    bound = found["entropy-bound"]
+    assert 1.8 * bound["nfe"] < found["top1-entropy"]["nfe"] < 2 * bound["nfe"]
+    assert abs(bound["differences"]["likelihood"][0]) < bound["differences"]["likelihood"][1]
+    for other in ("topk", "threshold"):
+        against = report["equal"][0]["against"][other]
+        assert abs(against["recovered"][0]) < against["recovered"][1]
+        assert against["likelihood"][1] < against["likelihood"][0] < 0.015
+
+
 def test_undoing_label_smoothing_halves_the_evaluations_of_eb():
     report = saved("smoothing")
     half = len(report["rows"]) // 2
