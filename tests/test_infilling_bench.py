@@ -28,7 +28,6 @@ def test_the_command_measures_resumes_and_renders(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(infilling, "PAGE", page)
     monkeypatch.setattr(infilling, "RESULTS", tmp_path / "infilling.json")
     monkeypatch.setattr(infilling, "SMOOTHING", tmp_path / "smoothing.json")
-    monkeypatch.setattr(infilling, "CONTEXTS", 4)
     monkeypatch.setattr(infilling, "FIXED", {"topk": (2, 4), "random-k": (2, 4)})
     monkeypatch.setattr(
         infilling, "FAMILIES", {"entropy-bound": (1.0,), "dependence-bound": (0.3,), "threshold": (0.9, 0.5)}

@@ -27,7 +27,8 @@ def test_there_are_as_many_prompts_as_asked_for_and_settings_come_from_the_other
     assert report["test_prompts"] >= 200
     for found in report["temperatures"].values():
         assert found["validation"]
-        assert {one["rule"] for one in found["equal"]} == {"entropy-bound", "dependence-bound"}
+        bounds = {"entropy-bound"} if "undone" in name else {"entropy-bound", "dependence-bound"}
+        assert {one["rule"] for one in found["equal"]} == bounds
 
 
 def test_on_reactions_eb_takes_a_fifth_of_the_evaluations_or_less_at_no_loss():
@@ -70,6 +71,32 @@ def test_the_dependence_bound_saves_next_to_nothing_beside_eb_on_reactions():
         assert found["dependence-bound"]["nfe"] > 0.9 * found["entropy-bound"]["nfe"]
     trials = REPORTS["reactions"]["temperatures"]["1"]["validation"]
     assert not any(one["kept"] for one in trials if one["rule"] == "dependence-bound")
+
+
+def test_on_chains_at_argmax_eb_takes_a_ninth_and_fixed_rules_are_as_good():
+    found = rows("heavy-undone", "0")
+    bound = found["entropy-bound"]
+    assert bound["nfe"] * 9 < found["top1-entropy"]["nfe"]
+    mean, ci95 = bound["differences"]["recovered"]
+    assert mean - ci95 > -0.005
+    against = REPORTS["heavy-undone"]["temperatures"]["0"]["equal"][0]["against"]
+    for other in ("topk", "threshold"):
+        mean, ci95 = against[other]["recovered"]
+        assert abs(mean) < ci95
+    mean, ci95 = against["random-k"]["recovered"]
+    assert mean > ci95
+
+
+def test_on_chains_that_are_drawn_eb_saves_less_than_half():
+    report = REPORTS["heavy-undone"]["temperatures"]["1"]
+    found = rows("heavy-undone", "1")
+    bound = found["entropy-bound"]
+    assert 1.8 * bound["nfe"] < found["top1-entropy"]["nfe"] < 2 * bound["nfe"]
+    assert abs(bound["differences"]["likelihood"][0]) < bound["differences"]["likelihood"][1]
+    for other in ("topk", "threshold"):
+        against = report["equal"][0]["against"][other]
+        assert abs(against["recovered"][0]) < against["recovered"][1]
+        assert against["likelihood"][1] < against["likelihood"][0] < 0.015
 
 
 def test_undoing_label_smoothing_halves_the_evaluations_of_eb():

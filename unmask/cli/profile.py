@@ -63,7 +63,6 @@ def profile(
     contexts: Annotated[int, typer.Option(min=1, help="Masked sequences to start from.")] = 400,
     draws: Annotated[int, typer.Option(min=1, help="Tokens drawn in each, one at a time; an evaluation each.")] = 4,
     batch_size: Together = 64,
-    smoothing: Annotated[float | None, typer.Option(help="Label smoothing ε of the model, to be undone.")] = None,
     seed: common.Seed = 0,
     out: Annotated[Path | None, typer.Option(help="Folder; default: that of the model, or runs/profile-NAME.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a heat map to this file (extra plot).")] = None,
@@ -90,7 +89,7 @@ def profile(
         folder = out or Path("runs") / f"profile-{oracle.value}"
     else:
         assert model is not None
-        denoiser, geometry, rows, about = sequences_of(model, task, data, split, smoothing)
+        denoiser, geometry, rows, about = sequences_of(model, task, data, split)
         folder = out or (Path(model) if Path(model).is_dir() else Path("runs") / f"profile-{model}")
     about |= {"seed": seed, "draws": draws}
     found = _measure(denoiser, geometry, rows, about, folder, contexts, draws, batch_size, quiet=json)
@@ -124,7 +123,6 @@ def sequences_of(
         return x, torch.stack([maskable for _, maskable in pairs])
 
     about = {"model": model, "weights": weights_of(model), "task": name, "settings": settings, "split": split}
-    about |= {} if smoothing is None else {"smoothing": smoothing}
     return denoiser, geometry_of(chosen), rows, about
 
 
