@@ -27,7 +27,8 @@ LINES = [line.split("#")[0] for page in PAGES for line in page.splitlines() if l
 COMMANDS = sorted({line.strip() for line in [*LINES, *(line for page in PAGES for line in IN_LINE.findall(page))]})
 """What the pages tell to type, in blocks and in sentences."""
 
-SAMPLERS = README.split("| sampler | composition | command line | source |\n")[1].split("\n\n")[0].splitlines()[1:]
+TABLE = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
+SAMPLERS = TABLE.split("| sampler | composition | command line | source |\n")[1].split("\n\n")[0].splitlines()[1:]
 """The rows of the table of samplers."""
 
 
