@@ -330,4 +330,5 @@ def test_short_and_long_sequences_are_asked_about_apart_and_get_the_same(model):
     assert (found - model(query))[:, :MASK_ID].abs().max() < 1e-3
     assert parted([8] * 40) == [(0, 40)]
     assert parted([8] * 4 + [9]) == [(0, 5)]
+    assert parted([30] * 50 + [33] * 50) == [(0, 100)]  # it would save 150 positions of 3,300
     assert parted([1] * 10 + [50] * 10 + [200]) == [(0, 10), (10, 20), (20, 21)]

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from ..denoiser import Denoiser, Query, device_of
 
+SHARE = 8
+"""Of all positions, padding included, a further call must save at least one in so many."""
+
 WORTH = 96
 """Positions of padding that a further call must save: it costs about what they do."""
 
@@ -58,7 +61,7 @@ def parted(length: Sequence[int], start: int = 0) -> list[tuple[int, int]]:
     """
     saved = [count * (length[-1] - length[count - 1]) for count in range(1, len(length))]
     most = max(saved, default=0)
-    if most < WORTH:
+    if most < max(WORTH, len(length) * length[-1] // SHARE):
         return [(start, start + len(length))]
     cut = saved.index(most) + 1
     return [*parted(length[:cut], start), *parted(length[cut:], start + cut)]
