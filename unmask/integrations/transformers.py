@@ -15,7 +15,7 @@ What a caller of `generate` expects is kept where it means something for a maske
 - refused: beams, penalties and other logits processors, stopping criteria besides length and end token, prompts as
   embeddings, caches with content, output of scores, attentions or hidden states, causal models;
 - forbidden: ids that are not tokens of the tokenizer, as where a vocabulary is padded, if it is given as `vocabulary`
-  or lies where the model was loaded from;
+  or lies where the model was loaded from. One that lies there and cannot be read is refused;
 - out of reach: the library calls a `streamer` with the prompt and hands it no further; `tokenizer` and `synced_gpus`
   do not arrive either. Take `on_step` to watch, and `LanguageModel.generate` for stop strings and chats.
 
@@ -57,8 +57,9 @@ from ..errors import AdapterError
 from ..folders import EMBEDDED
 from ..hub import HubName, cached
 from ..language import LanguageModel
-from ..models.pretrained.hf import tokenizer_of
 from ..models.pretrained.nameless import nameless_ids
+from ..models.pretrained.said import TOKENIZER_FILES
+from ..models.pretrained.vocabulary import tokenizer_of
 from ..sampling.conversation import AnyRule
 from ..sampling.draw import Processor
 from ..sampling.processors import Chain, LogitBias
@@ -130,6 +131,7 @@ def generate(
         then padding up to the longest answer.
 
     Raises:
+        AdapterError: If the tokenizer that lies beside the model cannot be read.
         ValueError: If something is asked for that has no meaning here; it is named.
     """
     if rule is None:
@@ -192,12 +194,15 @@ def _tokenizer_beside(name: str, commit: str | None) -> PreTrainedTokenizerBase 
         return None
     known = None if Path(name).is_dir() else HubName.read(name, commit)
     folder = Path(name) if known is None else cached(known)
-    if folder is None or not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+    if folder is None or not any((folder / file).is_file() for file in TOKENIZER_FILES):
         return None
     try:
         return tokenizer_of(folder)
-    except AdapterError:
-        return None
+    except AdapterError as error:
+        raise AdapterError(
+            f"{error}; the model has ids that are not tokens, which it would tell: mend it, or give"
+            " vocabulary=tokenizer"
+        ) from error
 
 
 def _prompts(model: PreTrainedModel, input_ids: Tensor, given: dict[str, Any]) -> Bool[Tensor, "batch length"]:
