@@ -116,6 +116,15 @@ def test_tokens_are_given_as_they_become_final(llama: Any):
             assert streamer.when[0] < streamer.when[-1] == streamer.evaluations - 1
 
 
+def test_a_function_around_ours_changes_nothing(llama: Any):
+    def wrapped(*given: Any, **settings: Any) -> Any:
+        return generate(*given, rule="left-to-right", **settings)
+
+    streamer = Recorder()
+    out = llama.generate(PROMPT, custom_generate=wrapped, max_new_tokens=8, streamer=streamer)
+    assert (streamer.tokens, streamer.ends) == (answer(out), 1)
+
+
 def test_of_a_rule_that_masks_again_nothing_is_final_before_the_end(llama: Any):
     streamer = Recorder()
     out = answer(call(llama, rule=REMASKS, streamer=streamer, on_step=streamer.step))
