@@ -64,11 +64,11 @@ from transformers.generation import (
     StoppingCriteria,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
     TypicalLogitsWarper,
 )
-from transformers.generation.logits_process import TopHLogitsWarper
 from transformers.utils import ModelOutput
 
 from ..draws.streams import derive
