@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+from collections.abc import Sequence
 
 import pytest
 
@@ -105,3 +106,38 @@ def test_the_text_of_an_infilling_is_the_whole(model):
     one = Canvas([*encode("1"), MASK_ID, *encode("3")], MASK_ID, model.tokenizer, whole=True)
     write(one, 1, [1], encode("2"))
     assert (one.ending()[2], one.completion("", 0.0, 0).text) == ("2", "123")
+
+
+def test_what_is_final_ends_with_the_answer(model):
+    one = canvas(model, 5)
+    start = one.gap[0]
+    write(one, 1, [start + 1], encode("7"))
+    assert one.final() == []
+    write(one, 2, [start], encode("4"))
+    assert one.final() == encode("47")
+    write(one, 3, [start + 3], [END_ID])
+    assert one.final() == encode("47")
+    write(one, 4, [start + 2], encode("1"))
+    assert one.final() == [*encode("471"), END_ID]
+
+
+def test_a_caller_ends_an_answer_and_is_asked_again_about_what_has_changed(model):
+    asked: list[list[int]] = []
+
+    def until(answer: Sequence[int]) -> bool:
+        asked.append(list(answer))
+        return list(answer) == encode("45")
+
+    one = canvas(model, 5, until=until)
+    start = one.gap[0]
+    write(one, 1, [start + 1, start + 3], encode("79"))
+    assert asked == []
+    write(one, 2, [start], encode("4"))
+    assert asked == [encode("4"), encode("47")]
+    one.turn(3)
+    assert asked[2:] == [encode("47")]
+    one.turn(4, erased=[start + 1])
+    assert asked[3:] == [encode("4")]
+    write(one, 5, [start + 1, start + 2], encode("51"))
+    assert asked[4:] == [encode("45")]
+    assert (one.open, one.ending(), one.final()) == ([], ("stop", 2, "45"), encode("45"))

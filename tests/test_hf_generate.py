@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("transformers")
 
 from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM, LogitsProcessor, set_seed
-from transformers.generation import StoppingCriteria, TemperatureLogitsWarper
+from transformers.generation import ConfidenceCriteria, MinPLogitsWarper, TemperatureLogitsWarper
 
 from unmask import derive
 from unmask.integrations import transformers as hf
@@ -132,11 +132,6 @@ def test_calling_again_and_again_adds_nothing_to_the_model(llama: LlamaForCausal
     assert llama(PROMPTS).logits.shape == (3, 5, VOCAB)  # an ordinary call is as before
 
 
-class Stop(StoppingCriteria):
-    def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-        return torch.ones(len(input_ids), dtype=torch.bool)
-
-
 class Processor(LogitsProcessor):
     def __call__(self, input_ids: Any, scores: Any) -> Any:
         return scores
@@ -151,7 +146,10 @@ class Processor(LogitsProcessor):
         ({"repetition_penalty": 1.3}, "RepetitionPenaltyLogitsProcessor works on the next token"),
         ({"logits_processor": [Processor()]}, "Processor works on the next token"),
         ({"logits_processor": [TemperatureLogitsWarper(0.5)]}, "TemperatureLogitsWarper"),
-        ({"stopping_criteria": [Stop()]}, "Stop asks after each token"),
+        ({"do_sample": True, "min_p": 0.1}, r"min_p \(MinPLogitsWarper\) cuts the tail of a draw"),
+        ({"do_sample": True, "typical_p": 0.9}, r"typical_p \(TypicalLogitsWarper\) cuts the tail of a draw"),
+        ({"do_sample": True, "epsilon_cutoff": 0.1}, "epsilon_cutoff"),
+        ({"stopping_criteria": [ConfidenceCriteria(0.5)]}, "ConfidenceCriteria asks for the scores"),
         ({"return_dict_in_generate": True, "output_scores": True}, "output_scores"),
         ({"logits_to_keep": 3}, "logits_to_keep is up to the sampler"),
         ({"position_ids": torch.arange(3, 8).expand(3, 5)}, "position_ids other than"),
@@ -204,3 +202,17 @@ def test_a_processor_that_needs_no_order_says_so(llama: LlamaForCausalLM):
     for row, one in enumerate(alone):
         width = one.shape[1]
         assert together[row, :width].tolist() == one[0].tolist()
+
+
+def test_a_cut_acts_before_planning_if_it_is_said_to_need_no_order(llama: LlamaForCausalLM):
+    cut: Any = MinPLogitsWarper(1.0)
+    cut.any_order = True
+    options: dict[str, Any] = {"do_sample": True, "top_k": 0, "temperature": 2.0, "rule": "left-to-right", "seed": 4}
+    greedy = call(llama, rule="left-to-right")
+    assert not torch.equal(call(llama, **options), greedy), "the control: without it something else is drawn"
+    assert torch.equal(call(llama, logits_processor=[cut], **options), greedy)
+
+
+def test_scores_that_are_normalised_change_no_draw(llama: LlamaForCausalLM):
+    options: dict[str, Any] = {"do_sample": True, "top_k": 0, "temperature": 2.0, "seed": 4}
+    assert torch.equal(call(llama, renormalize_logits=True, **options), call(llama, **options))

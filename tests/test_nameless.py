@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 import unmask
 from unmask import nelbo
 from unmask.denoiser import Query
+from unmask.errors import AdapterError
 from unmask.integrations.transformers import generate
 from unmask.language import LanguageModel
 from unmask.models.pretrained.cache import Cached
@@ -149,6 +150,21 @@ def test_generate_of_the_library_does_without_them(llama: LlamaForCausalLM, tmp_
     loaded: Any = LlamaForCausalLM.from_pretrained(tmp_path)
     loaded.config.is_causal, loaded.config.mask_token_id = False, MASK
     assert torch.equal(saying_what_is_beyond(loaded).generate(prompt, **options), told)  # pyright: ignore
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_text("{}"), lambda file: file.unlink()])
+def test_a_damaged_tokenizer_beside_a_model_is_refused(llama: LlamaForCausalLM, tmp_path: Any, damage: Any):
+    TOKENIZER.save_pretrained(tmp_path)
+    damage(tmp_path / "tokenizer.json")
+    llama.save_pretrained(tmp_path)
+    loaded: Any = LlamaForCausalLM.from_pretrained(tmp_path)
+    loaded.config.is_causal, loaded.config.mask_token_id = False, MASK
+    saying_what_is_beyond(loaded)
+    options = {"custom_generate": generate, "rule": "topk:k=2", "max_new_tokens": 8}
+    with pytest.raises(AdapterError, match=r"tokenizer.*mend it, or give vocabulary=tokenizer") as caught:
+        loaded.generate(torch.tensor([[5, 6, 7]]), **options)
+    assert "\n" not in str(caught.value)
+    assert int(loaded.generate(torch.tensor([[5, 6, 7]]), vocabulary=TOKENIZER, **options).max()) < NAMED
 
 
 def test_an_end_token_without_a_name_is_an_end():

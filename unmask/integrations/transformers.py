@@ -12,43 +12,62 @@ What a caller of `generate` expects is kept where it means something for a maske
   `attention_mask` (padding on any side), `suppress_tokens`, `return_dict_in_generate`;
 - dropped, because the library adds them unasked: the empty cache, `use_cache`, `logits_to_keep=1`, `position_ids`;
 - adapted: `sequence_bias` and `bad_words_ids` of single tokens, and processors that say `any_order = True`;
-- refused: beams, penalties and other logits processors, stopping criteria besides length and end token, prompts as
-  embeddings, caches with content, output of scores, attentions or hidden states, causal models;
+- asked of the text that is written without a gap, from the left: stopping criteria, such as `StopStringCriteria`. Each
+  is called for one sequence, with each beginning of the answer once and after every evaluation with the longest, so
+  that one may also look at a clock (`max_time`) or an event; where one is true the answer ends;
+- fed with what is final, from the left, a token at a time: a `streamer`, for one sequence. It is ended however the call
+  ends. With a rule that changes what it has written nothing is final before the end. What the library itself refuses
+  before it comes here ends no streamer, as without us: give a `TextIteratorStreamer` a `timeout`;
+- refused: beams, penalties and other logits processors, `min_p`, `typical_p` and other cuts besides `top_k` and
+  `top_p`, stopping criteria that want scores, prompts as embeddings, caches with content, output of scores, attentions
+  or hidden states, causal models;
 - forbidden: ids that are not tokens of the tokenizer, as where a vocabulary is padded, if it is given as `vocabulary`
-  or lies where the model was loaded from;
-- out of reach: the library calls a `streamer` with the prompt and hands it no further; `tokenizer` and `synced_gpus`
-  do not arrive either. Take `on_step` to watch, and `LanguageModel.generate` for stop strings and chats.
+  or lies where the model was loaded from. One that lies there and cannot be read is refused;
+- out of reach: the library hands on neither `tokenizer` nor `synced_gpus`, so it refuses `stop_strings` itself: pass
+  `stopping_criteria=[StopStringCriteria(tokenizer, "...")]`. `LanguageModel.generate` knows chats.
 
 Classes without `generate`, such as `ModernBertForMaskedLM`, go through `unmask.load` or `LanguageModel.of`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    GenerationMixin,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteriaList,
 )
 from transformers.generation import (
+    BaseStreamer,
+    ConfidenceCriteria,
     EosTokenCriteria,
+    EpsilonLogitsWarper,
+    EtaLogitsWarper,
+    LogitNormalization,
     LogitsProcessor,
     MaxLengthCriteria,
+    MinPLogitsWarper,
     SequenceBiasLogitsProcessor,
+    StoppingCriteria,
     SuppressTokensLogitsProcessor,
     TemperatureLogitsWarper,
+    TopHLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 from transformers.utils import ModelOutput
 
@@ -57,13 +76,27 @@ from ..errors import AdapterError
 from ..folders import EMBEDDED
 from ..hub import HubName, cached
 from ..language import LanguageModel
-from ..models.pretrained.hf import tokenizer_of
+from ..language.arguments import check_watch
+from ..language.asked import asked_generate
+from ..language.canvas import Canvas
+from ..language.generation import answer_all
 from ..models.pretrained.nameless import nameless_ids
+from ..models.pretrained.said import TOKENIZER_FILES
+from ..models.pretrained.vocabulary import tokenizer_of
 from ..sampling.conversation import AnyRule
 from ..sampling.draw import Processor
 from ..sampling.processors import Chain, LogitBias
 from ..sampling.result import StepInfo
 from ..sampling.state import State
+
+CUTS: dict[type, str] = {
+    MinPLogitsWarper: "min_p",
+    TypicalLogitsWarper: "typical_p",
+    EpsilonLogitsWarper: "epsilon_cutoff",
+    EtaLogitsWarper: "eta_cutoff",
+    TopHLogitsWarper: "top_h",
+}
+"""Settings of `generate` that cut what is drawn from in a way that draws here do not know."""
 
 
 @dataclass
@@ -102,6 +135,7 @@ def generate(
     forbidden: Iterable[int] = (),
     vocabulary: PreTrainedTokenizerBase | None = None,
     on_step: Callable[[State, StepInfo], None] | None = None,
+    streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
 ) -> Int[Tensor, "batch length"] | UnmaskOutput:
     """Answers prompts, called by `model.generate(input_ids, custom_generate=generate, rule=...)`.
@@ -123,6 +157,8 @@ def generate(
         vocabulary: The model's tokenizer, whose tokens may appear, and no ids beyond them (`generate` hands on no
             `tokenizer`). Default: the one that lies where the model was loaded from, if there is one.
         on_step: Called with the state of the batch and the step's information.
+        streamer: Is given the tokens of the answer as they become final, and ended in any case. Default: the one that
+            `generate` was called with, which does not hand it on.
         **model_kwargs: What `generate` would pass to the model.
 
     Returns:
@@ -130,34 +166,44 @@ def generate(
         then padding up to the longest answer.
 
     Raises:
+        AdapterError: If the tokenizer that lies beside the model cannot be read.
         ValueError: If something is asked for that has no meaning here; it is named.
     """
-    if rule is None:
-        raise ValueError('name a rule: model.generate(..., rule="entropy-bound:gamma=0.1")')
-    config = generation_config
-    valid = _prompts(model, input_ids, model_kwargs)
-    _refuse(config, stopping_criteria)
-    suppressed, processor = _processed(logits_processor, config)
-    new = int(config.max_length or 0) - input_ids.shape[1]
-    ends = _ids(config.eos_token_id)
-    denoiser = LanguageModel.of(model, None, mask_id=mask_id, end_ids=ends, shift=shift)
-    base = int(torch.randint(2**63 - 1, ())) if seed is None else seed
-    completions = denoiser.generate(
-        [row[keep].tolist() for row, keep in zip(input_ids, valid, strict=True)],
-        rule=rule,
-        max_new_tokens=new,
-        block_length=block_length,
-        temperature=float(1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0,
-        top_k=config.top_k or None if config.do_sample else None,
-        top_p=config.top_p if config.do_sample else None,
-        streams=[derive(base, row) for row in range(len(input_ids))],
-        forbidden=[*forbidden, *suppressed, *_nameless(model, vocabulary, ends)],
-        processor=processor,
-        guidance=guidance,
-        end_last=end_last,
-        batch_size=len(input_ids),
-        on_step=on_step,
-    )
+    with _Feed(_streamer_of_caller() if streamer is None else streamer) as feed:
+        if rule is None:
+            raise ValueError('name a rule: model.generate(..., rule="entropy-bound:gamma=0.1")')
+        config = generation_config
+        valid = _prompts(model, input_ids, model_kwargs)
+        _refuse(config)
+        if feed.streamer is not None and len(input_ids) != 1:
+            raise ValueError(f"a streamer takes one sequence, not {len(input_ids)}: call generate for each, or without")
+        length, ends, criteria = _stopping(stopping_criteria, config)
+        suppressed, processor = _processed(logits_processor, config)
+        denoiser = LanguageModel.of(model, None, mask_id=mask_id, end_ids=ends, shift=shift)
+        base = int(torch.randint(2**63 - 1, ())) if seed is None else seed
+        check_watch(on_step)
+        asked = asked_generate(
+            denoiser,
+            [row[keep].tolist() for row, keep in zip(input_ids, valid, strict=True)],
+            rule=rule,
+            max_new_tokens=length - input_ids.shape[1],
+            block_length=block_length,
+            temperature=float(1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0,
+            top_k=config.top_k or None if config.do_sample else None,
+            top_p=config.top_p if config.do_sample else None,
+            streams=[derive(base, row) for row in range(len(input_ids))],
+            forbidden=[*forbidden, *suppressed, *_nameless(model, vocabulary, ends)],
+            processor=processor,
+            guidance=guidance,
+            end_last=end_last,
+        )
+        if criteria:
+            asked = [replace(one, until=_Until(row, criteria)) for one, row in zip(asked, input_ids, strict=True)]
+        completions = answer_all(
+            denoiser, asked, len(input_ids), on_step, feed.turn if asked[0].settings.keeps else None
+        )
+        if feed.streamer is not None:
+            feed.put(completions[0].tokens)
     longest = max(one.new_tokens for one in completions)
     pad = config.pad_token_id if config.pad_token_id is not None else (ends[0] if ends else denoiser.mask_id)
     answers = input_ids.new_full((len(completions), longest), pad)
@@ -177,6 +223,61 @@ def generate(
     )
 
 
+class _Feed:
+    """Gives a streamer the tokens of an answer as they become final, and ends it whatever happens."""
+
+    def __init__(self, streamer: BaseStreamer | None) -> None:
+        self.streamer, self.given = streamer, 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self.streamer is not None:
+            self.streamer.end()
+
+    def turn(self, canvas: Canvas) -> None:
+        """Gives it what a turn has made final, by a rule that keeps what it has written."""
+        if self.streamer is not None:
+            self.put(canvas.final())
+
+    def put(self, tokens: Sequence[int]) -> None:
+        """Gives it what it has not had yet, a token at a time, as the library does."""
+        assert self.streamer is not None
+        for token in tokens[self.given :]:
+            self.given += 1
+            self.streamer.put(torch.tensor([token]))
+
+
+def _streamer_of_caller() -> BaseStreamer | None:
+    """The streamer that the library's `generate` was called with, if it is what called us.
+
+    It gives the streamer the prompt and hands it on to its own loops only, which end it. So does nobody else, and who
+    reads from it waits for ever: it is looked up where the library has it.
+    """
+    code, frame = inspect.unwrap(vars(GenerationMixin)["generate"]).__code__, inspect.currentframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return None if frame is None else frame.f_locals.get("streamer")
+
+
+class _Until:
+    """Asks stopping criteria whether an answer is all that is wanted.
+
+    Args:
+        prompt: What comes before the answer, as it was given.
+        criteria: Those to ask.
+    """
+
+    def __init__(self, prompt: Int[Tensor, " length"], criteria: Sequence[StoppingCriteria]) -> None:
+        self.prompt, self.criteria = prompt, criteria
+
+    def __call__(self, answer: Sequence[int]) -> bool:
+        """Whether one of them says so."""
+        written: Any = torch.cat([self.prompt, self.prompt.new_tensor(answer)]).unsqueeze(0)
+        return any(bool(torch.as_tensor(criterion(written, None)).all()) for criterion in self.criteria)
+
+
 def _nameless(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, ends: list[int]) -> list[int]:
     """The ids that are neither tokens of the tokenizer nor ends of texts; none, if no tokenizer is found."""
     commit = getattr(model.config, "_commit_hash", None)
@@ -192,12 +293,15 @@ def _tokenizer_beside(name: str, commit: str | None) -> PreTrainedTokenizerBase 
         return None
     known = None if Path(name).is_dir() else HubName.read(name, commit)
     folder = Path(name) if known is None else cached(known)
-    if folder is None or not any((folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json")):
+    if folder is None or not any((folder / file).is_file() for file in TOKENIZER_FILES):
         return None
     try:
         return tokenizer_of(folder)
-    except AdapterError:
-        return None
+    except AdapterError as error:
+        raise AdapterError(
+            f"{error}; the model has ids that are not tokens, which it would tell: mend it, or give"
+            " vocabulary=tokenizer"
+        ) from error
 
 
 def _prompts(model: PreTrainedModel, input_ids: Tensor, given: dict[str, Any]) -> Bool[Tensor, "batch length"]:
@@ -228,7 +332,7 @@ def _prompts(model: PreTrainedModel, input_ids: Tensor, given: dict[str, Any]) -
     return valid
 
 
-def _refuse(config: GenerationConfig, stopping: StoppingCriteriaList) -> None:
+def _refuse(config: GenerationConfig) -> None:
     """Refuses what the settings ask for besides one draw per sequence."""
     asked = {
         "num_beams": config.num_beams not in (None, 1),
@@ -242,12 +346,29 @@ def _refuse(config: GenerationConfig, stopping: StoppingCriteriaList) -> None:
     }
     if unsupported := [name for name, wanted in asked.items() if wanted]:
         raise ValueError(f"{', '.join(unsupported)}: not supported by unmask.integrations.transformers.generate")
-    for criterion in stopping:
-        if not isinstance(criterion, (MaxLengthCriteria, EosTokenCriteria)):
+
+
+def _stopping(
+    criteria: StoppingCriteriaList, config: GenerationConfig
+) -> tuple[int, list[int], list[StoppingCriteria]]:
+    """The length of the longest sequence, the tokens that end an answer, and what is to be asked of its text.
+
+    The library makes criteria of its settings, in whose place those of the same class come that its caller gave.
+    """
+    lengths, ends, others = list[int](), list[int](), list[StoppingCriteria]()
+    for criterion in criteria:
+        if isinstance(criterion, ConfidenceCriteria):
             raise ValueError(
-                f"{type(criterion).__name__} asks after each token from the left whether to stop; masked models do not"
-                " write from the left. Use max_new_tokens, eos_token_id, or stop strings with LanguageModel.generate"
+                f"{type(criterion).__name__} asks for the scores of the next token; masked models do not write from the"
+                " left. Take criteria that look at the text, max_new_tokens, max_time or eos_token_id"
             )
+        if type(criterion) is EosTokenCriteria:
+            ends += criterion.eos_token_id.flatten().tolist()
+        elif type(criterion) is MaxLengthCriteria:
+            lengths.append(criterion.max_length)
+        else:
+            others.append(criterion)
+    return min(lengths, default=int(config.max_length or 0)), ends, others
 
 
 @dataclass(frozen=True, eq=False)
@@ -284,8 +405,16 @@ def _processed(processors: LogitsProcessorList, config: GenerationConfig) -> tup
                 pass
             case TopPLogitsWarper(top_p=config.top_p):
                 pass
+            case LogitNormalization():  # of what is drawn from, which changes no draw
+                pass
             case _ if getattr(processor, "any_order", False):
                 adapted.append(AnyOrder(processor))
+            case _ if type(processor) in CUTS:
+                raise ValueError(
+                    f"{CUTS[type(processor)]} ({type(processor).__name__}) cuts the tail of a draw; draws here are cut"
+                    " by top_k and top_p only. A processor with any_order = True acts before planning, which then sees"
+                    " the cut too"
+                )
             case _:
                 raise ValueError(
                     f"{type(processor).__name__} works on the next token and what was written before it; masked models"
@@ -293,10 +422,3 @@ def _processed(processors: LogitsProcessorList, config: GenerationConfig) -> tup
                     " single tokens, or a processor with any_order = True"
                 )
     return tokens, Chain(tuple(adapted)) if adapted else None
-
-
-def _ids(token: int | list[int] | Tensor | None) -> list[int]:
-    """One token id, several, or none, as a list."""
-    if token is None:
-        return []
-    return [token] if isinstance(token, int) else torch.as_tensor(token).flatten().tolist()

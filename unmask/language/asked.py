@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from ..draws.categorical import check_draw
 from ..draws.streams import prompt_streams
 from ..models.pretrained.cache import check_cache, usual_cache
 from ..rules.named import named_rule
-from ..sampling.conversation import AnyRule
+from ..sampling.conversation import AnyRule, LawKind
 from ..sampling.draw import Processor
 from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
 from .canvas import Canvas
@@ -68,6 +68,11 @@ class Settings:
         names = ("top_k", "top_p", "forbidden", "last", "processor")
         return {name: getattr(self, name) for name in names}
 
+    @property
+    def keeps(self) -> bool:
+        """Whether the rule keeps what it has written: it neither masks tokens again nor overwrites them."""
+        return self.rule.law not in (LawKind.VISITS, LawKind.NONE)
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -80,6 +85,7 @@ class Asked:
         settings: How to answer.
         ahead: How many masks a block-causal model is shown behind it, as it was trained: up to the end of its block.
             They are not filled in: an answer may end anywhere. Where text follows the answer there are none.
+        until: Says of the tokens of the answer so far whether they are all that is wanted (see `Canvas`).
     """
 
     prompt: Prompt
@@ -87,11 +93,20 @@ class Asked:
     stream: int
     settings: Settings
     ahead: int = 0
+    until: Callable[[Sequence[int]], bool] | None = None
 
     def canvas(self, model: LanguageModel) -> Canvas:
         """What it is written on."""
         own = self.settings
-        return Canvas(self.row, model.mask_id, model.tokenizer, ends=own.ends, stops=own.stops, whole=own.whole)
+        return Canvas(
+            self.row,
+            model.mask_id,
+            model.tokenizer,
+            ends=own.ends,
+            stops=own.stops,
+            whole=own.whole,
+            until=self.until,
+        )
 
 
 def asked_generate(

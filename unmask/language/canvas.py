@@ -6,11 +6,11 @@ and no batch, so that answers made offline and by a server become of the same tu
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from .completion import Completion
-from .texts import Continuation
+from .texts import Continuation, shared
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -26,11 +26,13 @@ class Canvas:
         ends: Tokens that end an answer.
         stops: Texts that end an answer.
         whole: Whether the text of the answer is the whole sequence, not only what was masked.
+        until: Called with the tokens of the answer so far, from the left; the first beginning of the answer that it is
+            true of is all of it. It is asked about each beginning once, and after every turn about the longest.
 
     Attributes:
         tokens: What is written, with the mask token where nothing is.
         gap: The positions that were masked, in order.
-        stopped: How many tokens hold the first stop string, and the text before it, once there is one.
+        stopped: How many tokens hold the first stop string, or are all by `until`, and their text, once that is known.
         nfe: Evaluations it took part in.
     """
 
@@ -43,9 +45,10 @@ class Canvas:
         ends: Collection[int] = (),
         stops: Sequence[str] = (),
         whole: bool = False,
+        until: Callable[[Sequence[int]], bool] | None = None,
     ) -> None:
         self.tokens, self.mask_id, self.tokenizer = list(tokens), mask_id, tokenizer
-        self.ends, self.stops, self.whole = frozenset(ends), tuple(stops), whole
+        self.ends, self.stops, self.whole, self.until = frozenset(ends), tuple(stops), whole, until
         self.gap = [position for position, token in enumerate(self.tokens) if token == mask_id]
         self._gap = frozenset(self.gap)
         self._text = Continuation(tokenizer, self.tokens[: self.gap[0]] if self.gap else self.tokens)
@@ -55,6 +58,7 @@ class Canvas:
         self.stopped: tuple[int, str] | None = None
         self._ended = {position for position in self.gap if self.tokens[position] in self.ends}
         self._searched, self._released = 0, ""
+        self._asked: list[int] = []
 
     def turn(
         self,
@@ -87,6 +91,8 @@ class Canvas:
             if len(written) != self._searched:
                 self._searched = len(written)
                 self.stopped = self._text.stop(written, self.stops)
+        if self.until is not None and self.stopped is None:
+            self.stopped = self._halt(self.until)
 
     @property
     def cut(self) -> int:
@@ -109,6 +115,12 @@ class Canvas:
             run.append(token)
         return run
 
+    def final(self) -> list[int]:
+        """The tokens that stay as they are, from the left, for rules that keep what they have written."""
+        if self.open:
+            return self.written()
+        return [self.tokens[position] for position in self.gap[: self.ending()[1]]]
+
     def release(self) -> str:
         """Returns the text that has become final since the last call, for rules that keep what they have written.
 
@@ -122,6 +134,15 @@ class Canvas:
         text = self._text.text(written)
         kept = len(text) - _held(self._text.text(written, special=True) if self.stops else text, self.stops)
         return self._more(text[: max(0, kept)])
+
+    def _halt(self, until: Callable[[Sequence[int]], bool]) -> tuple[int, str] | None:
+        """How many tokens are all that is wanted, and their text; `None` if it is not known yet."""
+        before, self._asked = self._asked, self.written()
+        first = min(shared(before, self._asked) + 1, len(self._asked))
+        for count in range(max(1, first), len(self._asked) + 1):
+            if until(self._asked[:count]):
+                return count, self._text.text(self._asked[:count])
+        return None
 
     def _more(self, text: str) -> str:
         """What a text adds to what was released; nothing if a decoder has changed its beginning."""

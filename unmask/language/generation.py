@@ -18,6 +18,7 @@ from ..sampling.loop import Sampler
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 from .asked import Asked, Settings
+from .canvas import Canvas
 from .completion import Completion
 from .guidance import Guided
 from .turns import changes, settle
@@ -31,6 +32,7 @@ def answer_all(
     asked: Sequence[Asked],
     batch_size: int,
     on_step: Callable[[State, StepInfo], None] | None,
+    on_turn: Callable[[Canvas], None] | None = None,
 ) -> list[Completion]:
     """Writes every answer; rows of similar lengths share a batch, so that little of it is padding.
 
@@ -39,13 +41,14 @@ def answer_all(
         asked: The answers that are wanted, all with the same settings.
         batch_size: Rows per batch.
         on_step: Called with the state of the batch and the step's information.
+        on_turn: Called with what an answer is written on, after each turn that it took part in.
     """
     # Longest first: a batch that does not fit into memory fails before the work, not after it.
     order = sorted(range(len(asked)), key=lambda index: (-len(asked[index].row), index))
     completions: dict[int, Completion] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
-        run = _Batch(model, [asked[index] for index in batch])
+        run = _Batch(model, [asked[index] for index in batch], on_turn)
         run.finish(on_step)
         completions |= {index: run.completion(place) for place, index in enumerate(batch)}
     return [completions[index] for index in range(len(asked))]
@@ -54,8 +57,9 @@ def answer_all(
 class _Batch:
     """One batch: where its answers are, and when each was finished."""
 
-    def __init__(self, model: LanguageModel, asked: Sequence[Asked]) -> None:
+    def __init__(self, model: LanguageModel, asked: Sequence[Asked], on_turn: Callable[[Canvas], None] | None) -> None:
         self.asked, self.began, settings = asked, time.perf_counter(), asked[0].settings
+        self.on_turn = on_turn
         self.canvases = [one.canvas(model) for one in asked]
         denoiser: Denoiser = model
         if settings.cache != "none":
@@ -78,6 +82,8 @@ class _Batch:
         for one in done:
             if not self.canvases[one.slot].open:
                 self.seconds[one.slot] = now
+            if self.on_turn is not None:
+                self.on_turn(self.canvases[one.slot])
         return state
 
     def completion(self, place: int) -> Completion:

@@ -38,7 +38,7 @@ class Continuation:
         if special not in self._known:
             self._known[special] = self._decoded(self.before, special)
         known, whole = self._known[special], self._decoded([*self.before, *tokens], special)
-        return whole[len(known) if whole.startswith(known) else _shared(known, whole) :]
+        return whole[len(known) if whole.startswith(known) else shared(known, whole) :]
 
     def stop(self, tokens: Sequence[int], stops: Sequence[str]) -> tuple[int, str] | None:
         """Looks for stop strings in the text of tokens, in which special tokens are written out.
@@ -74,8 +74,8 @@ class Continuation:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=not special)) if tokens else ""
 
 
-def _shared(one: str, other: str) -> int:
-    """How many characters two texts begin alike with."""
+def shared(one: Sequence[object], other: Sequence[object]) -> int:
+    """How many characters, or tokens, two texts begin alike with."""
     pairs = enumerate(zip(one, other, strict=False))
     return next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
 

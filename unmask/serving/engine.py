@@ -15,7 +15,6 @@ from typing import Protocol
 
 from ..errors import UnmaskError
 from ..language.canvas import Canvas
-from ..sampling.conversation import LawKind
 from .events import Admitted, Event, Failed, Finished, Request, Written
 from .limits import Limits
 from .runner import Runner, Turned, Work
@@ -129,8 +128,7 @@ class Engine:
                 own = asked.settings
                 canvas = Canvas(asked.row, mask_id, tokenizer, ends=own.ends, stops=own.stops, whole=own.whole)
                 work = Work(number, asked.row, asked.stream, own, canvas, request.candidates, asked.ahead)
-                keeps = own.rule.law not in (LawKind.VISITS, LawKind.NONE)
-                lane.sequences[number] = _Sequence(work, request, index, now, keeps=keeps)
+                lane.sequences[number] = _Sequence(work, request, index, now, keeps=own.keeps)
             self._wake.notify()
 
     def cancel(self, request: Request) -> None:
