@@ -49,6 +49,12 @@ def _text() -> type[Task]:
     return TextTask
 
 
+def _working() -> type[Task]:
+    from .working import WorkingTask
+
+    return WorkingTask
+
+
 @dataclass(frozen=True)
 class TaskFamily:
     """A named task: what it is, and its class, whose arguments are its settings.
@@ -73,6 +79,7 @@ TASKS: dict[str, TaskFamily] = {
     "music": TaskFamily("four-part chorales: harmonise a melody, fill a gap, compose", _music),
     "sudoku": TaskFamily("9×9 puzzles with one solution", _sudoku),
     "text": TaskFamily("text by characters or subwords: fill gaps, or write from nothing", _text),
+    "working": TaskFamily("problems in several steps, answered with their working or by the result alone", _working),
 }
 
 
