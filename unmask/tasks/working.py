@@ -3,9 +3,9 @@
 A response is one step per line of the working, `;` between them, and ends itself, as in `unmask.tasks.instructions`,
 whose vocabulary it has. The kinds, with an example each:
 
-- `expression`: `(7+5)*3-4=` `7+5=12;12*3=36;36-4=32`: three to five numbers, worked out from the left, brackets and
+- `expression`: `(7+5)*3-4=` `7+5=12;12*3=36;36-4=32`: three or four numbers, worked out from the left, brackets and
   products first;
-- `story`: `Ann has 7 nuts, buys 5, eats 3.` `7+5=12;12-3=9`: two or three steps told in words;
+- `story`: `Ann has 7, buys 5, eats 3.` `7+5=12;12-3=9`: two or three steps told in words;
 - `countdown`: `Make 24 of 9 3 5.` `3*5=15;15+9=24`: each number is used once; mostly there are several ways, so tokens
   drawn together may belong to different ones.
 
@@ -27,20 +27,20 @@ from ._common import Draws
 from .arithmetic import OPERATIONS, Operation, makes, numbers_of, value_of, work_out, write
 from .instructions import Instruction, InstructionTask, split_of
 
-_LENGTH, _CANVAS = 76, 40
+_LENGTH, _CANVAS = 62, 32
+_FEWEST, _MOST_NUMBERS = 3, 4
 _LEAST, _MOST = 1, 99
 _STEP = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
 _NAMES = ("Ann", "Ben", "Eva", "Ida", "Leo", "Mia", "Sam", "Tom")
-_THINGS = ("nuts", "figs", "eggs", "buns")
 _STORIES = (
-    ("+-", "{name} has {0} {things}, buys {1}, eats {2}."),
-    ("-+", "{name} has {0} {things}, eats {1}, buys {2}."),
-    ("--", "{name} has {0} {things}, eats {1}, sells {2}."),
-    ("++", "{name} has {0} {things}, buys {1}, then {2}."),
-    ("*-", "{0} bags of {1} {things}, {2} are eaten."),
-    ("*+", "{0} bags of {1} {things}, and {2} more."),
-    ("+*", "{0} red and {1} blue, for {2} $ each."),
-    ("*-*", "{0} bags of {1}, {2} go, rest {3} $ each."),
+    ("+-", "{name} has {0}, buys {1}, eats {2}."),
+    ("-+", "{name} has {0}, eats {1}, buys {2}."),
+    ("--", "{name} has {0}, eats {1}, sells {2}."),
+    ("++", "{name} has {0}, buys {1}, finds {2}."),
+    ("*-", "{0} bags of {1}, {2} are eaten."),
+    ("*+", "{0} bags of {1}, and {2} more."),
+    ("+*", "{0} red, {1} blue, {2} $ each."),
+    ("*-*", "{0} bags of {1} less {2}, {3} $ each."),
 )
 
 
@@ -130,7 +130,7 @@ def _working(tree: Operation | int) -> str:
 
 
 def _expression(draws: Draws) -> Problem:
-    tree = _any_tree(3 + draws.below(3), draws)
+    tree = _any_tree(_FEWEST + draws.below(_MOST_NUMBERS - _FEWEST + 1), draws)
     shown = write(tree)
     return Problem(f"{shown}=", _working(tree), "expression", shown)
 
@@ -149,7 +149,7 @@ def _story(draws: Draws) -> Problem:
         f"{before}{sign}{number}={after}"
         for (before, after), sign, number in zip(pairwise(values), signs, numbers[1:], strict=True)
     ]
-    shown = text.format(*numbers, name=draws.pick(_NAMES), things=draws.pick(_THINGS))
+    shown = text.format(*numbers, name=draws.pick(_NAMES))
     return Problem(shown, ";".join(lines), "story", f"{signs} {numbers}")
 
 
@@ -185,7 +185,7 @@ class WorkingTask(InstructionTask):
 
     name = "working"
     quality = "share of results right"
-    canvases = (8, 24, 40)
+    canvases = (8, 16, 32)
     kinds = KINDS
 
     def __init__(
