@@ -27,7 +27,7 @@ from ._common import Draws
 from .arithmetic import OPERATIONS, Operation, makes, numbers_of, value_of, work_out, write
 from .instructions import Instruction, InstructionTask, split_of
 
-_LENGTH, _CANVAS = 62, 32
+_LENGTH, _CANVAS = 64, 32
 _FEWEST, _MOST_NUMBERS = 3, 4
 _LEAST, _MOST = 1, 99
 _STEP = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
