@@ -87,8 +87,27 @@ def test_the_score_asks_for_the_result_whatever_the_form() -> None:
     assert task.score(prompts, ended).tolist() == [0.0] * 40
 
 
+def test_drills_are_lines_whose_results_are_masked() -> None:
+    task = WorkingTask(drills=0.6)
+    examples, count = task.examples("train"), 0
+    for index in range(300):
+        tokens, maskable = examples[index]
+        shown = task.show(torch.where(maskable, torch.tensor(MASK_ID), tokens))
+        if re.match(r"\d+[-+*]\d+=\d+;", task.show(tokens)) is None:
+            continue
+        count += 1
+        assert tokens.shape == maskable.shape == (task.length,)
+        assert re.fullmatch(r"(\d+[-+*]\d+=□+;)+", shown)
+        assert all(eval(line.replace("=", "==")) for line in task.show(tokens).rstrip(";").split(";"))
+    assert abs(count / 300 - 0.6) < 5 * (0.24 / 300) ** 0.5
+    held_out = WorkingTask().examples("validation")
+    assert all(torch.equal(task.examples("validation")[index][0], held_out[index][0]) for index in range(50))
+
+
 def test_settings_out_of_range_are_refused() -> None:
     with pytest.raises(ValueError, match="terse must be a share"):
         WorkingTask(terse=1.5)
+    with pytest.raises(ValueError, match="drills must be a share"):
+        WorkingTask(drills=-0.1)
     with pytest.raises(ValueError, match="choose from expression, story, countdown"):
         WorkingTask(kinds="sums")

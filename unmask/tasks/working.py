@@ -13,6 +13,9 @@ Every number on the way lies in 1..99, so each line is easy, and the result of a
 share of the examples is terse: the result alone, `32`, without the working. So a model learns both, as one does that
 was trained on the answers of many people, and what is written first decides between them. A sampler that fixes the end
 of the response before its beginning chooses the terse answer unawares, and with it the harder problem.
+
+What takes longest to learn is not which step comes next but what it gives. So a share of the training sequences may be
+drills: the lines of many problems one after the other, `7+5=□□;12*3=□□;…`, only what each gives masked.
 """
 
 from __future__ import annotations
@@ -23,9 +26,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import cast
 
-from ._common import Draws
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ._common import Draws, check_index, check_split
 from .arithmetic import OPERATIONS, Operation, makes, numbers_of, value_of, work_out, write
-from .instructions import Instruction, InstructionTask, split_of
+from .instructions import PAD_ID, Instruction, InstructionExamples, InstructionTask, encode, split_of
 
 _LENGTH, _CANVAS = 64, 32
 _FEWEST, _MOST_NUMBERS = 3, 4
@@ -166,6 +173,35 @@ _OFTEN = {"expression": 3}
 """How many times as often as the others a kind is drawn."""
 
 
+class WorkingExamples(InstructionExamples):
+    """Problems of a split, and drills among those for training."""
+
+    task: WorkingTask
+
+    def __getitem__(self, index: int) -> tuple[Int[Tensor, " length"], Bool[Tensor, " length"]]:
+        index = check_index(index, len(self))
+        draws = Draws(self.task.seed, "drills", index)
+        if self.split == "train" and draws.below(1000) < 1000 * self.task.drills:
+            return self._drill(draws)
+        return super().__getitem__(index)
+
+    def _drill(self, draws: Draws) -> tuple[Int[Tensor, " length"], Bool[Tensor, " length"]]:
+        text, hidden = "", list[int]()
+        while True:
+            for line in self.task.draw(self.split, draws).answer.split(";"):
+                shown, equals, result = line.rpartition("=")
+                if not equals:
+                    continue
+                if len(text) + len(line) + 1 > self.task.length:
+                    tokens = encode(text) + [PAD_ID] * (self.task.length - len(text))
+                    maskable = torch.zeros(self.task.length, dtype=torch.bool)
+                    maskable[hidden] = True
+                    return torch.tensor(tokens), maskable
+                begin = len(text) + len(shown) + 1
+                hidden += range(begin, begin + len(result))
+                text += f"{line};"
+
+
 class WorkingTask(InstructionTask):
     """Problems in several steps, with their working (see the module).
 
@@ -177,6 +213,7 @@ class WorkingTask(InstructionTask):
         length: Tokens per sequence, the room for prompt and response.
         canvas: Masks of a prompt to be answered.
         terse: Share of the expressions and stories whose response is the result alone.
+        drills: Share of the training sequences that are lines of working alone.
         seed: Of the training problems.
 
     Raises:
@@ -195,12 +232,18 @@ class WorkingTask(InstructionTask):
         length: int = _LENGTH,
         canvas: int = _CANVAS,
         terse: float = 0.3,
+        drills: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__(kinds=kinds, length=length, canvas=canvas, seed=seed)
-        if not 0 <= terse <= 1:
-            raise ValueError(f"terse must be a share, from 0 to 1, got {terse}")
-        self.terse = terse
+        for name, share in (("terse", terse), ("drills", drills)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} must be a share, from 0 to 1, got {share}")
+        self.terse, self.drills = terse, drills
+
+    def examples(self, split: str) -> WorkingExamples:
+        """Returns the problems of a split, `2**31` sequences for training."""
+        return WorkingExamples(self, check_split(split))
 
     def draw(self, split: str, draws: Draws) -> Problem:
         """Draws problems of one of the kinds until one belongs to the split."""
