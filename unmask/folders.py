@@ -20,6 +20,7 @@ EMBEDDED = {
     "judge": "models/judge",
     "arithmetic": "models/arithmetic",
     "chat": "models/chat",
+    "working": "models/working",
 }
 """Names of the checkpoints that ship with the package, and where in its data they lie."""
 
