@@ -38,7 +38,7 @@ RESULTS = ROOT / "docs" / "results" / "working.json"
 PAGE = ROOT / "docs" / "working.md"
 STORE = ROOT / "runs" / "results" / "working.jsonl"
 MODEL = "working"
-CHOICE, TEST = 150, 200
+CHOICE, TEST = 100, 200
 LOSS = 0.01
 """Of right results, what a chosen setting may lose on the validation problems."""
 
@@ -76,8 +76,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "frechet": ("delta=0.25",),
     "hierarchy": ("low=0.4,high=0.9",),
     "credit": ("threshold=0.9",),
-    "remdm": ("steps=32",),
-    "p2": ("steps=32",),
+    "remdm": ("steps=16",),
+    "p2": ("steps=8",),
     "wino": ("threshold=0.6,back=0.9",),
     "edit": ("threshold=0.7,edit=0.5",),
     "lookahead": ("depth=2",),
@@ -93,6 +93,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     CANVAS + FREE: {"end_last": False},
     BLOCKS + FREE: {"block_length": 8, "end_last": False},
 }
+RULES_IN = (BLOCKS + FREE, CANVAS + FREE)
+"""The modes in which every rule is asked: those that every rule can be asked in."""
 ENDINGS = (
     REFERENCE,
     "top1-confidence",
@@ -193,7 +195,7 @@ def rules_of(name: str) -> list[str]:
 def choose(asked: Asked) -> dict[str, Any]:
     """The setting of each rule that several are tried of, in each of the two modes, by the validation problems."""
     chosen: dict[str, Any] = {"problems": len(asked.problems), "modes": {}}
-    for mode in (BLOCKS, CANVAS):
+    for mode in RULES_IN:
         base = asked.row(REFERENCE, mode)
         rows = []
         for name, settings in SETTINGS.items():
@@ -293,8 +295,8 @@ def tables(saved: dict[str, Any]) -> dict[str, str]:
         made["working-endings"] = table_of_endings(saved["endings"])
         made["working-kinds"] = table_of_kinds(saved["endings"])
     if "rules" in saved:
-        made["working-blocks"] = table_of_rules(saved["rules"], BLOCKS)
-        made["working-canvas"] = table_of_rules(saved["rules"], CANVAS)
+        made["working-blocks"] = table_of_rules(saved["rules"], RULES_IN[0])
+        made["working-canvas"] = table_of_rules(saved["rules"], RULES_IN[1])
     return {name: f"{table}\n\n{_said(name, saved)}" for name, table in made.items()}
 
 
