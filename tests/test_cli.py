@@ -171,7 +171,7 @@ def test_nothing_is_written_over_what_is_read(puzzles: Path, tmp_path: Path):
 
 
 def test_a_model_of_another_task_is_refused_by_name():
-    for model in ("text", "chat", "maze", "maze-loops", "judge", "arithmetic", "music"):
+    for model in ("text", "chat", "working", "maze", "maze-loops", "judge", "arithmetic", "music"):
         kind = "reads from left to right" if model == "judge" else "not of sudoku"
         with pytest.raises(ValueError, match=f"the model '{model}' .*{kind}.*; give one of sudoku, such as sudoku"):
             run("solve", "--model", model)

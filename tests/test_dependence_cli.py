@@ -67,7 +67,7 @@ def test_a_model_is_measured_on_its_own_task(tmp_path: Path):
     assert len(report["about"]["weights"]) == 12
 
 
-@pytest.mark.parametrize("model", ["sudoku", "maze", "maze-loops", "text", "arithmetic", "chat", "music"])
+@pytest.mark.parametrize("model", ["sudoku", "maze", "maze-loops", "text", "arithmetic", "chat", "working", "music"])
 def test_the_shipped_models_have_profiles_of_their_weights(model: str):
     found = load_profile(model)
     assert found.measured == 400

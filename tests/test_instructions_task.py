@@ -1,5 +1,8 @@
 """The task of short instructions, and the start of the network that is trained on it."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from transformers import LlamaForCausalLM
@@ -7,6 +10,8 @@ from transformers import LlamaForCausalLM
 from unmask.models.pretrained.llada import llada_config, llada_settings, new_llada
 from unmask.models.pretrained.neighbours import OFFSETS, look_at_neighbours
 from unmask.tasks.instructions import END_ID, KINDS, MASK_ID, PAD_ID, USER_ID, InstructionTask, split_of
+from unmask.training.config import TrainConfig
+from unmask.training.networks import build_network, save_network
 
 SIZES = {"d_model": 128, "n_layers": 4, "n_heads": 4, "mlp_hidden_size": 96, "rope_theta": 100.0}
 
@@ -74,3 +79,19 @@ def test_neighbours_are_a_setting_and_other_weights_stay_random() -> None:
     assert channel.max() == channel.min() > 0
     with pytest.raises(ValueError, match="neighbors"):
         new_llada({**SIZES, "neighbors": True}, 101, MASK_ID, 64, PAD_ID)
+
+
+def test_a_network_starts_from_another_of_its_sizes(tmp_path: Path) -> None:
+    task = InstructionTask(kinds="sums", length=40, canvas=8)
+
+    def config(**network: Any) -> TrainConfig:
+        given = {"kind": "llada", **SIZES, "d_model": 32, **network}
+        return TrainConfig(task={"name": "instructions"}, network=given, steps=1, out=tmp_path)  # pyright: ignore
+
+    first = build_network(config(), task)
+    save_network(tmp_path / "first", first, config(), task, {})
+    again = build_network(config(start=str(tmp_path / "first")), task)
+    for (name, weight), (_, copy) in zip(first.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(weight.bfloat16().float(), copy), name  # as it is saved
+    with pytest.raises(ValueError, match="it has num_hidden_layers 4 for 2"):
+        build_network(config(start=str(tmp_path / "first"), n_layers=2), task)

@@ -31,6 +31,7 @@ from benchmarks import (
     speculative,
     sudoku,
     text_plane,
+    working,
 )
 from benchmarks.pages import between, fill
 from unmask import Entropy, EntropyBound, Rule
@@ -91,6 +92,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     tried = [masked_lms.Tried(**one) for one in figures("masked_lms")["classes"]]
     fill(copies["language.md"], {"masked-lms": masked_lms.table(tried)})
     fill(copies["speculative.md"], {"speculative": speculative.table(figures("speculative")["rows"])})
+    fill(copies["working.md"], working.tables(figures("working")))
     fill(copies["README.md"], {"sudoku": sudoku.table(figures("sudoku-test"))})
 
     for path in PAGES:
@@ -104,7 +106,7 @@ def test_the_code_of_the_pages_runs():
     blocks = {path.name: CODE.findall(path.read_text(encoding="utf-8")) for path in PAGES[1:]}
     # The rules of extending.md are run, and tested, by test_contract.py; index.md by test_tutorials.py.
     counts = {name: len(found) for name, found in blocks.items() if found and name != "index.md"}
-    assert counts == {"dependence.md": 1, "extending.md": 3, "language.md": 1, "settings.md": 1}
+    assert counts == {"dependence.md": 1, "extending.md": 3, "language.md": 1, "settings.md": 1, "working.md": 1}
     model = MarkovDenoiser.lazy(symbols=2, stay=0.75)
     x = torch.full((20, 6), model.mask_id)
     given: dict[str, Any] = {"model": model, "x": x, "profile": Profile.empty(Line.of(6))}
@@ -117,6 +119,9 @@ def test_the_code_of_the_pages_runs():
     answers: dict[str, Any] = {}
     exec(blocks["language.md"][0], answers)
     assert [one.text for one in answers["answers"]] == ["47", "13"]
+    worked: dict[str, Any] = {}
+    exec(blocks["working.md"][0], worked)
+    assert [one.finish_reason for one in worked["answers"]] == ["end"] * 3
 
 
 def test_the_pages_have_the_tables_they_are_known_for():
@@ -130,5 +135,5 @@ def test_the_pages_have_the_tables_they_are_known_for():
         "performance.md": 7,
         "language.md": 5,
     }
-    least |= {"numerics.md": 2, "families.md": 1, "high-order.md": 1, "speculative.md": 1}
+    least |= {"numerics.md": 2, "families.md": 1, "high-order.md": 1, "speculative.md": 1, "working.md": 2}
     assert {name: marked[name] for name in least if marked[name] < least[name]} == {}

@@ -22,6 +22,7 @@ EMBEDDED = {
     "rxnmapper": "models/rxnmapper",
     "sapiens-vh": "models/sapiens-vh",
     "sapiens-vl": "models/sapiens-vl",
+    "working": "models/working",
 }
 """Names of the checkpoints that ship with the package, and where in its data they lie."""
 

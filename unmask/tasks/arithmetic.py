@@ -41,11 +41,12 @@ _LEAST, _MOST = 10, 99
 _VALIDATION, _TEST, _BUCKETS = 2_000, 10_000, 16
 _MIXED = ("addition", "expression", "word")
 _STEP = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
-_OPERATIONS: dict[str, Callable[[int, int], int]] = {
+OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
 }
+"""What the signs mean."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class Operation:
     value: int
 
 
-def _value(node: Operation | int) -> int:
+def value_of(node: Operation | int) -> int:
+    """Returns the value of an expression."""
     return node if isinstance(node, int) else node.value
 
 
@@ -120,17 +122,18 @@ def write(node: Operation | int) -> str:
     return f"{left}{node.sign}{right}"
 
 
-def _numbers(node: Operation | int) -> list[int]:
-    return [node] if isinstance(node, int) else _numbers(node.left) + _numbers(node.right)
+def numbers_of(node: Operation | int) -> list[int]:
+    """Returns the numbers of an expression, from left to right."""
+    return [node] if isinstance(node, int) else numbers_of(node.left) + numbers_of(node.right)
 
 
-def _reduce(node: Operation) -> tuple[Operation | int, Operation]:
-    # Works out the first operation, from the left, on two plain numbers; also returns that operation.
+def work_out(node: Operation) -> tuple[Operation | int, Operation]:
+    """Works out the first operation, from the left, on two plain numbers; also returns that operation."""
     if isinstance(node.left, Operation):
-        left, done = _reduce(node.left)
+        left, done = work_out(node.left)
         return Operation(node.sign, left, node.right, node.value), done
     if isinstance(node.right, Operation):
-        right, done = _reduce(node.right)
+        right, done = work_out(node.right)
         return Operation(node.sign, node.left, right, node.value), done
     return node.value, node
 
@@ -146,19 +149,19 @@ def _expression(draws: Draws, operations: int) -> Problem:
     shown = write(node)
     lines = []
     while isinstance(node, Operation):
-        node, _ = _reduce(node)
+        node, _ = work_out(node)
         lines.append(write(node))
     return Problem(f"{shown}=", "=".join(lines), shown)
 
 
 def _countdown(draws: Draws, operations: int) -> Problem:
     node = expression(operations, draws)
-    target = _value(node)
-    numbers = _numbers(node)
+    target = value_of(node)
+    numbers = numbers_of(node)
     shuffled = [numbers[place] for place in draws.sample(len(numbers), len(numbers))]
     lines = []
     while isinstance(node, Operation):
-        node, done = _reduce(node)
+        node, done = work_out(node)
         lines.append(f"{write(done)}={done.value}")
     return Problem(
         f"{' '.join(map(str, shuffled))} make {target}: ", " ".join(lines), f"{sorted(numbers)} make {target}"
@@ -194,7 +197,7 @@ def _chain(signs: str, draws: Draws) -> tuple[list[int], list[str]]:
         numbers, lines = [value], []
         for sign in signs:
             numbers.append(2 + draws.below(8) if sign == "*" else _LEAST + draws.below(_MOST - _LEAST + 1))
-            result = _OPERATIONS[sign](value, numbers[-1])
+            result = OPERATIONS[sign](value, numbers[-1])
             lines.append(f"{value}{sign}{numbers[-1]}={result}")
             value = result
             if not _LEAST <= value <= _MOST:
@@ -216,7 +219,7 @@ def makes(text: str, numbers: list[int], target: int) -> bool:
             if operand not in left:
                 return False
             left.remove(operand)
-        if _OPERATIONS[match[2]](a, b) != value:
+        if OPERATIONS[match[2]](a, b) != value:
             return False
         left.append(value)
     return left == [target]

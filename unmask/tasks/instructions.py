@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -243,8 +243,9 @@ def save_tokenizer(folder: Path) -> None:
 class InstructionExamples:
     """Instructions of a split, each a function of (seed, index).
 
-    Half of them are chats, some of those with an earlier turn where it fits. For training, the masks are 4 to 32, and
-    at least 1 to 4 more than the response has tokens, as far as they fit; elsewhere there are `canvas`.
+    Half of them are chats, some of those with an earlier turn where it fits. For training, the masks are one of the
+    task's `canvases`, and at least 1 to 4 more than the response has tokens, as far as they fit; elsewhere there are
+    `canvas`.
     """
 
     def __init__(self, task: InstructionTask, split: str) -> None:
@@ -257,20 +258,20 @@ class InstructionExamples:
         """Returns an example's instruction, the tokens of its prompt, and the number of masks."""
         index, train = check_index(index, len(self)), self.split == "train"
         draws = Draws(self.task.seed if train else 0, "instructions", self.split, index)
-        kinds, length = self.task.chosen, self.task.length
-        one = draw_instruction(self.split, draws, kinds)
+        length = self.task.length
+        one = self.task.draw(self.split, draws)
         prompt = encode(one.prompt)
         if draws.below(2):
             prompt = [USER_ID, *prompt, ASSISTANT_ID]
             for _ in range(draws.pick((0, 0, 0, 0, 0, 1)) if train else 0):
-                turn = draw_instruction(self.split, draws, kinds)
+                turn = self.task.draw(self.split, draws)
                 turns = [USER_ID, *encode(turn.prompt), ASSISTANT_ID, *encode(turn.answer), END_ID, *prompt]
                 if len(turns) + len(one.answer) < length:
                     prompt = turns
         canvas = self.task.canvas
         if train:
             needed = len(one.answer) + 1 + draws.below(4)
-            canvas = min(max(draws.pick(_CANVASES), needed), length - len(prompt))
+            canvas = min(max(draws.pick(self.task.canvases), needed), length - len(prompt))
         return one, prompt, canvas
 
     def __getitem__(self, index: int) -> tuple[Int[Tensor, " length"], Bool[Tensor, " length"]]:
@@ -309,17 +310,27 @@ class InstructionTask:
     mask_id = MASK_ID
     end_id = END_ID
     pad_id = PAD_ID
+    kinds: Mapping[str, Callable[[Draws], Instruction]] = KINDS
+    canvases = _CANVASES
 
     def __init__(
         self, *, kinds: str | None = None, length: int = _LENGTH, canvas: int = _CANVAS, seed: int = 0
     ) -> None:
         self.seed = whole("seed", seed, 0)
-        usual = (kind for kind in KINDS if kind not in ("sums", "basic"))
+        usual = (kind for kind in self.kinds if kind not in ("sums", "basic"))
         self.chosen = tuple(usual if kinds is None else kinds.split("+"))
-        unknown = [kind for kind in self.chosen if kind not in KINDS]
+        unknown = [kind for kind in self.chosen if kind not in self.kinds]
         if unknown:
-            raise ValueError(f"unknown kinds {', '.join(map(repr, unknown))}; choose from {', '.join(KINDS)}")
+            raise ValueError(f"unknown kinds {', '.join(map(repr, unknown))}; choose from {', '.join(self.kinds)}")
         self.canvas, self.length = whole("canvas", canvas, 1), whole("length", length, 1)
+
+    def draw(self, split: str, draws: Draws) -> Instruction:
+        """Draws an instruction of a split."""
+        return draw_instruction(split, draws, self.chosen)
+
+    def asked(self, prompt: str, answer: str) -> Instruction:
+        """Returns the instruction of a prompt."""
+        return Instruction(prompt, answer, "split" if prompt.startswith("Find two") else "", "")
 
     def examples(self, split: str) -> InstructionExamples:
         """Returns the instructions of a split, `2**31` of them for training."""
@@ -343,8 +354,7 @@ class InstructionTask:
             asked = (prompt == USER_ID).nonzero()
             last = prompt[int(asked[-1]) :] if len(asked) else prompt  # earlier turns of a chat are not asked
             shown = last[last < len(CHARACTERS)]
-            kind = "split" if _text(shown).startswith("Find two") else ""
-            one = Instruction(_text(shown), _response(answer[masked]), kind, "")
+            one = self.asked(_text(shown), _response(answer[masked]))
             right.append(one.right(_response(filled[masked])))
         return torch.tensor(right, dtype=torch.float64)
 

@@ -61,6 +61,12 @@ def _text() -> type[Task]:
     return TextTask
 
 
+def _working() -> type[Task]:
+    from .working import WorkingTask
+
+    return WorkingTask
+
+
 @dataclass(frozen=True)
 class TaskFamily:
     """A named task: what it is, and its class, whose arguments are its settings.
@@ -87,6 +93,7 @@ TASKS: dict[str, TaskFamily] = {
     "reactions": TaskFamily("chemical reactions in SMILES: fill in masked tokens, or one side", _reactions),
     "sudoku": TaskFamily("9×9 puzzles with one solution", _sudoku),
     "text": TaskFamily("text by characters or subwords: fill gaps, or write from nothing", _text),
+    "working": TaskFamily("problems in several steps, answered with their working or by the result alone", _working),
 }
 
 

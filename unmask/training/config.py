@@ -96,10 +96,12 @@ class LLaDAConfig(_Strict):
     """A new network of LLaDA's architecture, exported in its layout (see `unmask.models.pretrained.llada`).
 
     Attributes:
+        start: Name of an embedded model or folder of a checkpoint of the same sizes whose weights it starts from.
         neighbours: Its attention starts at neighbours (see `unmask.models.pretrained.neighbours`).
     """
 
     kind: Literal["llada"]
+    start: str | None = None
     d_model: int = Field(ge=2)
     n_layers: int = Field(ge=1)
     n_heads: int = Field(ge=1)
@@ -110,7 +112,7 @@ class LLaDAConfig(_Strict):
     @property
     def sizes(self) -> dict[str, Any]:
         """The sizes by LLaDA's names."""
-        return self.model_dump(exclude={"kind"})
+        return self.model_dump(exclude={"kind", "start"})
 
 
 class EvaluationConfig(_Strict):

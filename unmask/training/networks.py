@@ -14,6 +14,7 @@ from ..denoiser import NetworkDenoiser
 from ..folders import model_folder
 from ..models.networks.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from ..models.networks.transformer import Transformer
+from ..models.pretrained.bidirectional import load_bidirectional
 from ..models.pretrained.llada import new_llada, save_llada
 from ..models.pretrained.masked_lm import HFMaskedDenoiser, MaskedLM, adopt_masked_lm, new_masked_lm, save_masked_lm
 from ..tasks.instructions import InstructionTask
@@ -47,6 +48,8 @@ def build_network(config: TrainConfig, task: Task) -> Network:
         ids = task_ids(task)
         if isinstance(chosen, LLaDAConfig):
             network = new_llada(chosen.sizes, **ids, pad_id=getattr(task, "pad_id", None))
+            if chosen.start is not None:
+                start_llada_from(network, chosen.start)
             if config.device == "cpu" or not torch.accelerator.is_available():
                 network.model.set_attn_implementation("eager")  # a processor fuses attention at a loss: 1.3 x the time
             return network
@@ -104,6 +107,23 @@ def start_from(network: Transformer, model: str, task: Task) -> None:
                 first, last = weights[name][:1].expand(more, -1), weights[name][-1:].expand(more, -1)
                 weights[name] = torch.cat([first, weights[name], last])
     network.load_state_dict(weights)
+
+
+def start_llada_from(network: MaskedLM, model: str) -> None:
+    """Gives a network of LLaDA's architecture the weights of another of the same sizes.
+
+    Raises:
+        ValueError: If it differs in its sizes or its token ids.
+        AdapterError: If there is no such model, or it cannot be read.
+    """
+    with model_folder(model) as folder:
+        old = load_bidirectional(folder)
+    names = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+    pairs = {name: (getattr(old.model.config, name), getattr(network.model.config, name)) for name in names}
+    pairs["mask_id"] = (old.mask_id, network.mask_id)
+    if differ := [f"{name} {theirs} for {ours}" for name, (theirs, ours) in pairs.items() if theirs != ours]:
+        raise ValueError(f"network.start: {model} does not fit, it has {', '.join(differ)}")
+    network.model.load_state_dict(old.model.state_dict())
 
 
 def task_ids(task: Task) -> dict[str, int]:
