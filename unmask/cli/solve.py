@@ -66,24 +66,14 @@ def solve(
     check_outputs({"--output": output, "--rejected": rejected}, [file])
     read = PuzzleFile(demo_puzzles()[:limit], []) if file is None else read_puzzles(file, limit, encoding)
     puzzles = read.puzzles
-    for line in read.rejected:
-        reason = escape(line.reason)
-        common.err.print(f"[yellow]line {line.line} left out:[/] {reason}", highlight=False, soft_wrap=True)
-    if rejected is not None:
-        write_output(rejected, left_out(read))
+    _say_left_out(read, rejected)
     if not puzzles:
         raise ValueError(f"{file} holds no usable puzzle")
     columns = list(dict.fromkeys(column for puzzle in puzzles for column in puzzle.columns))
-    if by is not None and by not in columns:
-        same = [column for column in columns if column.lower() == by.lower()]
-        if not same:
-            known = ", ".join(columns) or "none besides puzzle and solution"
-            raise ValueError(f"there is no column {by!r} to group by; the file has {known}")
-        by = same[0]
-    if output is not None:
-        clash = sorted(column for column in columns if column.lower() in ANSWER_COLUMNS)
-        if clash:
-            raise ValueError(f"the file has columns named {', '.join(clash)}, which --output adds; rename them")
+    by = _grouping(by, columns)
+    clash = sorted(column for column in columns if column.lower() in ANSWER_COLUMNS)
+    if output is not None and clash:
+        raise ValueError(f"the file has columns named {', '.join(clash)}, which --output adds; rename them")
     common.one_thread()
     denoiser = load(model)
     check_model(model, denoiser, SudokuTask())
@@ -114,16 +104,39 @@ def solve(
         "rejected": [{"line": line.line, "reason": line.reason} for line in read.rejected],
     }
     if by is not None:
-        groups: dict[str, list[int]] = {}
-        for index, puzzle in enumerate(puzzles):
-            groups.setdefault(puzzle.columns.get(by, ""), []).append(index)
-        report["by"] = [
-            {by: value, **summary(puzzles, answers, rows), "value": value} for value, rows in sorted(groups.items())
-        ]
+        report["by"] = _groups(puzzles, answers, by)
     if json:
         common.print_json(report)
     else:
         _print(report, by, named)
+
+
+def _say_left_out(read: PuzzleFile, rejected: Path | None) -> None:
+    """Says which lines were left out and why, and writes them where they can be mended."""
+    for line in read.rejected:
+        reason = escape(line.reason)
+        common.err.print(f"[yellow]line {line.line} left out:[/] {reason}", highlight=False, soft_wrap=True)
+    if rejected is not None:
+        write_output(rejected, left_out(read))
+
+
+def _grouping(by: str | None, columns: list[str]) -> str | None:
+    """The column that `--by` names, in the spelling of the file."""
+    if by is None or by in columns:
+        return by
+    same = [column for column in columns if column.lower() == by.lower()]
+    if not same:
+        known = ", ".join(columns) or "none besides puzzle and solution"
+        raise ValueError(f"there is no column {by!r} to group by; the file has {known}")
+    return same[0]
+
+
+def _groups(puzzles: list[Puzzle], answers: Answers, by: str) -> list[dict[str, Any]]:
+    """Figures over the puzzles of each value of a column."""
+    groups: dict[str, list[int]] = {}
+    for index, puzzle in enumerate(puzzles):
+        groups.setdefault(puzzle.columns.get(by, ""), []).append(index)
+    return [{by: value, **summary(puzzles, answers, rows), "value": value} for value, rows in sorted(groups.items())]
 
 
 def summary(puzzles: list[Puzzle], answers: Answers, rows: Sequence[int]) -> dict[str, Any]:

@@ -91,14 +91,13 @@ def study_of(chosen: Chosen) -> Study:
     from ..models.registry import load
     from ..tasks.fit import check_model
     from ..tasks.named import named_task
+    from ..tasks.text import TextTask
 
     if (chosen.task is None) == (chosen.prompts is None):
         raise ValueError("say on what: either --task, or --prompts FOLDER with --model")
     if chosen.prompts is not None:
         return _prompts_study(chosen, chosen.prompts)
     assert chosen.task is not None
-    if "text" not in chosen.task and chosen.judge is not None:
-        raise ValueError(f"--judge goes with the task text, not with {chosen.task}")
     common.one_thread()
     name, _, inline = chosen.task.partition(":")
     settings = key_values(inline)
@@ -111,6 +110,8 @@ def study_of(chosen: Chosen) -> Study:
     model = chosen.model or name
     denoiser = load(model, device=common.device_named(chosen.device))
     task = named_task(name, **settings)
+    if chosen.judge is not None and not isinstance(task, TextTask):
+        raise ValueError(f"--judge goes with the task text, not with {chosen.task}")
     check_model(model, denoiser, task)
     identity = {
         "model": fingerprint(model),

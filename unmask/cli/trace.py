@@ -15,6 +15,7 @@ from ..models.registry import load
 from ..sampling.loop import Sampler
 from ..tasks.fit import check_model
 from ..tasks.named import named_task
+from ..tasks.sudoku import SudokuTask
 from ..tasks.sudoku_files import parse_cells
 from ..tasks.task import Prompts, Task
 from ..viewing import COLORS, Layout, Viewable, trace_gif, trace_html, trace_png
@@ -124,7 +125,7 @@ def _prompt(task: Task, index: int | None, split: str | None, puzzle: str | None
                 f"there is no prompt {index}: the {split} split of {task.name} has {len(prompts)}, counted from 0"
             )
         return f"{task.name.capitalize()}, {split} prompt {index}", prompts[index : index + 1]
-    if task.name != "sudoku":
+    if not isinstance(task, SudokuTask):
         raise ValueError("--puzzle goes with --task sudoku; choose a prompt of another task by --split and --index")
     if index is not None or split is not None:
         raise ValueError("pass either --puzzle, the puzzle itself, or --split and --index, the place of one")

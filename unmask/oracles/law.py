@@ -12,25 +12,19 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..denoiser import Denoiser, FullDenoiser, Query
-from ..draws.categorical import check_draw, draw_log_prob, forbid, log_prob, marginals
+from ..denoiser import Denoiser
+from ..draws.categorical import check_draw
 from ..rules.budget import One
-from ..rules.credit import EVERY
 from ..rules.gibbs import Gibbs
 from ..rules.lookahead import Lookahead
 from ..rules.ranked import Rule
-from ..sampling.blocks import windows
 from ..sampling.conversation import AnyRule, LawKind
 from ..sampling.loop import Sampler
-from ..sampling.state import Memory, State
-from ..sampling.view import dependence_bound, spread
-from .hypothetical import hypothetical
 from .oracle import Oracle, enumerate_completions
 from .perturbed import PerturbedDenoiser
 from .scored_law import scored_law
@@ -38,6 +32,7 @@ from .speculation import Rounds, expected_rounds
 from .subsets import uniform_subsets
 from .table import Sudoku4Denoiser
 from .visits import Visited, corrected, visited_law
+from .walk import Walk
 
 _ORDERS = 7
 """With more masks than this, orders are not enumerated."""
@@ -75,12 +70,12 @@ class Law:
     log_p: Float[Tensor, " points"]
     log_q: Float[Tensor, " points"]
     off_support: float
-    bound: float
-    dependence: float
-    model_error: float
-    nfe_mean: float
-    nfe_mean_data: float
-    evaluations_mean: float
+    bound: float = math.nan
+    dependence: float = math.nan
+    model_error: float = math.nan
+    nfe_mean: float = math.nan
+    nfe_mean_data: float = math.nan
+    evaluations_mean: float = math.nan
 
     @property
     def kl(self) -> float:
@@ -172,78 +167,122 @@ def exact_law(
     if getattr(denoiser, "wants_time", False):
         raise ValueError("the law of a denoiser conditioned on time is not computed; give one that ignores time")
     sampler = Sampler(denoiser, rule, top_k=top_k, top_p=top_p, forbidden=forbidden)
+    case = _Case(sampler, denoiser, torch.as_tensor(x), temperature, blocks)
     if rule.law is LawKind.NONE:
         raise ValueError(rule.no_law)
     if rule.law is LawKind.VISITS:
-        return _revisiting(sampler, denoiser, torch.as_tensor(x), temperature, blocks)
+        return _revisiting(case)
     if not isinstance(rule, Rule):
         raise ValueError(f"the law of {rule} is not computed: it is not made of an order and a budget")
     if rule.law is LawKind.ONE:
-        settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "forbidden": sampler.settings.forbidden}
-        one = exact_law(denoiser, replace(rule, budget=One()), x, blocks=blocks, **settings)
-        masked, found = torch.as_tensor(x) == denoiser.mask_id, Rounds(math.nan, math.nan, math.nan)
-        if one.off_support <= 1e-12 and not (rule.order.random and int(masked.sum()) > _ORDERS):
-            orders = _orders(masked, rule.order.random)
-            found = expected_rounds(sampler, torch.as_tensor(x), one.points, one.log_p, orders, temperature, blocks)
-        return replace(one, nfe_mean=found.nfe, nfe_mean_data=found.nfe_data, evaluations_mean=found.states)
-    mask = denoiser.mask_id
-    oracle, x, points, log_p = _completions(denoiser, x)
-    own = top_k is None and top_p is None and temperature == 1 and sampler.settings.forbidden == (mask,)
+        return _verified(case, rule)
     if rule.law in (LawKind.SCORES, LawKind.DRAFTS):
-        found = scored_law(sampler, oracle, x, points, temperature, blocks)
-        bounded = own and found.own_marginals
-        return Law(
-            points=points,
-            log_p=torch.full_like(found.log_q, torch.nan) if log_p is None else log_p,
-            log_q=found.log_q,
-            off_support=found.off_support,
-            bound=found.bound if bounded else float("nan"),
-            dependence=found.dependence,
-            model_error=found.divergence - found.dependence,
-            nfe_mean=found.evaluations,
-            nfe_mean_data=found.evaluations_data,
-            evaluations_mean=found.evaluations,
+        return _scored(case)
+    return _followed(case, rule)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """Whose law is asked for: a rule on a denoiser, with the settings of its draw, from one sequence."""
+
+    sampler: Sampler
+    denoiser: Denoiser
+    x: Int[Tensor, " length"]
+    temperature: float
+    blocks: int | None
+
+    @property
+    def own(self) -> bool:
+        """Whether tokens are drawn from the model's own distribution."""
+        settings = self.sampler.settings
+        whole = settings.top_k is None and settings.top_p is None and settings.forbidden == (self.denoiser.mask_id,)
+        return whole and self.temperature == 1
+
+    def law_of(self, rule: AnyRule) -> Law:
+        """The law of another rule in its place."""
+        settings = self.sampler.settings
+        return exact_law(
+            self.denoiser,
+            rule,
+            self.x,
+            temperature=self.temperature,
+            top_k=settings.top_k,
+            top_p=settings.top_p,
+            forbidden=settings.forbidden,
+            blocks=self.blocks,
         )
-    sized = getattr(rule.budget, "group_sizes", None)
-    masks = int((x == mask).sum())
+
+
+def _verified(case: _Case, rule: Rule) -> Law:
+    """The law of a rule that verifies its drafts: that of one at a time, in fewer evaluations."""
+    one = case.law_of(replace(rule, budget=One()))
+    masked, found = case.x == case.denoiser.mask_id, Rounds(math.nan, math.nan, math.nan)
+    if one.off_support <= 1e-12 and not (rule.order.random and int(masked.sum()) > _ORDERS):
+        orders = _orders(masked, rule.order.random)
+        found = expected_rounds(case.sampler, case.x, one.points, one.log_p, orders, case.temperature, case.blocks)
+    return replace(one, nfe_mean=found.nfe, nfe_mean_data=found.nfe_data, evaluations_mean=found.states)
+
+
+def _scored(case: _Case) -> Law:
+    """The law of a rule with fresh noise in every step, by carrying probability along."""
+    oracle, x, points, log_p = _completions(case.denoiser, case.x)
+    found = scored_law(case.sampler, oracle, x, points, case.temperature, case.blocks)
+    return Law(
+        points=points,
+        log_p=_known(log_p, found.log_q),
+        log_q=found.log_q,
+        off_support=found.off_support,
+        bound=found.bound if case.own and found.own_marginals else math.nan,
+        dependence=found.dependence,
+        model_error=found.divergence - found.dependence,
+        nfe_mean=found.evaluations,
+        nfe_mean_data=found.evaluations_data,
+        evaluations_mean=found.evaluations,
+    )
+
+
+def _followed(case: _Case, rule: Rule) -> Law:
+    """The law of a rule that is a function of the state, by following every completion along every order."""
+    oracle, x, points, log_p = _completions(case.denoiser, case.x)
+    masked = x == case.denoiser.mask_id
+    sized, masks = getattr(rule.budget, "group_sizes", None), int(masked.sum())
     if rule.order.random and (sized is not None or masks > _FEW):
-        if isinstance(denoiser, Oracle) and log_p is not None and own and blocks is None and rule.blind:
-            return _subset_law(denoiser, rule, x, points, log_p)
+        if isinstance(case.denoiser, Oracle) and log_p is not None and case.own and case.blocks is None and rule.blind:
+            return _subset_law(case.denoiser, rule, x, points, log_p)
         if sized is not None or masks > _ORDERS:
             raise ValueError(
                 f"the law of a time grid, or of a random order of more than {_ORDERS} masks, is computed for an oracle"
                 " at temperature 1 without truncation or blocks, and a rule that does not look at the marginals"
             )
-    orders = _orders(x == mask, rule.order.random)
-    walk = _Walk(sampler, oracle, x, points, temperature, blocks)
+    orders = _orders(masked, rule.order.random)
+    walk = Walk(case.sampler, oracle, x, points, case.temperature, case.blocks)
     log_q = torch.full((len(points),), -torch.inf, dtype=torch.float64)
     totals = torch.zeros(5, dtype=torch.float64)  # bound, dependence, own NFE, data NFE, off-support mass
-    share = math.log(len(orders))
     weight = log_p if log_p is not None else torch.full_like(log_q, -math.log(max(1, len(points))))
     for part in orders.split(max(1, _ROWS // max(1, len(points)))):
         part_q, part_totals = walk.follow(part, weight)
-        log_q = torch.logaddexp(log_q, part_q.logsumexp(0) - share)
+        log_q = torch.logaddexp(log_q, part_q.logsumexp(0) - math.log(len(orders)))
         totals += part_totals / len(orders)
     bound, dependence, nfe, nfe_data, off = totals.tolist()
-    kl_rule = float("nan")
-    if oracle is not None and log_p is not None:
-        kl_rule = walk.divergence / len(orders)
-    else:
-        dependence = nfe_data = float("nan")
-    if oracle is None or not own or rule.predictor is not None or not getattr(rule.budget, "own_marginals", True):
-        bound = float("nan")
+    compared = oracle is not None and log_p is not None
+    bounded = oracle is not None and case.own and rule.predictor is None
     return Law(
         points=points,
-        log_p=torch.full_like(log_q, torch.nan) if log_p is None else log_p,
+        log_p=_known(log_p, log_q),
         log_q=log_q,
         off_support=off,
-        bound=bound,
-        dependence=dependence,
-        model_error=kl_rule - dependence,
+        bound=bound if bounded and getattr(rule.budget, "own_marginals", True) else math.nan,
+        dependence=dependence if compared else math.nan,
+        model_error=walk.divergence / len(orders) - dependence if compared else math.nan,
         nfe_mean=nfe,
-        nfe_mean_data=nfe_data,
+        nfe_mean_data=nfe_data if compared else math.nan,
         evaluations_mean=nfe,
     )
+
+
+def _known(log_p: Tensor | None, log_q: Tensor) -> Tensor:
+    """The data's log-probabilities, NaN where there are none."""
+    return torch.full_like(log_q, torch.nan) if log_p is None else log_p
 
 
 def _completions(denoiser: Denoiser, x: Tensor) -> tuple[Oracle | None, Tensor, Tensor, Tensor | None]:
@@ -259,35 +298,27 @@ def _completions(denoiser: Denoiser, x: Tensor) -> tuple[Oracle | None, Tensor, 
     return None, x, enumerate_completions(x, mask, denoiser.vocab_size - 1), None
 
 
-def _revisiting(sampler: Sampler, denoiser: Denoiser, x: Tensor, temperature: float, blocks: int | None) -> Law:
+def _revisiting(case: _Case) -> Law:
     """The law of a rule that masks again or overwrites; of one that corrects another, by way of that one's."""
-    rule, settings = sampler.rule, sampler.settings
-    _, x, points, log_p = _completions(denoiser, x)
+    sampler, rule = case.sampler, case.sampler.rule
+    if isinstance(rule, Lookahead):
+        return replace(case.law_of(rule.rule), nfe_mean=math.nan, nfe_mean_data=math.nan, evaluations_mean=math.nan)
+    _, x, points, log_p = _completions(case.denoiser, case.x)
     if isinstance(rule, Gibbs):
-        draw = {"temperature": temperature, "top_k": settings.top_k, "top_p": settings.top_p}
-        before = exact_law(denoiser, rule.rule, x, forbidden=settings.forbidden, blocks=blocks, **draw)
+        before = case.law_of(rule.rule)
         if before.off_support > 1e-12:
             raise ValueError(f"the law of {rule} is computed where {rule.rule} draws nothing that cannot be")
-        q = corrected(sampler, rule, x, points, before.log_q.exp(), temperature)
-        extra = rule.visits(int((x == denoiser.mask_id).sum()))
+        q = corrected(sampler, rule, x, points, before.log_q.exp(), case.temperature)
+        extra = rule.visits(int((x == case.denoiser.mask_id).sum()))
         found = Visited(q.log(), max(0.0, 1 - float(q.sum())), before.nfe_mean + extra, before.evaluations_mean + extra)
-    elif isinstance(rule, Lookahead):
-        draw = {"temperature": temperature, "top_k": settings.top_k, "top_p": settings.top_p}
-        law = exact_law(denoiser, rule.rule, x, forbidden=settings.forbidden, blocks=blocks, **draw)
-        return replace(law, nfe_mean=math.nan, nfe_mean_data=math.nan, evaluations_mean=math.nan)
     else:
-        found = visited_law(sampler, x, points, temperature, blocks)
-    nan = float("nan")
+        found = visited_law(sampler, x, points, case.temperature, case.blocks)
     return Law(
         points=points,
-        log_p=torch.full_like(found.log_q, torch.nan) if log_p is None else log_p,
+        log_p=_known(log_p, found.log_q),
         log_q=found.log_q,
         off_support=found.off_support,
-        bound=nan,
-        dependence=nan,
-        model_error=nan,
         nfe_mean=found.nfe,
-        nfe_mean_data=nan,
         evaluations_mean=found.states,
     )
 
@@ -324,167 +355,3 @@ def _subset_law(oracle: Oracle, rule: Rule, x: Tensor, points: Tensor, log_p: Te
         nfe_mean_data=found.evaluations,
         evaluations_mean=found.evaluations,
     )
-
-
-def numbers_of(memory: Memory) -> Float[Tensor, "states memory"]:
-    """The numbers in a rule's memory: all that its future depends on, besides the evaluations it compares with."""
-    numbers = memory if isinstance(memory, Tensor) else getattr(memory, "numbers", None)
-    assert isinstance(numbers, Tensor)
-    return numbers
-
-
-def _with_numbers(memory: Any, numbers: Tensor) -> Memory:
-    """The memory of a rule with history, with other numbers."""
-    return replace(memory, numbers=numbers)
-
-
-class _Walk:
-    """Follows every completion along every given order at once."""
-
-    def __init__(
-        self, sampler: Sampler, oracle: Oracle | None, x: Tensor, points: Tensor, temperature: float, blocks: int | None
-    ) -> None:
-        self.sampler, self.oracle, self.x, self.points = sampler, oracle, x, points
-        self.history: int = getattr(sampler.rule, "history", 0)
-        self.temperature, self.mask = temperature, sampler.denoiser.mask_id
-        pending = (x == self.mask).unsqueeze(0)
-        self.block = torch.zeros_like(pending, dtype=torch.int64) if blocks is None else windows(pending, blocks)
-        self.divergence = 0.0
-        uniform = torch.zeros(sampler.denoiser.vocab_size, dtype=torch.float64)
-        self._dead = Sampler(
-            FullDenoiser(lambda t: uniform.expand(*t.shape, -1), len(uniform), self.mask), sampler.rule
-        )
-
-    def follow(self, noise: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `log q` for each (order, point) and the sums over orders of the five expectations."""
-        orders, points = len(noise), len(self.points)
-        order = torch.arange(orders).repeat_interleave(points)
-        target = self.points.repeat(orders, 1)
-        p = log_p.exp().repeat(orders)
-        x = self.x.expand(len(target), -1)
-        start = (self.x == self.mask).sum().reshape(1)
-        memory = numbers_of(self.sampler.rule.start(start)).expand(len(target), -1)
-        log_q = torch.zeros(len(target), dtype=torch.float64)
-        totals = torch.zeros(5, dtype=torch.float64)
-        dead: dict[tuple[float, ...], float] = {}
-        before: list[Tensor] = []  # where each walker stood at the evaluations its rule remembers, oldest first
-        while True:
-            live = (x == self.mask).any(-1)
-            if not bool(live.any()):
-                break
-            # Many points share a state; each is evaluated once.
-            key = torch.cat([order.unsqueeze(-1).double(), x.double(), *before, memory], -1)[live]
-            states, inverse = torch.unique(key, dim=0, return_inverse=True)
-            of_state, length = states[:, 0].long(), x.shape[1]
-            sx, *trail = states[:, 1 : 1 + length * (1 + len(before))].long().split(length, -1)
-            sm = states[:, 1 + length * (1 + len(before)) :]
-            move = self.sampler.move(self._state(sx, self._memory(trail, noise[of_state], sm), noise[of_state]))
-            assert move.answer is not None
-            table = torch.zeros(*sx.shape, self.sampler.denoiser.vocab_size, dtype=torch.float64)
-            where = move.answer.ask.where
-            if move.logits is None:
-                table[where] = self._draw_log_prob(move.answer.logits)
-            else:
-                table[move.chosen] = self._draw_log_prob(move.logits)
-            bounds = dependence_bound(move.chosen, spread(move.answer.stats.entropy, where)[move.chosen])
-            left = numbers_of(move.memory)
-            chosen, tokens = move.chosen[inverse], target[live]
-            gain = table[inverse].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
-            gain = torch.where(chosen, gain, 0.0).sum(-1)
-            mass = torch.zeros(len(sx), dtype=torch.float64)
-            mass[inverse] = log_q[live].exp()  # every point of a state carries the state's own mass
-            after = torch.where(chosen, tokens, x[live])
-            totals += torch.stack(
-                [
-                    (p[live] * bounds[inverse]).sum(),
-                    self._dependence(x[live], after, chosen, tokens, p[live]),
-                    mass.sum(),
-                    p[live].sum(),
-                    torch.zeros((), dtype=torch.float64),
-                ]
-            )
-            log_q = log_q.index_put((live.nonzero().squeeze(-1),), log_q[live] + gain)
-            if self.oracle is not None:
-                self._leave(sx, move.chosen, left, of_state, inverse, after, gain, mass, dead)
-            if self.history:
-                before = [*before, x.double()][-self.history :]
-            x = x.masked_scatter(live.unsqueeze(-1), after)
-            memory = memory.masked_scatter(live.unsqueeze(-1), left[inverse])
-        self.divergence += float((p * (log_p.repeat(orders) - log_q)).sum())
-        totals[4] = sum(dead.values())
-        unknown = self.history >= EVERY and float(totals[4]) > 1e-12
-        totals[2] += torch.nan if unknown else self._dead_evaluations(dead, noise)
-        return log_q.reshape(orders, points), totals
-
-    def _state(self, x: Tensor, memory: Memory, noise: Tensor) -> State:
-        return hypothetical(self.sampler, x, memory, self.block.expand(len(x), -1), noise, self.temperature)
-
-    def _memory(self, trail: list[Tensor], noise: Tensor, numbers: Tensor) -> Memory:
-        """What the rule remembers: repeats the evaluations that one with history compares with."""
-        if not self.history:
-            return numbers
-        memory = _with_numbers(self.sampler.rule.start(torch.zeros(len(numbers), dtype=torch.int64)), numbers)
-        for x in trail:
-            memory = _with_numbers(self.sampler.move(self._state(x, memory, noise)).memory, numbers)
-        return memory
-
-    def _draw_log_prob(self, logits: Tensor) -> Tensor:
-        """Log-probabilities a draw at this temperature, top-k and top-p gives each token, in float64."""
-        allowed = forbid(logits, self.sampler.settings.forbidden)
-        top_k, top_p = self.sampler.settings.top_k, self.sampler.settings.top_p
-        return draw_log_prob(allowed, temperature=self.temperature, top_k=top_k, top_p=top_p)
-
-    def _dependence(self, x: Tensor, after: Tensor, chosen: Tensor, tokens: Tensor, p: Tensor) -> Tensor:
-        """This step's `E_data log p(x_U) - Σ log p_i(x_i)` under the oracle's own conditionals."""
-        if self.oracle is None:
-            return torch.tensor(float("nan"), dtype=torch.float64)
-        query = Query(x, chosen, torch.ones_like(chosen), torch.arange(len(x)))
-        logits = self.oracle(query)
-        stats = marginals(logits)
-        single = torch.zeros(chosen.shape, dtype=torch.float64)
-        single[chosen] = log_prob(logits, stats.log_norm, tokens[chosen])
-        joint = self.oracle.log_marginal(after) - self.oracle.log_marginal(x)
-        return (p * (joint - single.sum(-1))).sum()
-
-    def _leave(
-        self,
-        states: Tensor,
-        chosen: Tensor,
-        memory: Tensor,
-        order: Tensor,
-        inverse: Tensor,
-        after: Tensor,
-        gain: Tensor,
-        mass: Tensor,
-        dead: dict[tuple[float, ...], float],
-    ) -> None:
-        """Adds the mass that steps off the support, by (order, masks left, memory): all that its future depends on."""
-        children, first = torch.unique(torch.cat([inverse.unsqueeze(-1), after], -1), dim=0, return_inverse=True)
-        stay = torch.zeros(len(states), dtype=torch.float64)
-        of_child = torch.zeros(len(children), dtype=torch.float64)
-        of_child[first] = gain.exp()
-        stay.index_add_(0, children[:, 0], of_child)
-        lost = mass * (1 - stay).clamp(min=0)
-        for row in (lost > 1e-15).nonzero().squeeze(-1).tolist():
-            left = (states[row] == self.mask) & ~chosen[row]
-            key = (float(order[row]), *left.double().tolist(), *memory[row].tolist())
-            dead[key] = dead.get(key, 0.0) + float(lost[row])
-
-    def _dead_evaluations(self, dead: dict[tuple[float, ...], float], noise: Tensor) -> float:
-        """Expected further evaluations off the support, where every marginal is uniform."""
-        length, total = self.x.shape[0], 0.0
-        if not dead:
-            return total
-        rows = torch.tensor(list(dead.keys()), dtype=torch.float64)
-        mass = torch.tensor(list(dead.values()), dtype=torch.float64)
-        order, left, memory = rows[:, 0].long(), rows[:, 1 : 1 + length].bool(), rows[:, 1 + length :]
-        while bool(left.any()):
-            going = left.any(-1)
-            mass, order, left, memory = mass[going], order[going], left[going], memory[going]
-            total += float(mass.sum())
-            x = torch.where(left, self.mask, 0)
-            remembered = self._memory([], noise[order], memory)
-            block = self.block.expand(len(left), -1)
-            move = self._dead.move(hypothetical(self._dead, x, remembered, block, noise[order]))
-            left, memory = left & ~move.chosen, numbers_of(move.memory)
-        return total
