@@ -19,13 +19,14 @@ class Query:
     """One evaluation of a batch of partially masked sequences.
 
     Attributes:
-        x: Tokens, the mask token where masked, right-padded with the mask token.
-        where: The positions whose logits are wanted: masked ones, unless a rule looks at tokens again. Never padding.
-        valid: False at padding. A denoiser must not let padding influence the rest.
-        sequence: The slot of each row's sequence: its number, which it keeps when others leave. Caches key on it. Rows
-            of finished sequences are absent; a rule that evaluates ahead asks for several states of a sequence at once.
+        x: Tokens, with the mask token at masked positions, right-padded with the mask token.
+        where: True at the positions whose logits are wanted: masked ones, unless a rule looks at tokens again; never
+            padding.
+        valid: False at padding. A denoiser must not let padding influence the logits of other positions.
+        sequence: The slot of each row's sequence: a number that stays the same when other sequences leave, and by which
+            caches find it. Finished sequences have no row; if a rule evaluates ahead, a sequence has several.
         time: Diffusion time of each row in `(0, 1]`, for denoisers that declare `wants_time`; `None` otherwise.
-        index: The candidates as indices into the flattened batch, if they are known already; see `rows`.
+        index: The positions in `where` as indices into the flattened batch, if they are known already; see `rows`.
         block: The number of the block of each position, if the sequences are sampled in blocks.
     """
 
@@ -39,9 +40,9 @@ class Query:
 
     @property
     def rows(self) -> Int[Tensor, " rows"]:
-        """Indices into the flattened batch of the candidates, in row-major order.
+        """The positions in `where` as indices into the flattened batch, in row-major order.
 
-        `values.flatten(0, 1)[query.rows]` is `values[query.where]`, and does not wait for a device to count them.
+        `values.flatten(0, 1)[query.rows]` equals `values[query.where]`, but does not wait for a device to count them.
         """
         return self.where.flatten().nonzero().squeeze(-1) if self.index is None else self.index
 
@@ -68,8 +69,8 @@ class Denoiser(Protocol):
         vocab_size: Number of token ids, the mask token included: the last dimension of the logits.
         mask_id: Id of the mask token, in `[0, vocab_size)`. It is never drawn, whatever its logit.
 
-    A denoiser conditioned on time also has `wants_time = True`, and then finds `query.time`. One that takes sequences
-    up to some length has `max_length`; longer ones are refused before they are evaluated.
+    A denoiser conditioned on time also has `wants_time = True`, and then gets `query.time`. A denoiser with a limit on
+    the length of sequences has `max_length`; longer ones are refused before they are evaluated.
     """
 
     @property
@@ -91,15 +92,15 @@ class Denoiser(Protocol):
 
 
 class FullDenoiser:
-    """Makes a denoiser of any function from tokens to logits of all positions.
+    """Makes a denoiser from any function that maps tokens to the logits of all positions.
 
     Args:
         function: Maps tokens `[batch, length]` to logits `[batch, length, vocab_size]`.
         vocab_size: Number of token ids, the mask token included.
         mask_id: Id of the mask token.
 
-    Only the candidate rows of its output are copied and used; sequences of different lengths need a denoiser that
-    looks at `query.valid`, and are refused here.
+    Only the rows of its output that are asked for are copied and used. Sequences of different lengths are refused: they
+    need a denoiser that looks at `query.valid`.
     """
 
     def __init__(
@@ -121,9 +122,9 @@ class FullDenoiser:
 
 
 class NetworkDenoiser:
-    """Makes a denoiser of a module with `forward(x, where) -> logits[rows, vocab]`, such as this package's own.
+    """Makes a denoiser from a module with `forward(x, where) -> logits[rows, vocab]`, such as this package's own.
 
-    One that is conditioned on time is called as `forward(x, where, time)`.
+    A module that is conditioned on time is called as `forward(x, where, time)`.
 
     Args:
         network: The module; it is put into evaluation mode.
@@ -148,11 +149,11 @@ class NetworkDenoiser:
 
     @property
     def device(self) -> torch.device:
-        """Where the network is: queries must be there too."""
+        """The device of the network, on which queries must be too."""
         return next(self.network.parameters(), torch.zeros(0)).device
 
     def compiled(self) -> NetworkDenoiser:
-        """The same denoiser with its network compiled, for any batch: quicker, and rounded in another way.
+        """Returns this denoiser with its network compiled, for any batch: faster, but its results round differently.
 
         The first evaluations take a minute or so, and need a compiler (see `torch.compile`). The weights are shared.
         """
@@ -161,17 +162,18 @@ class NetworkDenoiser:
         return other
 
     def batch_invariant(self: _Own) -> _Own:
-        """The same denoiser, whose logits do not depend on the batch in any bit: sequences are evaluated one by one.
+        """Returns this denoiser evaluating sequences one by one, so that no bit of its logits depends on the batch.
 
-        Each is evaluated without padding, in matrices whose shapes its batch has no part in, so that on one machine,
-        with one number of threads, sums are made in the same order. The weights are shared. It costs what batches save.
+        Each sequence is evaluated without padding, in matrices whose shapes do not depend on the batch. So sums are
+        made in the same order, on one machine with one number of threads. The weights are shared. The speed that
+        batches give is lost.
         """
         other = copy.copy(self)
         other.one_by_one = True
         return other
 
     def named(self, logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
-        """Returns logits with `-inf` at ids that are not tokens: here, all are (see `LanguageModel`)."""
+        """Returns logits with `-inf` at ids that are not tokens. Here all ids are tokens (see `LanguageModel`)."""
         return logits
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
@@ -192,7 +194,7 @@ class NetworkDenoiser:
 
 
 def device_of(denoiser: Denoiser) -> torch.device:
-    """Where a denoiser wants its queries: its network's device, or the CPU if it does not say."""
+    """Returns the device on which a denoiser wants its queries: its `device`, or the CPU if it has none."""
     return getattr(denoiser, "device", torch.device("cpu"))
 
 

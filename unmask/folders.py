@@ -42,7 +42,7 @@ def model_folder(
         model: The name of an embedded model; a folder; or the name of a model of the hub, `owner/name`, perhaps with a
             revision, `owner/name@revision`.
         revision: Branch, tag or commit of a model of the hub.
-        token: Of the hub, as in `hub.fetch`.
+        token: Access token of the hub, as in `hub.fetch`.
         local_files_only: Whether the hub is not to be asked.
         variant: A variant of the weights, as in `model.VARIANT.safetensors`.
 

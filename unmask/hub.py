@@ -78,7 +78,7 @@ def fetch(
 
     Args:
         model: The model.
-        token: Of the hub; default: `HF_TOKEN`, or that of `hf auth login`. `False` sends none.
+        token: Access token of the hub; default: `HF_TOKEN`, or that of `hf auth login`. `False` sends none.
         local_files_only: Take what was downloaded before, and ask the hub nothing; so does `HF_HUB_OFFLINE`.
         variant: A variant of the weights, as in `model.VARIANT.safetensors`.
 

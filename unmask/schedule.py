@@ -1,7 +1,7 @@
 """Masking schedules: the probability `α(t)` that a token is still unmasked at time `t`.
 
-Time runs from 1 (everything masked, `α = 0`) to 0 (nothing masked, `α = 1`). A schedule says how fast; the law of a
-time-agnostic masked diffusion model does not depend on it, only where a time grid puts its steps does.
+Time runs from 1 (everything masked, `α = 0`) to 0 (nothing masked, `α = 1`). The schedule says how fast tokens are
+unmasked. The law of a time-agnostic masked diffusion model does not depend on it; the steps of a time grid do.
 
 References:
     Zheng et al. (2025), arXiv:2409.02908; Sahoo et al. (2024), arXiv:2406.07524; Shi et al. (2024), arXiv:2406.04329.

@@ -68,7 +68,7 @@ def bench(puzzles: int = 1000, slots: int = 64, gamma: float = 0.05) -> dict[str
     Args:
         puzzles: How many, of those that ship with the package, from the beginning again if there are fewer.
         slots: Sequences worked on at once.
-        gamma: Of the EB-Sampler, in nats.
+        gamma: The EB-Sampler's budget, in nats.
     """
     denoiser = load("sudoku")
     given = as_tensor(demo_puzzles())

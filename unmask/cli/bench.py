@@ -10,7 +10,7 @@ import typer
 
 from . import common
 
-bench = typer.Typer(help="Compare in one run, on this machine; ratios are what to quote.", no_args_is_help=True)
+bench = typer.Typer(help="Compare speeds in one run on this machine; quote ratios, not times.", no_args_is_help=True)
 
 
 @bench.callback()
@@ -57,7 +57,7 @@ def fhs(
 
 @bench.command()
 def step(
-    repeats: Annotated[int, typer.Option(min=1, help="Timed calls of each.")] = 9,
+    repeats: Annotated[int, typer.Option(min=1, help="Timed calls per variant.")] = 9,
     curves: Annotated[bool, typer.Option(help="Also measure how a step scales.")] = True,
     json: common.Json = False,
 ) -> None:
@@ -126,7 +126,7 @@ def memory(json: common.Json = False) -> None:
 
 @contextlib.contextmanager
 def _timing(json: bool) -> Iterator[None]:
-    """Says now and then that something is being timed."""
+    """Reports from time to time that something is being timed."""
     with common.progress(quiet=json) as bar:
         bar.add_task("timing", total=None)
         yield

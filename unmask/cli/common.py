@@ -24,7 +24,7 @@ err = Console(stderr=True)
 Temperature = Annotated[float, typer.Option(help="Temperature of the draw; 0 takes the argmax.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]
 Encoding = Annotated[
-    str | None, typer.Option(help="Encoding of the file, such as latin-1; default: what it says itself, else UTF-8.")
+    str | None, typer.Option(help="Encoding of the file, such as latin-1; default: the one it declares, else UTF-8.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -35,8 +35,8 @@ MODEL = "Embedded model, checkpoint folder, or owner/name of the hub."
 def one_thread() -> None:
     """Runs PyTorch on one thread.
 
-    For the small embedded networks two are no faster, and beside another busy process they wait for each other at every
-    operation: one at a time then took eight minutes where one thread takes one.
+    For the small embedded networks two threads are no faster. Beside another busy process they wait for each other at
+    every operation: a run that takes one minute on one thread then took eight.
     """
     import torch
 

@@ -46,10 +46,11 @@ def compare(
 ) -> None:
     """Compare samplers on an oracle, or on a task with a trained model.
 
-    On an oracle everything is exact, nothing is sampled: kl is KL(data || sampler) in nats, nfe_mean under the
-    sampler's own law; only the profile that dependence-bound reads is measured, on 400 samples of the oracle (seed 0).
-    With --task, every rule completes the same prompts from the same random streams; quality is the task's score with
-    the half width of its 95 % interval over prompts, difference is to the first rule, paired.
+    On an oracle (an exact denoiser) the figures are exact: kl is KL(data || sampler) in nats, and nfe_mean the mean
+    number of evaluations under the sampler's own law. Only the profile that dependence-bound reads is measured, on 400
+    samples of the oracle (seed 0). With --task, every rule completes the same prompts from the same random streams:
+    quality is the task's score with the half width of its 95 % interval over prompts, and difference is the paired
+    difference to the first rule.
     """
     from ..dependence.calibrate import oracle_profile
     from ..evaluation import frontier

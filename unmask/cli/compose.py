@@ -41,9 +41,9 @@ def compose(
     given: Annotated[
         str, typer.Option(help="Voices to take from the piece: some of soprano,alto,tenor,bass, or all, or none.")
     ] = "soprano",
-    gap: Annotated[str | None, typer.Option(help="START:STOP, steps in which every voice is to be filled in.")] = None,
+    gap: Annotated[str | None, typer.Option(help="START:STOP, the steps in which to fill in every voice.")] = None,
     piece: Annotated[int | None, typer.Option(help="Number of the piece in its split, from 0 (default 0).")] = None,
-    split: Annotated[str, typer.Option(help=f"Where the piece is: {', '.join(SPLITS)}.")] = "test",
+    split: Annotated[str, typer.Option(help=f"Split that holds the piece: {', '.join(SPLITS)}.")] = "test",
     data: Annotated[
         Path | None, typer.Option(help="JSON file of chorales, or a MIDI file; default: the shipped ones.")
     ] = None,

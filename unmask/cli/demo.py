@@ -25,7 +25,7 @@ from . import common
 
 def demo(
     gamma: Annotated[float, typer.Option(help="EB-Sampler's budget, in nats per evaluation.")] = GAMMA,
-    limit: Annotated[int, typer.Option(min=1, help="Compare on so many puzzles of each grade; 40 are shipped.")] = 8,
+    limit: Annotated[int, typer.Option(min=1, help="Compare on this many puzzles of each grade; 40 are shipped.")] = 8,
     all: Annotated[bool, typer.Option("--all", help="Compare on all the puzzles that are shipped.")] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Puzzles per batch; changes no answer.")] = 64,
     temperature: common.Temperature = 0.0,

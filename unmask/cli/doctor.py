@@ -33,15 +33,15 @@ def doctor(
         float, typer.Option(min=0.001, help="Multiplies the number of draws; 1 takes under a minute on one core.")
     ] = 1.0,
     quick: Annotated[
-        bool, typer.Option("--quick", help="A tenth of the draws, in some seconds: finds what is grossly wrong.")
+        bool, typer.Option("--quick", help="A tenth of the draws, in a few seconds: finds gross errors.")
     ] = False,
     model: Annotated[
-        str | None, typer.Option(help="Look at this model instead: does label smoothing hide what it is certain of?")
+        str | None, typer.Option(help="Check this model instead: does label smoothing hide what it is certain of?")
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Whose sequences a --model is shown: NAME or NAME:key=value; default: its own.")
+        str | None, typer.Option(help="With --model: task with sequences, NAME or NAME:key=value; default: its own.")
     ] = None,
-    smoothing: Annotated[float | None, typer.Option(help="Of a --model: label smoothing ε to undo first.")] = None,
+    smoothing: Annotated[float | None, typer.Option(help="With --model: label smoothing ε to undo first.")] = None,
     json: common.Json = False,
 ) -> None:
     """Measure what this torch build's random numbers really do, and verify that our draw is exact where others fail.

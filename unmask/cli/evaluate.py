@@ -25,7 +25,7 @@ def evaluate(
     ] = None,
     seed: common.Seed = 0,
     data: Annotated[Path | None, typer.Option(help="Folder with the JSONL files of gsm8k, math500, ...")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many documents of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N documents of each task.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Worked examples before each question.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
     max_new_tokens: Annotated[
@@ -41,14 +41,14 @@ def evaluate(
     loading: Loading = ON_CPU,
     hub: FromHub = NEWEST,
     out: Annotated[
-        Path | None, typer.Option(help="Keep every answer in this file; an interrupted run goes on from it.")
+        Path | None, typer.Option(help="Keep every answer in this file; an interrupted run resumes from it.")
     ] = None,
     json: common.Json = False,
 ) -> None:
     """Evaluate a language model with lm-evaluation-harness (extra eval).
 
-    Tokens are counted up to the end token only: tokens_per_evaluation and tokens_per_second leave out what is drawn
-    behind it. seconds is the time in calls to the model; of answers read from --out, the time they once took.
+    tokens_per_evaluation and tokens_per_second count tokens up to the end token only. seconds is the time in calls to
+    the model; answers read from --out count with the time that they took when they were made.
     """
     model = hub.pinned(model)
     from ..evaluation.study import code_fingerprint, fingerprint

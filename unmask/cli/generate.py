@@ -1,4 +1,4 @@
-"""`unmask generate`, `unmask infill` and `unmask chat`: language models that unmask, on the command line."""
+"""`unmask generate`, `unmask infill` and `unmask chat`: masked language models on the command line."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ Field = Annotated[
 ]
 NewTokens = Annotated[
     int | None,
-    typer.Option(min=1, help="Masks after each prompt; default: 32, less for models of under 80 tokens."),
+    typer.Option(min=1, help="Masks after each prompt; default: 32, or fewer if the model takes under 80 tokens."),
 ]
 Block = Annotated[
     int | None,
     typer.Option("--block-length", help="Tokens per block, from left to right; default: the model's, or all as one."),
 ]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="Text that ends an answer; may be repeated.")]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Draw among so many most probable tokens.")]
-TopP = Annotated[float | None, typer.Option("--top-p", help="Draw among the fewest tokens of this mass.")]
-Guidance = Annotated[float | None, typer.Option(help="Classifier-free guidance; doubles the work.")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Draw among this many of the most probable tokens.")]
+TopP = Annotated[float | None, typer.Option("--top-p", help="Draw among the fewest tokens with this probability.")]
+Guidance = Annotated[float | None, typer.Option(help="Scale of classifier-free guidance; doubles the work.")]
 Cache = Annotated[
     str | None,
     typer.Option(
@@ -53,10 +53,10 @@ Cache = Annotated[
     ),
 ]
 Refresh = Annotated[
-    int | None, typer.Option("--cache-refresh", help="Compute everything in every so many evaluations of a block.")
+    int | None, typer.Option("--cache-refresh", help="With a cache: compute all anew after this many evaluations.")
 ]
 EndLast = Annotated[
-    bool | None, typer.Option(help="Write a text before it is ended (default where the rule can), or not.")
+    bool | None, typer.Option(help="Write end tokens after the text (default if the rule can), or not.")
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Prompts per batch; changes no answer, rounding apart.")]
 
@@ -67,7 +67,7 @@ def generate(
     input: Input = None,
     field: Field = None,
     encoding: common.Encoding = None,
-    chat: Annotated[bool, typer.Option(help="Ask as a message of a chat; else texts are continued.")] = False,
+    chat: Annotated[bool, typer.Option(help="Send prompts as chat messages; else continue the texts.")] = False,
     max_new_tokens: NewTokens = None,
     block_length: Block = None,
     choice: RuleOptions = USUAL,
@@ -87,8 +87,8 @@ def generate(
 ) -> None:
     """Answer prompts with a language model.
 
-    NFE is the number of evaluations an answer took part in, new tokens are those up to the end of the text. With
-    --json, a list with one object per prompt.
+    NFE is the number of evaluations an answer took part in; new tokens are those up to the end of the text. --json
+    prints a list with one object per prompt.
     """
     model = hub.pinned(model)
     named = choice.named(model, temperature)
@@ -176,7 +176,7 @@ def chat(
 ) -> None:
     """Talk with a language model; the answer is shown while it unmasks.
 
-    /rule NAME, /gamma NATS, /reset (forget what was said) and /quit are commands; so is the end of the input.
+    The commands are /rule NAME, /gamma NATS, /reset (start a new chat) and /quit; the end of the input also quits.
     """
     model = hub.pinned(model)
     named = choice.named(model, temperature)
@@ -212,7 +212,7 @@ def _check_field(input: Path | None, field: str | None, encoding: str | None) ->
 
 
 def fit(model: LanguageModel, history: list[dict[str, str]], max_new_tokens: int) -> int:
-    """Drops the oldest turns of a chat until it and the answer fit the model; returns how many messages went."""
+    """Drops the oldest turns of a chat until it and the answer fit the model; returns how many messages it dropped."""
     dropped = 0
     while model.max_length is not None and len(history) > 1:
         if len(model.encode([history])[0]) + max_new_tokens <= model.max_length:

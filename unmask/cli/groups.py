@@ -23,8 +23,8 @@ from ..rules.usual import GAMMA, GAMMAS, usual_rule
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Gives a command the options of its groups.
 
-    A parameter of the command that is annotated with a dataclass stands for the fields of it, in their order, each an
-    option with the field's annotation and default. The command is called with the dataclass.
+    A parameter of the command that is annotated with a dataclass stands for the dataclass's fields, in their order.
+    Each field is an option with the field's annotation and default. The command is called with the dataclass.
     """
     hints = get_type_hints(command, include_extras=True)
     groups: dict[str, type[Any]] = {}
@@ -58,7 +58,7 @@ def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
 
 @dataclass(frozen=True)
 class RuleOptions:
-    """Which rule, and its settings: in its name, by `-o`, and the commonest by options of their own."""
+    """Which rule, and its settings: given in its name, by `-o`, or, for the most common, by options of their own."""
 
     rule: Annotated[
         str, typer.Option(help=f"NAME or NAME:key=value,key=value; a name is one of: {', '.join(FAMILIES)}.")
@@ -71,14 +71,14 @@ class RuleOptions:
     ] = None
     k: Annotated[int | None, typer.Option("--k", help="Setting of topk: positions per evaluation.")] = None
     threshold: Annotated[
-        float | None, typer.Option(help="Setting of threshold: probability from which a token is accepted.")
+        float | None, typer.Option(help="Setting of threshold: the lowest probability at which a token is accepted.")
     ] = None
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Setting: number of evaluations; for ancestral, of time steps.")
+        int | None, typer.Option("--steps", help="Setting: number of evaluations, or of time steps for ancestral.")
     ] = None
 
     def settings(self) -> dict[str, Any]:
-        """What the options say besides the name.
+        """Returns the settings that the options give besides those in the name.
 
         Raises:
             ValueError: If an `-o` is not `key=value`, or a setting is given twice.
@@ -93,7 +93,7 @@ class RuleOptions:
         return settings
 
     def named(self, own: str | Profile | None, temperature: float, gammas: Mapping[str, float] = GAMMAS) -> NamedRule:
-        """Builds the rule; see `usual_rule` for the arguments and what is raised."""
+        """Builds the rule; see `usual_rule` for the arguments and errors."""
         return usual_rule(self.rule, own, temperature, gammas, **self.settings())
 
 
@@ -103,14 +103,14 @@ USUAL = RuleOptions()
 
 @dataclass(frozen=True)
 class FromHub:
-    """Which version of a model of the hub, and whether the hub may be asked."""
+    """Which version of a model of the hub to load, and whether to contact the hub."""
 
     revision: Annotated[
         str | None,
-        typer.Option(help="Of a model of the hub: branch, tag or commit; owner/name@REVISION says the same."),
+        typer.Option(help="Branch, tag or commit of a model of the hub; same as owner/name@REVISION."),
     ] = None
     offline: Annotated[
-        bool, typer.Option("--offline", help="Ask the hub nothing: models of it are loaded as downloaded before.")
+        bool, typer.Option("--offline", help="Do not contact the hub: use the models downloaded before.")
     ] = False
 
     @overload
@@ -120,10 +120,10 @@ class FromHub:
     def pinned(self, model: str | None) -> str | None: ...
 
     def pinned(self, model: str | None) -> str | None:
-        """Returns the name of a model with its revision; from then on this process asks the hub nothing, if told so.
+        """Returns the name of a model with its revision. With `--offline`, this process no longer contacts the hub.
 
         Raises:
-            ValueError: If a revision is given for what is not a model of the hub.
+            ValueError: If a revision is given for a model that is not from the hub.
         """
         if self.offline:
             os.environ["HF_HUB_OFFLINE"] = "1"

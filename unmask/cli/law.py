@@ -22,17 +22,18 @@ def law(
     stay: options.Stay = None,
     choice: RuleOptions = USUAL,
     temperature: common.Temperature = 1.0,
-    samples: Annotated[int, typer.Option(min=0, help="Draw so many sequences and test them against the law.")] = 0,
+    samples: Annotated[int, typer.Option(min=0, help="Draw this many sequences and test them against the law.")] = 0,
     seed: common.Seed = 0,
     json: common.Json = False,
 ) -> None:
     """Print a sampler's exact divergence from the data, its bound, and its expected evaluations.
 
     kl is KL(data || sampler) in nats and tv the total variation distance. bound is the expected sum over steps of
-    (sum H - max H) over states visited under the data; kl never exceeds it at temperature 1, and at others it is no
-    bound and not shown. nfe_mean is under the sampler's own law, nfe_mean_data under the data; evaluations_mean counts
-    the states evaluated, of which a speculative rule evaluates several at once. pvalue: Pearson, drawn sequences
-    against the exact law; too few of them give none. dependence-bound reads a profile measured on 400 samples (seed 0).
+    (sum H - max H) over states visited under the data; kl never exceeds it at temperature 1. At other temperatures it
+    is not a bound and is not shown. nfe_mean is the mean number of evaluations under the sampler's own law,
+    nfe_mean_data under the data; evaluations_mean counts the states evaluated (a speculative rule evaluates several at
+    once). pvalue is that of Pearson's test of the drawn sequences against the exact law; with too few of them there is
+    none. dependence-bound reads a profile measured on 400 samples (seed 0).
     """
     from ..dependence.calibrate import oracle_profile
     from ..draws.streams import derive

@@ -21,9 +21,9 @@ class Loading:
     """How a language model is loaded."""
 
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, ...")] = "cpu"
-    dtype: Annotated[str, typer.Option(help=f"Of the weights: {', '.join(DTYPES)}.")] = "float32"
+    dtype: Annotated[str, typer.Option(help=f"Type of the weights: {', '.join(DTYPES)}.")] = "float32"
     shift: Annotated[
-        bool | None, typer.Option(help="Of an adapted Llama or Qwen: output i - 1 predicts position i, or not.")
+        bool | None, typer.Option(help="For an adapted Llama or Qwen: whether output i - 1 predicts position i.")
     ] = None
     block_causal: Annotated[
         int | None,
@@ -33,15 +33,15 @@ class Loading:
         int | None, typer.Option("--mask-id", min=0, help="Id of the mask token, if the model's files do not name it.")
     ] = None
     smoothing: Annotated[
-        float | None, typer.Option(help="Label smoothing ε that the model was trained with, to be undone: 0.1, say.")
+        float | None, typer.Option(help="Undo the label smoothing ε that the model was trained with, such as 0.1.")
     ] = None
 
     def identity(self) -> list[Any]:
-        """What of this changes an answer."""
+        """Returns the options that change answers."""
         return [self.dtype, self.shift, self.block_causal, self.mask_id, self.smoothing]
 
     def options(self) -> dict[str, Any]:
-        """What `unmask.load` is told.
+        """Returns the options as arguments of `unmask.load`.
 
         Raises:
             ValueError: If there is no such type or device.

@@ -25,11 +25,11 @@ class OracleName(StrEnum):
 
 Name = Annotated[OracleName, typer.Option(help="The exact denoiser.")]
 Joint = Annotated[Path | None, typer.Option(help="table: a .npy file with a normalised joint of shape (V,)*L.")]
-OracleSeed = Annotated[int | None, typer.Option(help="table, markov, hmm: which random one (default 0).")]
+OracleSeed = Annotated[int | None, typer.Option(help="table, markov, hmm: seed of the random oracle (default 0).")]
 Length = Annotated[int | None, typer.Option(min=1, help="table, markov, hmm: tokens (default 5).")]
 Symbols = Annotated[int | None, typer.Option(min=2, help="table, markov, hmm: alphabet size (default 3).")]
 States = Annotated[int | None, typer.Option(min=1, help="hmm: hidden states (default 3).")]
-Stay = Annotated[float | None, typer.Option(help="markov: the chain that keeps its symbol with this probability.")]
+Stay = Annotated[float | None, typer.Option(help="markov: a chain that keeps its symbol with this probability.")]
 
 
 def oracle_from(

@@ -41,10 +41,10 @@ Rows = Callable[[range], tuple[Tokens, Bool[Tensor, "rows length"]]]
 Of = Annotated[str | None, typer.Argument(help=common.MODEL)]
 Whose = Annotated[
     str | None,
-    typer.Option("--task", help="Whose sequences: sudoku, text, ... or name:key=value; default: named as the model."),
+    typer.Option("--task", help="Task with the sequences: sudoku, text, ... or name:key=value; default: the model's."),
 ]
 Data = Annotated[Path | None, typer.Option(help="The task's data, instead of what ships with the package.")]
-Split = Annotated[str, typer.Option(help="Of the task: train, validation or test.")]
+Split = Annotated[str, typer.Option(help="Split of the task's data: train, validation or test.")]
 Exact = Annotated[options.OracleName | None, typer.Option("--oracle", help="An exact denoiser instead of a model.")]
 Together = Annotated[int, typer.Option(min=1, help="Sequences per evaluation; changes nothing else.")]
 
@@ -61,19 +61,20 @@ def profile(
     states: options.States = None,
     stay: options.Stay = None,
     contexts: Annotated[int, typer.Option(min=1, help="Masked sequences to start from.")] = 400,
-    draws: Annotated[int, typer.Option(min=1, help="Tokens drawn in each, one at a time; an evaluation each.")] = 4,
+    draws: Annotated[int, typer.Option(min=1, help="Tokens drawn in each context, with one evaluation each.")] = 4,
     batch_size: Together = 64,
     seed: common.Seed = 0,
-    out: Annotated[Path | None, typer.Option(help="Folder; default: that of the model, or runs/profile-NAME.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output folder; default: the model's, or runs/profile-NAME.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw a heat map to this file (extra plot).")] = None,
     hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Measure the dependence profile of a model, which the rule dependence-bound reads.
 
-    In each context one masked token is drawn, and the model evaluated again: how far the other predictions move is, on
-    average, their mutual information with it. Evaluations count masked sequences, contexts included. The profile is
-    saved every few seconds; a measurement that was interrupted, or is to have more contexts, goes on from there.
+    In each context (a sequence with masks) one masked token is drawn and the model is evaluated again. How far another
+    prediction moves is, on average, its mutual information with that token. Evaluations count masked sequences,
+    contexts included. The profile is saved every few seconds; a measurement that was interrupted, or that should get
+    more contexts, goes on from there.
     """
     model = hub.pinned(model)
     if (model is None) == (oracle is None):
@@ -101,7 +102,7 @@ def profile(
 def sequences_of(
     model: str, task: str | None, data: Path | None, split: str, smoothing: float | None = None
 ) -> tuple[Denoiser, Line | Relations, Rows, dict[str, Any]]:
-    """A model, the geometry of its task, the task's sequences, and what identifies them."""
+    """Returns a model, the geometry of its task, the task's sequences, and what identifies them."""
     from ..tasks.fit import check_model
     from ..tasks.named import named_task
 

@@ -28,16 +28,16 @@ def schedule(
     states: options.States = None,
     stay: options.Stay = None,
     samples: Annotated[int, typer.Option(min=1, help="Sequences to measure on.")] = 100,
-    strata: Annotated[int, typer.Option(min=1, help="Evaluations of each, by the share that is masked.")] = 16,
+    strata: Annotated[int, typer.Option(min=1, help="Evaluations per sequence, at different masked shares.")] = 16,
     batch_size: Together = 64,
     seed: common.Seed = 0,
     json: common.Json = False,
 ) -> None:
     """Find the best schedule of a random order: how many positions each evaluation should unmask.
 
-    How uncertain a token is when n are masked is measured on data as the NELBO is; an oracle's is exact. It gives what
-    any sequence of group sizes loses, in expected nats against one at a time, and a dynamic programme the sizes that
-    lose the least. The rule that is printed takes them: --rule groups:sizes=...
+    The command measures on data how uncertain a token is when n tokens are masked, as for the NELBO; for an oracle this
+    is exact. From it follows the loss of any sequence of group sizes, in expected nats compared with one at a time, and
+    dynamic programming finds the sizes that lose the least. The printed rule uses them: --rule groups:sizes=...
     """
     if (model is None) == (oracle is None):
         raise ValueError("name a model, or an exact denoiser with --oracle")

@@ -30,21 +30,19 @@ def serve(
     hub: FromHub = NEWEST,
     cache: Annotated[
         str | None,
-        typer.Option(
-            help=f"Keys and values to keep: {', '.join(CACHES)}. Default: block-causal where attention is so."
-        ),
+        typer.Option(help=f"Keys and values to keep: {', '.join(CACHES)}. Default: block-causal for such attention."),
     ] = None,
-    rows: Annotated[int, typer.Option(min=1, help="Sequences of a model worked on at once.")] = 64,
-    tokens: Annotated[int, typer.Option(min=1, help="Positions of a forward pass, padding included.")] = 16384,
+    rows: Annotated[int, typer.Option(min=1, help="Most sequences of a model that are evaluated at once.")] = 64,
+    tokens: Annotated[int, typer.Option(min=1, help="Most positions of a forward pass, padding included.")] = 16384,
     queue: Annotated[int, typer.Option(min=1, help="Sequences that may wait; more are refused with 429.")] = 1024,
     timeout: Annotated[float, typer.Option(min=1, help="Seconds that a request may take.")] = 300.0,
-    grace: Annotated[float, typer.Option(min=1, help="Seconds to finish requests in when told to stop.")] = 30.0,
+    grace: Annotated[float, typer.Option(min=1, help="Seconds to finish open requests after a stop signal.")] = 30.0,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
     workers: Annotated[int, typer.Option(help="Only 1: one engine owns a device.")] = 1,
 ) -> None:
-    """Serve models to OpenAI's clients, and a page in which text unmasks.
+    """Serve models to OpenAI's clients, and a page that shows text being unmasked.
 
-    With UNMASK_API_KEY in the environment, requests must bring that key. The log is JSON on standard error.
+    If UNMASK_API_KEY is set in the environment, requests must send that key. The log is JSON on standard error.
     """
     if workers != 1:
         raise ValueError(

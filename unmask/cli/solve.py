@@ -39,24 +39,24 @@ def solve(
     choice: RuleOptions = USUAL,
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
-    limit: Annotated[int | None, typer.Option(min=1, help="Solve only the first so many puzzles.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Solve only this many puzzles, from the first.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Puzzles per batch; changes no answer. Default: measured.")
     ] = None,
-    by: Annotated[str | None, typer.Option(help="Also report one row per value of this column.")] = None,
+    by: Annotated[str | None, typer.Option(help="Also report one row for each value of this column.")] = None,
     model: Annotated[str, typer.Option(help=common.MODEL)] = "sudoku",
     compile: Annotated[bool, typer.Option(help="Compile the network: a minute first, then quicker.")] = False,
     encoding: common.Encoding = None,
     output: Annotated[Path | None, typer.Option(help="Write the answers here as CSV, all columns kept.")] = None,
     rejected: Annotated[
-        Path | None, typer.Option(help="Write the lines that were left out here, to be mended and solved again.")
+        Path | None, typer.Option(help="Write the lines that were left out here, to correct and solve them again.")
     ] = None,
     hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
     """Solve Sudoku puzzles with a masked diffusion model.
 
-    A puzzle counts as solved if its grid obeys the rules. cells_correct is the share of empty cells filled in as in the
+    A puzzle counts as solved if its grid obeys the rules. cells_correct is the share of empty cells that agree with the
     file's solution. NFE counts the model evaluations a puzzle took part in; nfe_ci95 is the half width of the 95 %
     interval of its mean. evaluations_mean counts the states of a puzzle that were evaluated: a speculative rule
     evaluates several at once.

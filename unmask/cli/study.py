@@ -31,22 +31,22 @@ TaskOption = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help=f"{common.MODEL} Default: the task's own.")]
 Data = Annotated[Path | None, typer.Option(help="The task's data, instead of what ships with the package.")]
-Split = Annotated[str, typer.Option(help="validation, to choose settings, or test, to report.")]
+Split = Annotated[str, typer.Option(help="validation (to choose settings) or test (to report results).")]
 Limit = Annotated[int, typer.Option(min=1, help="Number of prompts.")]
-Seeds = Annotated[int, typer.Option(min=1, help="Answers per prompt, from as many seeds.")]
+Seeds = Annotated[int, typer.Option(min=1, help="Answers per prompt, each from its own seed.")]
 Temperatures = Annotated[
-    str, typer.Option(help="Of the draw; several, comma-separated, also compare at equal entropy.")
+    str, typer.Option(help="Temperature of the draw; several, comma-separated, also compare at equal entropy.")
 ]
 BatchSize = Annotated[
     int | None,
-    typer.Option(min=1, help="Prompts per batch; changes no answer. Default: measured; 64 with a file to go on from."),
+    typer.Option(min=1, help="Prompts per batch; changes no answer. Default: measured, or 64 with --out."),
 ]
 Judge = Annotated[
     str | None,
-    typer.Option(help="text: a causal language model that judges samples: a folder, or judge, which ships with us."),
+    typer.Option(help="text: causal language model that judges samples: a folder, or the shipped one, judge."),
 ]
 Device = Annotated[str, typer.Option(help="Where the model computes: cpu, cuda, mps, ...")]
-Store = Annotated[Path | None, typer.Option(help="Keep every batch in this file; an interrupted run goes on from it.")]
+Store = Annotated[Path | None, typer.Option(help="Keep every batch in this file; an interrupted run resumes from it.")]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Chosen:
 
     @property
     def inputs(self) -> list[str | Path | None]:
-        """The files that are read."""
+        """Returns the files that are read."""
         return [self.data, *(key_values((self.task or "").partition(":")[2]).get(name) for name in _FILES)]
 
 
@@ -238,7 +238,7 @@ def tune_command(
     data: Data = None,
     encoding: common.Encoding = None,
     rules: Annotated[
-        str, typer.Option(help="Comma-separated rules without their setting, whose settings are tried gentlest first.")
+        str, typer.Option(help="Comma-separated rules without a setting; their settings are tried gentlest first.")
     ] = "entropy-bound,entropy-bound:proxy=margin,threshold",
     reference: Annotated[str, typer.Option(help="The rule whose quality is to be kept.")] = "top1-entropy",
     tolerance: Annotated[float, typer.Option(help="The loss of quality that is allowed.")] = 0.005,
@@ -246,7 +246,7 @@ def tune_command(
     split: Split = "validation",
     limit: Limit = 100,
     seeds: Seeds = 1,
-    temperature: Annotated[float, typer.Option(help="Of the draw.")] = 1.0,
+    temperature: Annotated[float, typer.Option(help="Temperature of the draw.")] = 1.0,
     batch_size: BatchSize = None,
     out: Store = None,
     device: Device = "cpu",
@@ -255,9 +255,9 @@ def tune_command(
 ) -> None:
     """Find the sampler with the fewest evaluations that keeps the quality of one token at a time.
 
-    Every setting is compared with the reference on the same prompts of the validation split; one is accepted if, with
-    the given confidence, it is no more than the tolerance worse. Settings of a rule are tried from the gentlest on, up
-    to the first that fails, which keeps that confidence for all of them. Report the result on the test split with
+    Every setting is compared with the reference on the same prompts of the validation split. It is accepted if, with
+    the given confidence, its quality is lower by no more than the tolerance. The settings of a rule are tried from the
+    gentlest on until one fails, so the confidence holds for all of them. Report the result on the test split with
     unmask compare.
     """
     model = hub.pinned(model)

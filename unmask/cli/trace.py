@@ -31,16 +31,16 @@ def trace(
     task: Annotated[
         str, typer.Option(help="What to complete: sudoku, maze, text, ... or name:key=value,key=value.")
     ] = "sudoku",
-    index: Annotated[int | None, typer.Option(min=0, help="Which prompt, counted from 0 (default 0).")] = None,
-    split: Annotated[str | None, typer.Option(help="Where it is: train, validation or test (default).")] = None,
-    puzzle: Annotated[str | None, typer.Option(help="sudoku: 81 characters instead, 0 or . where empty.")] = None,
+    index: Annotated[int | None, typer.Option(min=0, help="Number of the prompt, from 0 (default 0).")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of the prompt: train, validation or test (default).")] = None,
+    puzzle: Annotated[str | None, typer.Option(help="sudoku: a puzzle of 81 characters, 0 or . where empty.")] = None,
     model: Annotated[
         str | None, typer.Option(help="Embedded model or checkpoint folder; default: the one named like the task.")
     ] = None,
     choice: RuleOptions = USUAL,
     temperature: common.Temperature = 0.0,
     seed: common.Seed = 0,
-    candidates: Annotated[int, typer.Option(min=0, help="So many of each position's most probable tokens.")] = 5,
+    candidates: Annotated[int, typer.Option(min=0, help="Number of most probable tokens shown per position.")] = 5,
     score: Annotated[bool, typer.Option(help="Judge the result as the task does.")] = True,
     color: Annotated[str, typer.Option(help=f"What to colour by: {', '.join(COLORS)}.")] = "when",
     html: Annotated[Path | None, typer.Option(help=f"Write the page here (default: {PAGE}).")] = None,
@@ -49,11 +49,11 @@ def trace(
     hub: FromHub = NEWEST,
     json: common.Json = False,
 ) -> None:
-    """Show how one sequence came about, evaluation by evaluation.
+    """Show how one sequence was filled in, evaluation by evaluation.
 
-    The page needs nothing but a browser: a slider over the evaluations, colours by when a position was unmasked, by its
-    entropy or by the probability of its token then, and for each position what else it could have become. The bound is
-    the sum of ΣH - max H over the evaluations, in nats. The same seed gives the same tokens as in unmask solve.
+    The page opens in any browser. It has a slider over the evaluations, colours by when a position was unmasked, by its
+    entropy or by the probability of its token then, and for each position the other tokens it could have become. The
+    bound is the sum of ΣH - max H over the evaluations, in nats. The same seed gives the same tokens as unmask solve.
     """
     model = hub.pinned(model)
     named = choice.named(model or task.partition(":")[0], temperature)

@@ -27,9 +27,9 @@ def train(
 ) -> None:
     """Train a network; a run that was killed continues where it stopped. Needs the extra `train`.
 
-    A configuration file names a task and says what to train; options replace what it says. It trains data-parallel
-    under `accelerate launch -m unmask train CONFIG.yaml`. The target `sudoku` is the recipe of the shipped checkpoint:
-    its puzzles are generated, and no evaluation puzzle is used.
+    A configuration file names a task and says what to train; options override it. Training is data-parallel under
+    `accelerate launch -m unmask train CONFIG.yaml`. The target `sudoku` is the recipe of the shipped checkpoint: its
+    puzzles are generated, and no evaluation puzzle is used.
     """
     given: dict[str, Any] = {
         "steps": steps,

@@ -97,7 +97,7 @@ def audited_sample(
             changes no sample.
         seed: Gives row `r` the stream `derive(seed, r)`. Pass either this or `streams`.
         streams: One 64-bit integer per sequence.
-        temperature: Of the draw. At others than 1 a movement is no mutual information any more.
+        temperature: The temperature of the draw. At values other than 1 a movement is not a mutual information.
         blocks: Window length, or the block number of every position.
         trace: Keep what was unmasked when.
 

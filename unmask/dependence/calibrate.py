@@ -176,10 +176,10 @@ def oracle_profile(oracle: Oracle, length: int, *, contexts: int = 400, draws: i
 
     Args:
         oracle: Any; the 4×4 Sudoku gets its relations, the others a line.
-        length: Of its sequences.
+        length: The length of its sequences.
         contexts: How many samples, one context each.
         draws: See `measure_profile`.
-        seed: Of samples and contexts.
+        seed: The seed of samples and contexts.
     """
     geometry = sudoku(2) if isinstance(oracle, Sudoku4Denoiser) else Line.of(length)
     x = oracle_samples(oracle, length, range(contexts), seed)

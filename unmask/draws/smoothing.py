@@ -32,7 +32,7 @@ def without_smoothing(logits: Float[Tensor, "rows classes"], smoothing: float) -
     is at least `1/V`, so that some class always keeps mass.
 
     Args:
-        logits: Of every class that the labels were smoothed over, those that are never an answer included.
+        logits: The logits of every class that the labels were smoothed over, those that are never an answer included.
         smoothing: ε; at 0, the logits come back as they are.
 
     Raises:

@@ -60,9 +60,9 @@ def answer(
     Args:
         sampler: Denoiser and rule.
         prompts: Sequences of one length, with masks.
-        seed: Of the whole run.
+        seed: The seed of the whole run.
         streams: The stream of each prompt, instead of a seed.
-        temperature: Of the draw.
+        temperature: The temperature of the draw.
         batch_size: Prompts worked on at once; who is finished makes room for the next (see `unmask.sampling.queue`).
         fill_id: The token that fills shorter prompts up to the length; the model is not shown it.
         on_batch: Called with the number of prompts just completed.

@@ -139,7 +139,7 @@ class Study:
 
         Args:
             named: The rule.
-            temperature: Of the draw.
+            temperature: The temperature of the draw.
             on_batch: Called after each batch.
         """
         forbidden = self.task.special_ids if isinstance(self.task, Foreign) else ()

@@ -64,8 +64,8 @@ def tune(
         reference: What quality is compared with.
         families: For each rule its settings, gentlest first.
         tolerance: The loss that is allowed, in units of quality.
-        confidence: Of each acceptance, in `(0.5, 1)`.
-        temperature: Of the draw.
+        confidence: The confidence of each acceptance, in `(0.5, 1)`.
+        temperature: The temperature of the draw.
         on_trial: Called with each trial.
         on_batch: Called after each batch.
 

@@ -90,11 +90,11 @@ class UnmaskScheduler(BlockRefinementScheduler):
 
         Args:
             num_inference_steps: Kept for the pipeline.
-            device: The same.
+            device: Kept for the pipeline.
             block_length: Positions per block.
             gen_length: Positions that are wanted after the prompt; those of the last block beyond them are not.
                 Default: what `LLaDA2Pipeline` was asked for; elsewhere, whole blocks.
-            tokenizer: Whose tokens may be drawn. Default: the pipeline's, if `LLaDA2Pipeline` has one; elsewhere, all.
+            tokenizer: Only its tokens may be drawn. Default: the pipeline's, if `LLaDA2Pipeline` has one; else any may.
         """
         self._end: int | None = None
         # The pipeline tells a scheduler neither how much of the last block it cuts off nor its tokenizer; both are
@@ -138,7 +138,7 @@ class UnmaskScheduler(BlockRefinementScheduler):
             timestep: Number of the evaluation within the block; 0 begins a new one.
             sample: The tokens of the block.
             mask_token_id: Id of the mask token.
-            temperature: Of the draw.
+            temperature: The temperature of the draw.
             top_p: Draw among the fewest tokens that hold this mass.
             top_k: Draw among the `k` most probable tokens; `None` or 0 is all.
             sampling_method: `"greedy"`, or `"auto"` or `"multinomial"`, which both draw unless the temperature is 0.

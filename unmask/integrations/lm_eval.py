@@ -63,7 +63,7 @@ class Draw:
     Attributes:
         max_new_tokens: Masks after the prompt.
         stop: Texts that end the answer.
-        temperature: Of the draw.
+        temperature: The temperature of the draw.
         top_k: Draw among so many tokens.
         top_p: Draw among the fewest tokens that hold this mass.
     """
@@ -85,12 +85,12 @@ class UnmaskLM(TemplateLM):
     Args:
         pretrained: A language model, or what `unmask.load` loads one from.
         rule: What to unmask when, by name.
-        temperature: Of the draw, instead of the one that each task asks for; 0 takes the argmax.
+        temperature: The temperature of the draw, instead of the one that each task asks for; 0 takes the argmax.
         max_new_tokens: Length of the answers, instead of the one that each task asks for.
         block_length: Fill answers in blocks of so many tokens; default: the model's, or one canvas.
         guidance: Classifier-free guidance, see `LanguageModel.generate`.
         end_last: Whether end tokens wait for the others, see `LanguageModel.generate`.
-        seed: Of all random streams.
+        seed: The seed of all random streams.
         batch_size: Requests per batch; changes no answer, rounding apart.
         strata: Evaluations per replicate of a log-likelihood; shorter continuations take one a token.
         replicates: Independent repetitions of each of those estimates.
@@ -100,10 +100,10 @@ class UnmaskLM(TemplateLM):
         identity: What the answers depend on besides the settings here, such as the model's weights. It tells the
             entries of a store apart.
         device: Where to put a model that is loaded here.
-        dtype: Of its weights and activations, such as `bfloat16`.
+        dtype: The type of its weights and activations, such as `bfloat16`.
         mask_id: Id of the mask token of a model that is loaded here and does not name it.
         revision: Branch, tag or commit of a model of the hub that is loaded here.
-        token: Of the hub, as in `unmask.load`.
+        token: Access token of the hub, as in `unmask.load`.
         local_files_only: Whether the hub is not to be asked for the model.
         on_answer: Called with the number of requests just answered.
         **settings: Of the rule, such as `gamma`.

@@ -116,7 +116,7 @@ class RuleSteps:
 
         Args:
             forward_batch: The blocks.
-            full_logits: Of their tokens, `[tokens, vocab]`; or the logits processor's output that holds them.
+            full_logits: The logits of their tokens, `[tokens, vocab]`, or the logits processor's output with them.
             states: One per block, updated.
 
         Returns:

@@ -148,7 +148,8 @@ def generate(
         generation_config: The settings of `generate`.
         rule: What to unmask when: a rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`. Required.
         block_length: Fill answers in blocks of so many tokens, from left to right; default: one canvas.
-        seed: Of the random streams; row `r` takes `derive(seed, r)`. Default: a number from PyTorch's global generator.
+        seed: The seed of the random streams; row `r` takes `derive(seed, r)`. Default: a number from PyTorch's global
+            generator.
         mask_id: The mask token; default: the configuration's.
         shift: Whether position `i` is predicted by output `i - 1`, as in Dream.
         guidance: Scale of classifier-free guidance, see `LanguageModel.generate`.

@@ -1,6 +1,7 @@
-"""What a language model is asked, checked and encoded: a sequence with masks for each answer, and how to write it.
+"""The answers that are asked of a language model: for each, a sequence with masks and how to fill it in.
 
-`LanguageModel.generate` and `infill` answer these in batches, a server one by one as they come.
+Arguments are checked and prompts encoded here. `LanguageModel.generate` and `infill` make the answers in batches; the
+server makes each as it arrives.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ class Settings:
     """How to answer.
 
     Attributes:
-        rule: What to unmask when.
-        temperature: Of the draw.
-        top_k: Of the draw.
-        top_p: Of the draw.
+        rule: Decides which positions to unmask at each step.
+        temperature: The temperature of the draw; 0 takes the argmax.
+        top_k: Draw among the `k` most probable tokens.
+        top_p: Draw among the fewest tokens whose probabilities sum to at least this.
         forbidden: Tokens that must not appear.
         processor: Changes logits before planning and drawing.
-        last: Tokens that wait for the others.
+        last: Tokens that are written after the others.
         ends: Tokens that end an answer.
         stops: Texts that end an answer.
         block_length: Tokens per block.
         guidance: Scale of classifier-free guidance.
         cache: Which keys and values are kept, one of `CACHES`.
-        cache_refresh: Evaluations of a block from one that computes everything to the next.
+        cache_refresh: With a cache, compute everything anew after this many evaluations of a block.
         whole: Whether the text of an answer is the whole sequence, not only what was masked.
     """
 
@@ -64,7 +65,7 @@ class Settings:
 
     @property
     def draw(self) -> dict[str, Any]:
-        """How tokens are drawn, as `Sampler` takes it."""
+        """How tokens are drawn, as arguments of `Sampler`."""
         names = ("top_k", "top_p", "forbidden", "last", "processor")
         return {name: getattr(self, name) for name in names}
 
@@ -79,13 +80,13 @@ class Asked:
     """One answer that is wanted.
 
     Attributes:
-        prompt: What was asked.
-        row: The same with masks.
-        stream: The random stream that answers.
+        prompt: The prompt.
+        row: The prompt's tokens with the masks of the answer.
+        stream: The random stream of the answer.
         settings: How to answer.
-        ahead: How many masks a block-causal model is shown behind it, as it was trained: up to the end of its block.
-            They are not filled in: an answer may end anywhere. Where text follows the answer there are none.
-        until: Says of the tokens of the answer so far whether they are all that is wanted (see `Canvas`).
+        ahead: How many masks to show a block-causal model after the answer, up to the end of its block, as in its
+            training. They are not filled in, so an answer may end anywhere. If text follows the answer there are none.
+        until: Tells from the tokens of the answer so far whether it is complete (see `Canvas`).
     """
 
     prompt: Prompt
@@ -96,7 +97,7 @@ class Asked:
     until: Callable[[Sequence[int]], bool] | None = None
 
     def canvas(self, model: LanguageModel) -> Canvas:
-        """What it is written on."""
+        """Returns the canvas that the answer is written on."""
         own = self.settings
         return Canvas(
             self.row,
@@ -130,7 +131,7 @@ def asked_generate(
     streams: Sequence[int] | None = None,
     n: int = 1,
 ) -> list[Asked]:
-    """Returns the answers that `LanguageModel.generate` is asked for; see there for arguments and errors."""
+    """Returns the answers that `LanguageModel.generate` is asked for; arguments and errors are described there."""
     whole("max_new_tokens", max_new_tokens)
     whole("n", n)
     banned = check_answer(rule=rule, seed=seed, forbidden=forbidden, streams=streams, guidance=guidance)
@@ -185,21 +186,9 @@ def asked_infill(
     streams: Sequence[int] | None = None,
     whole_text: bool = True,
 ) -> list[Asked]:
-    """Returns the answers that `LanguageModel.infill` is asked for; see there for arguments and errors.
+    """Returns the answers that `LanguageModel.infill` is asked for; arguments and errors are described there.
 
-    Args:
-        model: The model.
-        texts: As in `infill`, like those that follow.
-        rule: The same.
-        spans: The same.
-        temperature: The same.
-        seed: The same.
-        top_k: The same.
-        top_p: The same.
-        forbidden: The same.
-        processor: The same.
-        streams: The same.
-        whole_text: Whether the text of an answer is the whole, or what is in the gaps.
+    With `whole_text`, the text of an answer is the whole text; without it, only what is in the gaps.
     """
     banned = check_answer(rule=rule, seed=seed, forbidden=forbidden, streams=streams)
     checked_prompts(texts)
@@ -252,7 +241,7 @@ def _asked(
 
 
 def _ahead(model: LanguageModel, row: Sequence[int]) -> int:
-    """How many masks follow an answer up to the end of its last block, as far as the model takes them."""
+    """Returns how many masks follow an answer up to the end of its last block, if the model's length permits."""
     size = model.block_causal
     if size is None or row[-1] != model.mask_id:
         return 0

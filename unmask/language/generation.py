@@ -1,4 +1,4 @@
-"""Answers many prompts on the one sampling loop: batches, ends of texts, and what each answer cost."""
+"""Answers many prompts with the one sampling loop: makes batches, ends texts, and counts what each answer cost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def answer_all(
         asked: The answers that are wanted, all with the same settings.
         batch_size: Rows per batch.
         on_step: Called with the state of the batch and the step's information.
-        on_turn: Called with what an answer is written on, after each turn that it took part in.
+        on_turn: Called with the canvas of an answer, after each turn that the answer took part in.
     """
     # Longest first: a batch that does not fit into memory fails before the work, not after it.
     order = sorted(range(len(asked)), key=lambda index: (-len(asked[index].row), index))
@@ -75,7 +75,7 @@ class _Batch:
         self.sampler.run(self.state, on_step=on_step, settle=self._settle)
 
     def _settle(self, state: State, info: StepInfo) -> State:
-        """Notes what the step did, and lets go of positions after the end of an answer."""
+        """Notes what the step did, and drops positions after the end of an answer from the pending ones."""
         done = changes(state, info)
         state = settle(state, [(one, self.canvases[one.slot]) for one in done])
         now = time.perf_counter() - self.began
@@ -87,7 +87,7 @@ class _Batch:
         return state
 
     def completion(self, place: int) -> Completion:
-        """What became of one row."""
+        """Returns the result of one row."""
         one = self.asked[place]
         return self.canvases[place].completion(one.prompt.text, self.seconds[place], one.stream)
 
@@ -97,12 +97,12 @@ class Wanted(Protocol):
 
     @property
     def row(self) -> Sequence[int]:
-        """Its tokens, the mask token where something is to be written."""
+        """Its tokens, with the mask token where something is to be written."""
         ...
 
     @property
     def ahead(self) -> int:
-        """How many masks are shown behind it."""
+        """How many masks the model sees after it."""
         ...
 
     @property
@@ -125,7 +125,7 @@ def begin(
         sampler: Denoiser and rule.
         wanted: The sequences.
         block_causal: Block length of the model's attention, if it is block-causal.
-        slots: What caches know the sequences by; default: 0, 1, 2, ...
+        slots: Numbers by which caches identify the sequences; default: 0, 1, 2, ...
     """
     settings, mask_id, device = wanted[0].settings, sampler.denoiser.mask_id, device_of(sampler.denoiser)
     rows = [torch.tensor([*one.row, *[mask_id] * one.ahead], dtype=torch.int64, device=device) for one in wanted]
@@ -145,7 +145,7 @@ def begin(
 def _blocks(
     gap: Bool[Tensor, "batch length"], size: int | None, block_causal: int | None
 ) -> Int[Tensor, "batch length"]:
-    """The block of each position: of a block-causal model counted as its attention counts, or else from the gap."""
+    """Returns the block of each position, counted as a block-causal model's attention does, or else from the gap."""
     if size is None:
         return torch.zeros_like(gap, dtype=torch.int64)
     if block_causal is None:
@@ -155,7 +155,7 @@ def _blocks(
 
 
 def _before(asked: Sequence[Asked], model: LanguageModel) -> Bool[Tensor, "batch length"]:
-    """What comes before each answer."""
+    """Returns what comes before each answer."""
     counts = [one.row.index(model.mask_id) if model.mask_id in one.row else len(one.row) for one in asked]
     width = max(len(one.row) + one.ahead for one in asked)
     count = torch.tensor(counts, device=model.device).unsqueeze(-1)

@@ -36,10 +36,10 @@ def load_language(
     Args:
         folder: Of the Transformers library.
         device: Where to put it.
-        dtype: Of its weights and activations.
+        dtype: The type of its weights and activations.
         shift: Whether position `i` is predicted by output `i - 1`, for a model that does not say it.
         block_causal: Length of the blocks of an adapted model with block-causal attention.
-        options: Of `from_pretrained`.
+        options: The options of `from_pretrained`.
         mask_id: Id of the mask token, for a folder that does not name it.
         smoothing: Label smoothing to undo (see `unmask.draws.smoothing`).
 

@@ -1,4 +1,4 @@
-"""`LanguageModel`: a denoiser that knows its tokenizer, and so takes and gives text."""
+"""`LanguageModel`: a denoiser with a tokenizer, which takes prompts as text and returns text."""
 
 from __future__ import annotations
 
@@ -31,16 +31,16 @@ BATCH_SIZE = 8
 
 
 class LanguageModel(NetworkDenoiser):
-    """A masked language model with its tokenizer; a denoiser like any other, for sequences of any lengths together.
+    """A masked language model with its tokenizer: a denoiser that takes sequences of different lengths in one batch.
 
     Args:
         network: A module with `forward(x, where, time, valid) -> logits[rows, vocab]`.
         vocab_size: Number of token ids, the mask token included.
         mask_id: Id of the mask token.
         tokenizer: Turns text into tokens; without one, prompts must be token ids, and answers have no text. Ids that
-            are not tokens of it, as where a vocabulary is padded, get the logit `-inf`, unless they end a text.
+            are not its tokens (padding of the vocabulary, for instance) get the logit `-inf`, unless they end a text.
         end_ids: Tokens that end a text.
-        max_length: Most tokens of a sequence, prompt and answer together; `None` if there is no limit.
+        max_length: The largest number of tokens of prompt and answer together; `None` if there is no limit.
     """
 
     def __init__(
@@ -76,22 +76,23 @@ class LanguageModel(NetworkDenoiser):
         shift: bool = False,
         block_causal: int | None = None,
     ) -> LanguageModel:
-        """Wraps a model of the Transformers library that is in memory.
+        """Wraps a model of the Transformers library that is already in memory.
 
-        A causal class (`LlamaForCausalLM`, ...) is told, in its configuration, to look in both directions from then on.
+        The configuration of a causal class (`LlamaForCausalLM`, ...) is changed: from then on the model attends in both
+        directions.
 
         Args:
             model: A masked language model, or a causal class that was trained to unmask.
             tokenizer: Its tokenizer.
-            mask_id: The mask token; default: the one its configuration names, or the tokenizer.
+            mask_id: Id of the mask token; default: the one that its configuration or the tokenizer names.
             end_ids: Tokens that end a text; default: those that its configuration and the tokenizer name.
             shift: Whether position `i` is predicted by output `i - 1`, as in models adapted from autoregressive ones.
-            block_causal: Positions look at their own block of so many, counted from the first position, and at the
-                blocks before it, as the model was trained; default: at all.
+            block_causal: Block length of a model trained with block-causal attention: a position attends to its own
+                block, counted from the first position, and to the blocks before it; default: to all positions.
 
         Raises:
             AdapterError: If nothing says which token is the mask.
-            ValueError: If `block_causal` is out of range, or the model is no Llama or Qwen.
+            ValueError: If `block_causal` is out of range, or the model is not a Llama or Qwen.
         """
         from ..models.pretrained.hf import run_both_ways
         from ..models.pretrained.masked_lm import MaskedLM
@@ -109,20 +110,20 @@ class LanguageModel(NetworkDenoiser):
 
     @property
     def block_causal(self) -> int | None:
-        """Length of the blocks of its attention, if a position looks at its block and those before it only."""
+        """Block length of the attention, if positions attend only to their own block and those before it."""
         return getattr(self.network, "block_causal", None)
 
     @property
     def usual_new_tokens(self) -> int:
-        """Masks of an answer where nothing is said: 32, or the power of two within two fifths of what it takes."""
+        """The default length of an answer: 32, or if `max_length` is short, a power of two within two fifths of it."""
         room = 32 if self.max_length is None else max(1, min(32, self.max_length * 2 // 5))
         return 1 << (room.bit_length() - 1)
 
     @property
     def padding_invisible(self) -> bool:
-        """Whether sequences of different lengths are evaluated together, as they notice nothing of each other.
+        """Whether padding changes no logits, so that sequences of different lengths can be evaluated together.
 
-        Where they would, those of each length are evaluated by themselves: the same answers, in more time.
+        If not, the sequences of each length are evaluated by themselves: the answers are the same, but take more time.
         """
         return getattr(self.network, "padding_invisible", True)
 
@@ -169,47 +170,49 @@ class LanguageModel(NetworkDenoiser):
     ) -> list[Completion]:
         """Answers prompts.
 
-        An answer ends at its first end token or stop string: what comes after is not evaluated for. An answer does not
-        depend on the batch it is made in, rounding apart; prompts of similar lengths are batched, padded on the right.
+        An answer ends at its first end token or stop string; nothing after it is filled in. Apart from rounding, an
+        answer does not depend on its batch. Prompts of similar lengths share a batch and are padded on the right.
 
         Args:
             prompts: Texts, which are continued as they are; chats, which go through the chat template; token ids; or
-                what is encoded already (`Prompt`).
-            rule: What to unmask when: a rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`.
-            max_new_tokens: Masks after each prompt.
-            block_length: Fill the answer in blocks of so many tokens, from left to right; default: those of the model's
-                attention, if it is block-causal, or all as one. Of a block-causal model they are counted as its
-                attention counts them, from the start of the prompt; else from the start of the answer.
-            temperature: Of the draw; 0 takes the argmax.
+                prompts that are already encoded (`Prompt`).
+            rule: Decides which positions to unmask at each step: a rule, or its name with settings, such as
+                `"entropy-bound:gamma=0.1"`.
+            max_new_tokens: Number of masks after each prompt.
+            block_length: Fill the answer in blocks of this many tokens, from left to right; default: the blocks of the
+                model's attention, if it is block-causal, or else one block. Blocks are counted from the start of the
+                answer, or, for a block-causal model, from the start of the prompt, as its attention counts them.
+            temperature: The temperature of the draw; 0 takes the argmax.
             seed: Prompt `p` gets the stream `derive(seed, tokens of p, copy)`, with `copy` counting equal prompts.
-            stop: Texts that end an answer and are no part of it. They are looked for in the answer with its special
-                tokens written out, so that these may be stop strings, and none is found across one.
+            stop: Texts that end an answer and are not part of it. They are looked for in the answer with its special
+                tokens written out: a special token may be a stop string, and no stop string matches across one.
             top_k: Draw among the `k` most probable tokens.
-            top_p: Draw among the fewest tokens that hold this mass.
+            top_p: Draw among the fewest tokens whose probabilities sum to at least this.
             forbidden: Token ids that must not appear.
             processor: Changes logits before planning and drawing, such as `LogitBias` (`unmask.sampling.processors`).
-            guidance: Classifier-free guidance (see `Guided`); each evaluation is then of two states.
-            cache: Keys and values to keep (see `Cached`): `"none"`; `"prefix"` or `"dual"`, which approximate and need
-                blocks; or `"block-causal"`, which is exact, for models with such attention, and their default, unless
-                the rule or guidance evaluates several states of a sequence. Default for others: `"none"`.
-            cache_refresh: With `"prefix"` or `"dual"`, compute everything in every so many evaluations of a block;
-                default: only in its first.
-            end_last: Positions whose most probable token is an end token go after all others, the first of them first,
-                if the rule allows it in the same evaluation as the last of the text. Models trained on answers filled
-                up with end tokens are surest of those: filled in first, from the far end, they cut answers short.
-                Default: so wherever the rule looks before it chooses.
+            guidance: Scale of classifier-free guidance (see `Guided`); each evaluation then evaluates two states.
+            cache: Which keys and values of the attention to keep between evaluations (see `Cached`): `"none"`;
+                `"prefix"` or `"dual"`, which are approximate and need blocks; or `"block-causal"`, which is exact and
+                needs a model with block-causal attention. Default: `"block-causal"` for such models, unless the rule or
+                guidance evaluates several states of a sequence; otherwise `"none"`.
+            cache_refresh: With `"prefix"` or `"dual"`, compute everything anew after this many evaluations of a block;
+                default: only in its first evaluation.
+            end_last: Whether positions whose most probable token is an end token wait for all others, the leftmost of
+                them going first. If the rule allows it, that one is written together with the last text. Models trained
+                on answers padded with end tokens are most certain of those; written early, from the far end, they would
+                cut answers short. Default: True wherever the rule looks at the marginals before it chooses.
             batch_size: Prompts per batch.
             streams: The stream of each answer, instead of `seed`.
             on_step: Called with the state of the batch and the step's information.
-            n: Answers per prompt, as if the prompt stood in the list so many times.
+            n: Answers per prompt, as if the prompt were in the list this many times.
 
         Returns:
-            One completion per prompt, in order; or `n`, one after the other.
+            One completion per prompt, in order; with `n`, the completions of a prompt follow each other.
 
         Raises:
-            ValueError: If an argument is out of range, the block does not divide the answer, the cache does not go with
-                the model or the other settings, a prompt cannot be encoded, or prompt and answer are longer than the
-                model takes.
+            ValueError: If an argument is out of range, the block length does not divide the answer, the cache does not
+                go with the model or the other settings, a prompt cannot be encoded, or prompt and answer together are
+                too long for the model.
         """
         whole("batch_size", batch_size)
         check_watch(on_step)
@@ -251,24 +254,24 @@ class LanguageModel(NetworkDenoiser):
         streams: Sequence[int] | None = None,
         on_step: Callable[[State, StepInfo], None] | None = None,
     ) -> list[Completion]:
-        """Fills gaps in texts: `"The [MASK:12] sat on"` has one of twelve tokens; `[MASK]` is one token.
+        """Fills gaps in texts: `"The [MASK:12] sat on"` has a gap of twelve tokens; `[MASK]` is a gap of one token.
 
         Args:
             texts: Texts with gaps, or token ids with the mask token.
-            rule: As in `generate`.
+            rule: Decides which positions to unmask at each step: a rule, or its name with settings.
             spans: For each text, `(start, stop, n)`: replace its characters from `start` to `stop` by `n` tokens.
-            temperature: As in `generate`, like all that follow.
-            seed: The same.
-            top_k: The same.
-            top_p: The same.
+            temperature: The temperature of the draw; 0 takes the argmax.
+            seed: Seed of the random streams, as in `generate`.
+            top_k: Draw among the `k` most probable tokens.
+            top_p: Draw among the fewest tokens whose probabilities sum to at least this.
             forbidden: Token ids that must not appear; end tokens and other special tokens never do.
-            processor: As in `generate`.
-            batch_size: The same.
-            streams: The same.
-            on_step: The same.
+            processor: Changes logits before planning and drawing.
+            batch_size: Texts per batch.
+            streams: The stream of each answer, instead of `seed`.
+            on_step: Called with the state of the batch and the step's information.
 
         Returns:
-            One completion per text, in order: `text` is the whole, `tokens` are those of the gaps.
+            One completion per text, in order: `text` is the whole text, `tokens` are the tokens of the gaps.
 
         Raises:
             ValueError: If an argument is out of range, a text has no gap, or is longer than the model takes.
@@ -303,7 +306,7 @@ class LanguageModel(NetworkDenoiser):
 
         Args:
             tokens: The tokens.
-            special: Whether special tokens are written out or left out.
-            after: The tokens that they come after, such as a prompt's: the text is then what they add to theirs.
+            special: Whether to write special tokens out; if not, they are left out.
+            after: Tokens that come before them, such as a prompt's. The result is then the text that `tokens` adds.
         """
         return Continuation(self.tokenizer, list(after)).text(list(tokens), special=special)

@@ -73,7 +73,7 @@ def optimal_sizes(curve: InformationCurve, evaluations: int) -> tuple[int, ...]:
     """Finds the group sizes that lose the least in so many evaluations, by dynamic programming.
 
     Args:
-        curve: Of the model.
+        curve: The curve of the model.
         evaluations: How many groups.
 
     Returns:

@@ -1,4 +1,4 @@
-"""How probable a model finds a sequence: token by token, and the time-agnostic bound on it, estimated."""
+"""How probable a sequence is under a model: exactly, token by token, or by an estimate of the time-agnostic bound."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from ..schedule import Schedule
 
 @dataclass(frozen=True)
 class Likelihood:
-    """NELBO estimates of a batch, in nats.
+    """NELBO (negative evidence lower bound) estimates of a batch, in nats.
 
     Attributes:
-        nelbo: Of each sequence's maskable tokens, given the pinned ones.
-        standard_error: Of each estimate, from its independent replicates (NaN for a single one).
+        nelbo: The estimate for each sequence's maskable tokens, given the pinned ones.
+        standard_error: The standard error of each estimate, from its independent replicates (NaN for a single one).
         tokens: How many tokens of each sequence were maskable.
         evaluations: Model evaluations spent on each sequence.
     """
@@ -41,7 +41,10 @@ class Likelihood:
         return self.nelbo / self.tokens
 
     def mean(self) -> tuple[float, float]:
-        """Nats per token over all sequences, with the standard error over sequences (data and estimator together)."""
+        """Returns nats per token over all sequences, and its standard error over sequences.
+
+        The standard error covers the choice of the data and the noise of the estimator together.
+        """
         total = int(self.tokens.sum())
         mean = float(self.nelbo.sum()) / total
         if len(self.nelbo) < 2:
@@ -65,16 +68,16 @@ def nelbo(
 ) -> Likelihood:
     """Estimates `L · E_{n ~ U{1..L}} E_{|M| = n} [ (1/n) Σ_{i∈M} -log p_i(x_i | x_{∖M}) ]` without bias.
 
-    With exact conditionals this is `-log p(x)`, for a model it bounds its own negative log-likelihood from above. `L`
-    counts the maskable tokens. Two things lower the variance at equal evaluations:
+    This is the NELBO, in nats. With exact conditionals it equals `-log p(x)`; for a model it is an upper bound on the
+    model's own negative log-likelihood. `L` counts the maskable tokens. Two things lower the variance at equal cost:
 
     - *stratified counts*: of each replicate's `strata` evaluations, number `s` has `n = ⌊L (s + u_s) / strata⌋ + 1`
       masks;
-    - *disjoint masks*: consecutive counts take consecutive stretches of one random permutation for as long as they fit,
-      so that small masks, which vary most with where they fall, do not fall on the same tokens twice.
+    - *disjoint masks*: consecutive counts take consecutive stretches of one random permutation as long as they fit. So
+      small masks, whose terms vary most with the tokens they cover, do not cover the same tokens twice.
 
     Every mask is marginally uniform given its size, so neither adds bias. All random numbers belong to the sequence's
-    own stream: the estimate does not depend on batch mates.
+    own stream, so the estimate does not depend on the other sequences of the batch.
 
     Args:
         denoiser: The model.
@@ -128,9 +131,9 @@ def surprise_by_count(
     schedule: Schedule | None,
     on_batch: Callable[[int], None] | None,
 ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, " batch"], Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """What `nelbo` averages, with its arguments: sequences, their maskable tokens, and a row per evaluation.
+    """Returns what `nelbo` averages (same arguments): sequences, their maskable tokens, and a row per evaluation.
 
-    A row is the number of masks, and the sum over them of `-log p_i(x_i | x_{∖M})` in nats. Rows are in order of
+    A row holds the number of masks and the sum over them of `-log p_i(x_i | x_{∖M})`, in nats. Rows are in order of
     sequence, replicate and stratum.
     """
     _check_counts(strata=strata, replicates=replicates, batch_size=batch_size)
@@ -164,12 +167,13 @@ def chain_log_likelihood(
     """Returns the log-probability of each sequence as the model samples it, one token at a time in a random order.
 
     This is `Σ_k log p_{σ(k)}(x_{σ(k)} | pinned tokens, x_{σ(1)}, …, x_{σ(k-1)})` in nats: nothing is estimated, no two
-    tokens are taken to be independent, and the model is asked as often as there are maskable tokens. It is the exact
-    log-probability under sampling in the order `σ`, hence with exact conditionals that of the sequence, whatever the
-    order; with a model's, its mean over orders is minus the NELBO (see `nelbo`, for far fewer evaluations).
+    tokens are taken to be independent, and the model is evaluated once per maskable token. It is the exact
+    log-probability under sampling in the order `σ`. With exact conditionals this is the log-probability of the
+    sequence, whatever the order; with a model, its mean over orders is minus the NELBO, which `nelbo` estimates with
+    far fewer evaluations.
 
-    The order belongs to the sequence's stream: with one stream, two ways to complete one prompt are judged in the
-    same order.
+    The order comes from the sequence's stream, so two completions of one prompt with one stream are judged in the same
+    order.
 
     Args:
         denoiser: The model.
@@ -214,7 +218,7 @@ def _check_counts(**counts: int) -> None:
 def _to_score(
     denoiser: Denoiser, x: Tokens, maskable: Tensor | None, schedule: Schedule | None
 ) -> tuple[Int[Tensor, "batch length"], Bool[Tensor, "batch length"], Bool[Tensor, "batch length"]]:
-    """Tokens, where they are no padding, and which are to be scored; checked."""
+    """Returns the tokens, where they are not padding, and which are to be scored, all checked."""
     check_denoiser(denoiser)
     x, valid = as_batch(x, denoiser)
     scored = valid if maskable is None else maskable.to(torch.bool) & valid
@@ -236,13 +240,13 @@ def causal_likelihood(
     x: Int[Tensor, "batch length"],
     maskable: Bool[Tensor, "batch length"],
 ) -> Likelihood:
-    """The exact negative log-likelihood that a causal network gives the maskable tokens, in nats.
+    """Returns the exact negative log-likelihood that a causal network gives the maskable tokens, in nats.
 
     Args:
-        network: Called with complete sequences and the positions asked for, as a causal
-            `unmask.models.networks.transformer.Transformer` is: each row of logits sees the tokens before its own only.
+        network: A network called with complete sequences and the positions asked for, such as a causal
+            `unmask.models.networks.transformer.Transformer`: each row of logits depends only on earlier tokens.
         x: Complete sequences.
-        maskable: The tokens that are scored.
+        maskable: True at the tokens that are scored.
     """
     nats = torch.zeros(x.shape, dtype=torch.float64)
     nats[maskable.cpu()] = F.cross_entropy(network(x, maskable), x[maskable], reduction="none").double().cpu()

@@ -1,4 +1,4 @@
-"""Loading models: the embedded ones by name, checkpoints by path, those of the hub by owner and name."""
+"""Loads models: the embedded ones by name, checkpoints by path, models of the Hugging Face hub by owner and name."""
 
 from __future__ import annotations
 
@@ -29,36 +29,36 @@ def load(
     local_files_only: bool = False,
     **options: Any,
 ) -> NetworkDenoiser:
-    """Loads a model as a denoiser; language models that come with a tokenizer as a `LanguageModel`.
+    """Loads a model as a denoiser; a language model with a tokenizer becomes a `LanguageModel`.
 
     Models of the Transformers library, and those of the hub, need the extra `train`. No code that comes with a model is
-    run, and of a model of the hub neither code nor pickles are downloaded.
+    ever run, and neither code nor pickles are downloaded from the hub.
 
     Args:
-        model: The name of an embedded model (one of `EMBEDDED`); or a folder with weights in safetensors and
-            `config.json`, or the name of one on the hub (`owner/name`, or `owner/name@revision`), which is downloaded
-            to the hub's cache if it is not there: a checkpoint of this package, a diffusion language model of a family
-            in `docs/families.md`, or any masked language model.
-        device: Where to put it.
-        dtype: Of its weights and activations.
-        shift: Of an adapted Llama or Qwen that does not say it: whether position `i` is predicted by output `i - 1`.
-        block_causal: Of a model with block-causal attention whose files do not say it: positions look at their own
-            block of so many, counted from the first position, and at the blocks before it.
-        mask_id: Id of the mask token of a model of the Transformers library whose files do not name it.
-        smoothing: The ε of the label smoothing that a model of the Transformers library was trained with, to be undone
-            in everything it says (see `unmask.draws.smoothing`; `unmask doctor --model` sees it): what is certain is
-            then of no entropy.
-        batch_invariant: Whether to evaluate sequences one by one, so that no bit depends on what they are batched with
-            (see `NetworkDenoiser.batch_invariant`). Without, sums may be made in another order in another batch.
+        model: The name of an embedded model (one of `EMBEDDED`), a folder with weights in safetensors and
+            `config.json`, or a model on the hub (`owner/name` or `owner/name@revision`), which is downloaded to the
+            hub's cache if it is not there. A folder or a model on the hub is a checkpoint of this package, a diffusion
+            language model of a family in `docs/families.md`, or any masked language model.
+        device: The device to put the model on.
+        dtype: The type of its weights and activations.
+        shift: Whether position `i` is predicted by output `i - 1`, for an adapted Llama or Qwen whose files do not say.
+        block_causal: Block length of a model with block-causal attention whose files do not say it. A position attends
+            to its own block, counted from the first position, and to the blocks before it.
+        mask_id: Id of the mask token, for a model of the Transformers library whose files do not name it.
+        smoothing: The ε of the label smoothing that a model of the Transformers library was trained with. Its effect on
+            the predictions is undone, so that certain tokens have an entropy of 0 (see `unmask.draws.smoothing`; the
+            command `unmask doctor --model` detects it).
+        batch_invariant: Whether to evaluate sequences one by one, so that no bit depends on the batch (see
+            `NetworkDenoiser.batch_invariant`). If not, sums may be made in a different order in a different batch.
         revision: Branch, tag or commit of a model of the hub; default: its branch `main`.
-        token: Of the hub, for a model that is private or gated; default: `HF_TOKEN`, or that of `hf auth login`.
-        local_files_only: Take a model of the hub as it was downloaded before, and ask the hub nothing.
-        **options: Of `from_pretrained` for models of the Transformers library, such as `device_map` (instead of
+        token: Access token of the hub, for a private or gated model; default: `HF_TOKEN`, or that of `hf auth login`.
+        local_files_only: Use the downloaded copy of a model of the hub, without contacting the hub.
+        **options: Options of `from_pretrained` for models of the Transformers library, such as `device_map` (instead of
             `device`) or `quantization_config`.
 
     Raises:
-        AdapterError: If there is no such model, the hub does not give it, or the checkpoint is unreadable, foreign or
-            does not fit.
+        AdapterError: If there is no such model, the hub refuses it, or the checkpoint is unreadable, of an unknown kind
+            or does not fit.
         ValueError: If an option does not apply to the model.
     """
     variant = options.get("variant")

@@ -144,7 +144,7 @@ def ancestral_entropy_check(
         sequences: Independent sequences, the units of the test.
         bits: For `lattice`: random bits of a uniform.
         device: Where noise is made and draws happen.
-        seed: Of everything.
+        seed: The seed of everything.
 
     Returns:
         The comparison; its `pvalue` is one-sided towards lower entropy.

@@ -142,7 +142,7 @@ def race_rand(
         classes: How many of them, below `1/rare`.
         trials: Draws.
         device: Where `torch.rand` runs.
-        seed: Of its generator.
+        seed: The seed of its generator.
 
     Raises:
         ValueError: If the forms differ in dtype or the probabilities leave nothing to the large class.

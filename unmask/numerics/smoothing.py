@@ -63,7 +63,7 @@ def entropy_floor(
         denoiser: The model; it must not want the time.
         x: Complete sequences.
         maskable: False at tokens that are always given; default: all may be masked.
-        seed: Of the masks.
+        seed: The seed of the masks.
 
     Raises:
         ValueError: If nothing may be masked.

@@ -1,9 +1,9 @@
 """The exact output distribution of a sampler, without a single random number.
 
-A rule that is a function of state and memory, started from one state, reaches every partial state along one path only:
-a final sequence tells what was drawn in every step. So the sampler's probability of a sequence is read off by following
-it: let the same rule objects choose, give the chosen positions that sequence's own tokens, multiply their marginals.
-For a random order the same is done for every order of the masked positions, and averaged.
+A rule that is a function of state and memory, started from one state, reaches each final sequence along one path only.
+So the sampler's probability of a sequence is found by following that path: the same rule objects choose, the chosen
+positions get that sequence's own tokens, and the marginals of these tokens are multiplied. For a random order this is
+averaged over all orders of the masked positions.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _ROWS = 1 << 15
 
 @dataclass(frozen=True)
 class Law:
-    """The law of a sampler on the support of the data, everything else gathered in one off-support cell.
+    """The law of a sampler on the support of the data, with one cell for all sequences off the support.
 
     Attributes:
         points: The data's support: every completion of positive probability, or every completion without an oracle.
@@ -54,15 +54,16 @@ class Law:
         log_q: The sampler's log-probabilities.
         off_support: The sampler's mass outside `points`.
         bound: `E_data Σ_steps (ΣH - max H)`, in nats: bounds `kl` when the denoiser is exact and draws are made from
-            its own distribution; NaN at other temperatures and with top-k, top-p, forbidden tokens or a predictor, for
-            `Credit`, and for rules that mask again or overwrite, like `dependence`, `model_error` and `nfe_mean_data`.
-        dependence: `E_data Σ_steps KL(p_U || Π p_i)` of the true conditionals (NaN without an oracle).
-        model_error: `E_data Σ_steps Σ_{i∈U} KL(p_i || p̂_i)` (NaN without an oracle). `kl = dependence + model_error`
-            for a rule that is a function of the state, and no more than that for one with a random order. Both are NaN
-            where drawn tokens decide on positions.
+            its own distribution. NaN at temperatures other than 1, with top-k, top-p, forbidden tokens or a predictor,
+            and for `Credit`. `bound`, `dependence`, `model_error` and `nfe_mean_data` are NaN for rules that mask again
+            or overwrite.
+        dependence: `E_data Σ_steps KL(p_U || Π p_i)` of the true conditionals, in nats (NaN without an oracle).
+        model_error: `E_data Σ_steps Σ_{i∈U} KL(p_i || p̂_i)`, in nats (NaN without an oracle). For a rule that is a
+            function of the state, `kl = dependence + model_error`; with a random order `kl` is at most this sum. Both
+            are NaN where drawn tokens decide on positions.
         nfe_mean: Expected evaluations under the sampler's own law, off-support runs included.
         nfe_mean_data: Expected evaluations when the states visited are those of the data.
-        evaluations_mean: Expected number of states evaluated, under the sampler's own law: more than `nfe_mean` for a
+        evaluations_mean: Expected number of states evaluated under the sampler's own law; larger than `nfe_mean` for a
             rule that evaluates ahead.
     """
 
@@ -79,7 +80,7 @@ class Law:
 
     @property
     def kl(self) -> float:
-        """`KL(data || sampler)` in nats, rounding below 0 cut off; infinite if the sampler misses part of the data."""
+        """`KL(data || sampler)` in nats, never below 0; infinite if the sampler cannot produce part of the data."""
         nats = float((self.log_p.exp() * (self.log_p - self.log_q)).sum())
         return nats if nats > 0 or math.isnan(nats) else 0.0
 
@@ -89,13 +90,13 @@ class Law:
         return 0.5 * (float((self.log_p.exp() - self.log_q.exp()).abs().sum()) + self.off_support)
 
     def counts(self, samples: Int[Tensor, "samples length"]) -> Int[Tensor, " cells"]:
-        """Counts samples per point, those off the support in the last cell."""
+        """Counts samples per point; the last cell counts those off the support."""
         codes: dict[tuple[int, ...], int] = {tuple(row): i for i, row in enumerate(self.points.tolist())}
         cells = torch.tensor([codes.get(tuple(row), len(codes)) for row in samples.tolist()], dtype=torch.int64)
         return torch.bincount(cells, minlength=len(codes) + 1)
 
     def pvalue(self, samples: Int[Tensor, "samples length"]) -> float:
-        """Pearson's test that the samples come from this law: uniform on [0, 1] if they do.
+        """Returns the p-value of Pearson's test that the samples come from this law: uniform on [0, 1] if they do.
 
         NaN if there are too few samples to tell any two outcomes apart.
         """
@@ -107,7 +108,7 @@ def pearson(counts: Int[Tensor, " cells"], probability: Float[Tensor, " cells"],
     """Returns the p-value of Pearson's chi-square test of counts against exact probabilities.
 
     Cells with fewer than `smallest` expected counts are pooled, rarest first, until the pool has enough. An outcome of
-    probability zero that occurred gives 0. NaN if only one cell is left: nothing was tested.
+    probability zero that occurred gives 0. The p-value is NaN if only one cell is left, because nothing was tested.
     """
     total = int(counts.sum())
     expected = probability.double() / probability.double().sum() * total
@@ -141,23 +142,24 @@ def exact_law(
 ) -> Law:
     """Computes the exact law of `sample(denoiser, x, rule, ...)` for one sequence with masks.
 
-    Off the support of the data, where only the number of evaluations matters, a rule with history is taken to see none:
-    exact for the predictor, whose rule is blind, and for `Stable` where the threshold is above `1/V`; NaN for `Credit`.
+    Off the support of the data only the number of evaluations matters. There, a rule that compares evaluations is
+    treated as if it had no earlier ones. That is exact for the predictor, whose rule does not look at marginals, and
+    for `Stable` with a threshold above `1/V`; for `Credit` the number is NaN.
 
     Args:
-        denoiser: An oracle, a perturbed oracle (the data then follow the oracle inside), or any denoiser of a small
-            enough space, whose law is then returned without data to compare it with.
-        rule: The same object the loop takes. A random order is averaged over all orders of the masked positions.
-        x: One sequence, masks where something is to be drawn.
-        temperature: Of the draw.
-        top_k: Of the draw.
-        top_p: Of the draw.
+        denoiser: An oracle (an exact denoiser, which knows the data's law); a perturbed oracle (the data then follow
+            the oracle inside); or any denoiser of a small enough space, whose law is not compared with data.
+        rule: The rule, as `sample` takes it. A random order is averaged over all orders of the masked positions.
+        x: One sequence, with the mask token where something is to be drawn.
+        temperature: The temperature of the draw.
+        top_k: Draw among the `k` most probable tokens.
+        top_p: Draw among the fewest tokens whose probabilities sum to at least this.
         forbidden: Token ids that must not appear.
         blocks: Window length for semi-autoregressive sampling.
 
     Returns:
-        The law, with its divergence from the data, bound and expected evaluations. That of a speculative rule is the
-        law of one at a time; its expected evaluations are NaN off the support and for a random order of many masks.
+        The law, with its divergence from the data, bound and expected evaluations. A speculative rule has the law of
+        unmasking one at a time; its expected evaluations are NaN off the support and for a random order of many masks.
 
     Raises:
         ValueError: If there are too many completions or orders to enumerate, `x` is not one sequence of token ids, or
@@ -286,7 +288,7 @@ def _known(log_p: Tensor | None, log_q: Tensor) -> Tensor:
 
 
 def _completions(denoiser: Denoiser, x: Tensor) -> tuple[Oracle | None, Tensor, Tensor, Tensor | None]:
-    """The oracle, if there is one, the sequence, its completions, and their log-probabilities under the data."""
+    """Returns the oracle (if any), the sequence, its completions and their log-probabilities under the data."""
     x, mask = torch.as_tensor(x), denoiser.mask_id
     if x.ndim != 1 or x.dtype.is_floating_point or not bool(((x >= 0) & (x < denoiser.vocab_size)).all()):
         raise ValueError(f"x is one sequence of token ids 0..{denoiser.vocab_size - 1}, got {x.dtype} {x.tolist()}")
@@ -299,7 +301,7 @@ def _completions(denoiser: Denoiser, x: Tensor) -> tuple[Oracle | None, Tensor, 
 
 
 def _revisiting(case: _Case) -> Law:
-    """The law of a rule that masks again or overwrites; of one that corrects another, by way of that one's."""
+    """The law of a rule that masks again or overwrites; one that corrects another rule starts from that rule's law."""
     sampler, rule = case.sampler, case.sampler.rule
     if isinstance(rule, Lookahead):
         return replace(case.law_of(rule.rule), nfe_mean=math.nan, nfe_mean_data=math.nan, evaluations_mean=math.nan)
@@ -324,7 +326,7 @@ def _revisiting(case: _Case) -> Law:
 
 
 def _orders(masked: Tensor, random: bool) -> Float[Tensor, "orders length"]:
-    """Noise that puts the masked positions in each of their orders; one row if the order is not random."""
+    """Returns noise that gives each order of the masked positions; one row if the order is not random."""
     where = masked.nonzero().squeeze(-1)
     if not random:
         return torch.zeros(1, len(masked), dtype=torch.float64)

@@ -111,7 +111,7 @@ def scored_law(
         oracle: Whose distribution the data have, if it is known.
         x: One sequence with masks.
         points: The completions whose probability is wanted.
-        temperature: Of the draw.
+        temperature: The temperature of the draw.
         blocks: Window length for semi-autoregressive sampling.
 
     Raises:

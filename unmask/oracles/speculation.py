@@ -59,7 +59,7 @@ def expected_rounds(
         points: Every completion the sampler can draw.
         log_p: Their log-probabilities under the data; NaN without data.
         orders: Order noise, one row per order; all are equally likely.
-        temperature: Of the draw.
+        temperature: The temperature of the draw.
         blocks: Window length, as in `sample`.
 
     Raises:

@@ -58,7 +58,7 @@ def visited_law(sampler: Sampler, x: Tensor, points: Tensor, temperature: float,
         sampler: Denoiser, rule and settings of the draw.
         x: The sequence.
         points: The completions whose probability is wanted.
-        temperature: Of the draw.
+        temperature: The temperature of the draw.
         blocks: Window length for semi-autoregressive sampling.
 
     Raises:
@@ -84,7 +84,7 @@ def corrected(
         x: The sequence with masks.
         points: Complete sequences: all that can come up.
         q: Their probabilities before.
-        temperature: Of the draw.
+        temperature: The temperature of the draw.
     """
     table = _Table(sampler, x, temperature)
     where, count = table.where, torch.tensor(len(table.where))

@@ -25,7 +25,7 @@ from .oracle import Oracle
 
 
 def numbers_of(memory: Memory) -> Float[Tensor, "states memory"]:
-    """The numbers in a rule's memory: all that its future depends on, besides the evaluations it compares with."""
+    """Returns the numbers in a rule's memory: its future depends only on them and on the evaluations it compares."""
     numbers = memory if isinstance(memory, Tensor) else getattr(memory, "numbers", None)
     assert isinstance(numbers, Tensor)
     return numbers
@@ -156,7 +156,7 @@ class Walk:
         mass: Tensor,
         dead: dict[tuple[float, ...], float],
     ) -> None:
-        """Adds the mass that steps off the support, by (order, masks left, memory): all that its future depends on."""
+        """Adds the mass that leaves the support, by (order, masks left, memory): its future depends on nothing else."""
         children, first = torch.unique(torch.cat([inverse.unsqueeze(-1), after], -1), dim=0, return_inverse=True)
         stay = torch.zeros(len(states), dtype=torch.float64)
         of_child = torch.zeros(len(children), dtype=torch.float64)

@@ -1,8 +1,8 @@
-"""How many positions are unmasked at once. A budget admits some of the ranked candidates, always the first.
+"""How many positions are unmasked at once. A budget admits some of the ranked candidates, and always the first one.
 
-A budget may keep a *memory*: a few numbers per sequence, set by `start`, returned changed by `admit`. Everything a
-budget remembers is in there, so that the sampler is a function of (state, memory) and its law can be computed exactly.
-Settings that differ between sequences live there too, and travel with their sequence.
+A budget may keep a *memory*: a few numbers per sequence, which `start` sets and `admit` updates. It remembers nothing
+else, so the sampler is a function of (state, memory) and its law can be computed exactly. Settings that differ between
+sequences are also kept there, and stay with their sequence.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
 class Budget(Protocol):
     """Decides how much of a ranking is unmasked in one step.
 
-    One that remembers how much it has admitted says so by a class attribute `counts = True`: nothing that it admits may
-    be held back (see `unmask.rules.filters`).
+    A budget that remembers how much it has admitted says so by a class attribute `counts = True`. Then nothing that it
+    admits may be held back (see `unmask.rules.filters`).
     """
 
     @property
     def marginal_free(self) -> bool:
-        """True if the number admitted depends on nothing but how many candidates there are, and on memory."""
+        """True if the number admitted depends only on the number of candidates and the memory."""
         ...
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
-        """Returns the memory of sequences that begin with so many masks."""
+        """Returns the initial memory of sequences that start with this many masks each."""
         ...
 
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
-        """Returns which ranked candidates to unmask, at least one where there is one, and the memory after it."""
+        """Returns which ranked candidates to unmask (at least one, if there is any) and the memory after this step."""
         ...
 
 
@@ -58,7 +58,7 @@ def no_memory(masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch 0"]:
 
 
 def probability(name: str, value: float) -> None:
-    """Raises `ValueError` if a setting is no probability."""
+    """Raises `ValueError` if a setting is not a probability."""
     if not 0 <= value <= 1:
         raise ValueError(f"{name} is a probability in [0, 1], got {value}")
 
@@ -105,10 +105,10 @@ class All:
 
 @dataclass(frozen=True)
 class Steps:
-    """A fixed number of evaluations per sequence: each takes `ceil(masks left / steps left)` (LLaDA's quota).
+    """A fixed number of evaluations per sequence: each unmasks `ceil(masks left / steps left)` (LLaDA's quota).
 
-    A sequence with fewer masks than steps takes one each. The memory is (masks left, steps left) of the whole sequence;
-    with blocks a quota ends where its block does, so there may be as many evaluations more as there are blocks.
+    If a sequence has fewer masks than steps, each evaluation unmasks one. The memory is (masks left, steps left) of the
+    whole sequence. A step cannot unmask positions beyond its block, so each block may cost one more evaluation.
 
     Raises:
         ValueError: If `steps` is not a whole number >= 1.
@@ -135,7 +135,7 @@ class Steps:
 class Threshold:
     """Every candidate whose `max p` reaches the threshold, and always the first (Fast-dLLM, arXiv:2505.22618).
 
-    Compared as `1 - max p <= 1 - threshold`, which is exact near 1: a threshold of 1 takes what is determined.
+    The comparison is `1 - max p <= 1 - threshold`, which is exact near 1: a threshold of 1 admits only what is certain.
 
     Raises:
         ValueError: If `threshold` is not in `[0, 1]`.
@@ -158,9 +158,9 @@ class Threshold:
 
 @dataclass(frozen=True)
 class Factor:
-    """The longest prefix of `n` with `(n + 1) (1 - max p of its last) < factor`, and at least one (Fast-dLLM).
+    """The longest prefix of `n` positions with `(n + 1) (1 - max p of the last) < factor`, at least one (Fast-dLLM).
 
-    In the confidence order the left side never decreases, so this is "the largest n" of the paper; it bounds how far a
+    In the confidence order the left side never decreases, so this is "the largest n" of the paper. It bounds how far a
     product of confident marginals can be from the most probable joint.
 
     Raises:
@@ -191,8 +191,9 @@ class Factor:
 class Stable(Speaker):
     """Every candidate that is both confident and stable, and the first one if there is none (KLASS).
 
-    Confident: `max p > threshold`. Stable: each of the last `history` evaluations moved its marginal by less than `kl`
-    nats, `KL(now || before)`. Nothing is stable before there were `history + 1` evaluations of the block.
+    A position is confident if `max p > threshold`. It is stable if each of the last `history` evaluations moved its
+    marginal by less than `kl` nats, measured as `KL(now || before)`. No position is stable during the first `history`
+    evaluations of its block.
 
     Raises:
         ValueError: If `threshold` is not in `[0, 1]`, `kl` is not >= 0 or `history` is not a whole number >= 1.
@@ -213,11 +214,11 @@ class Stable(Speaker):
         whole("history", self.history)
 
     def turn(self, rule: Rule, seen: Situation) -> Conversation:
-        """Compares each evaluation with the ones before it."""
+        """Takes one turn, which compares the evaluation with those before it."""
         return compare(rule, seen, history_of(rule))
 
     def remember(self, numbers: Float[Tensor, "batch memory"]) -> Remembered:
-        """The last evaluation, besides what budgets remember."""
+        """Returns the initial memory: the budget's numbers, and room for the last evaluation."""
         return Remembered(numbers)
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
@@ -235,12 +236,12 @@ def entropy_bound(
 ) -> Int[Tensor, " batch"]:
     """Counts the leading positions whose dependence error fits `gamma` nats.
 
-    Takes the longest prefix `U` with `sum(H_U) - max(H_U) <= gamma`. The left side bounds the dependence error of `U`:
-    what is lost by drawing its positions independently. It never decreases as the prefix grows, in any order.
+    Takes the longest prefix `U` with `sum(H_U) - max(H_U) <= gamma`. The left side bounds the dependence error of `U`,
+    the divergence caused by drawing its positions independently. It never decreases as the prefix grows, in any order.
 
     Args:
         entropy: Marginal entropies, in nats, in unmasking order; `inf` past the last mask.
-        gamma: The budget, in nats. At 0, everything determined before the second position of positive entropy.
+        gamma: The budget, in nats. At 0, the prefix ends before the second position of positive entropy.
 
     Returns:
         How many positions to unmask: at least 1 wherever a mask remains.
@@ -255,7 +256,7 @@ def entropy_bound(
 
 
 def _dependence(entropy: Float[Tensor, "batch length"]) -> Float[Tensor, "batch length"]:
-    """Sum minus maximum of every prefix, `inf` past the last mask."""
+    """Returns sum minus maximum of the entropies of every prefix, `inf` past the last mask."""
     # Written as a sum of the smaller of each entropy and the maximum before it: exact where subtracting a running
     # maximum would round a tiny entropy away and let it through at gamma = 0.
     h = entropy.double()
@@ -277,9 +278,9 @@ class EntropyBound:
     """The EB-Sampler's budget: the longest prefix with `ΣH - max H <= gamma` nats (arXiv:2505.24857).
 
     Args:
-        gamma: Nats per evaluation, one number for all or one per sequence (in float64, to be exactly what one number
-            would be); never shared between sequences. There is no default: the useful range is 0.001 to 1, and it
-            trades evaluations for dependence error.
+        gamma: Nats that each sequence may spend per evaluation: one number for all sequences, or one per sequence (a
+            float64 tensor gives exactly what one number would). There is no default: a larger value takes fewer
+            evaluations and makes a larger dependence error; the useful range is 0.001 to 1.
 
     Raises:
         ValueError: If `gamma` is negative or NaN, or has another length than the batch.
@@ -309,19 +310,20 @@ class EntropyBound:
 
 @dataclass(frozen=True)
 class CarriedBound:
-    """A total of `epsilon` nats for the whole sequence: what one evaluation leaves unspent, later ones may spend.
+    """A total of `epsilon` nats for the whole sequence: later evaluations may spend what earlier ones left.
 
-    A step costs `ΣH - max H`, which bounds its dependence error, and no path costs more than `epsilon`. The divergence
-    is at most the expected cost of the paths of the data, so `KL(data || sampler) <= epsilon` with exact marginals,
-    however many evaluations there are (with `EntropyBound` it grows with them). What is spent early is missing later,
-    so a step takes the longest prefix of `k` positions that costs no more than their share of what is left,
-    `nats left · k / masks left`; or, with a `cap`, the longest that costs at most `min(nats left, cap · epsilon)`.
+    A step costs `ΣH - max H` nats, which bounds its dependence error, and the steps of a sequence never cost more than
+    `epsilon` together. The divergence is at most the expected cost over the data, so with exact marginals
+    `KL(data || sampler) <= epsilon` for any number of evaluations (with `EntropyBound` the bound grows with them). To
+    save nats for later steps, a step takes the longest prefix of `k` positions that costs no more than their share of
+    what is left, `nats left · k / masks left`; or, with a `cap`, the longest that costs at most
+    `min(nats left, cap · epsilon)`.
 
     The memory is (nats left, masks left) of the whole sequence.
 
     Args:
-        epsilon: Nats per sequence. At 0, as `EntropyBound(0)`; at infinity, everything at once.
-        cap: The largest share of `epsilon` that one step may spend, in `(0, 1]`; `None` paces by masks.
+        epsilon: Nats per sequence. 0 gives what `EntropyBound(0)` gives; infinity unmasks everything at once.
+        cap: The largest share of `epsilon` that one step may spend, in `(0, 1]`; `None` shares it out by masks.
 
     Raises:
         ValueError: If `epsilon` is negative or NaN, or `cap` is not in `(0, 1]`.

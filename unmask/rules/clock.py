@@ -1,4 +1,4 @@
-"""When. A clock tells a denoiser that wants to know what time it is; a time grid also says what happens together.
+"""Diffusion time. A clock tells the time to denoisers conditioned on it; a time grid also groups positions by time.
 
 Given nothing but the mask, the times at which positions are first unmasked are independent: with one uniform `u_i` per
 position, `1 - α(τ_i) = u_i`, and positions are unmasked in decreasing `τ_i`. One formalism then covers the family:
@@ -95,7 +95,7 @@ class TimeGrid:
 
 @dataclass(frozen=True)
 class MaskedFraction:
-    """The time at which as many tokens are expected to be masked as are: for orders that no time drives."""
+    """The time at which the expected share of masked tokens is the actual one, for orders not driven by time."""
 
     schedule: Schedule = field(default_factory=Linear)
 
@@ -163,7 +163,7 @@ def first_hitting(schedule: Schedule | None = None) -> Rule:
 
 
 def parallel_first_hitting(evaluations: int, schedule: Schedule | None = None) -> Rule:
-    """The first-hitting order cut into so many groups of equal size; a group shares one evaluation."""
+    """The first-hitting order cut into this many groups of equal size; a group shares one evaluation."""
     return Rule(Uniform(), Steps(evaluations), HittingTimes(schedule or Linear()))
 
 

@@ -30,7 +30,7 @@ class Credits:
     """The credit of each position's tokens: pairs, as many as the position has had most probable tokens.
 
     Attributes:
-        numbers: Of the budget; there are none.
+        numbers: The numbers that the budget remembers; there are none.
         token: The tokens of each position, -1 where there are no more.
         credit: The credit of each.
     """
@@ -69,7 +69,7 @@ class Credits:
         return Credits(self.numbers[rows], self.token[rows], self.credit[rows])
 
     def put(self, rows: Int[Tensor, " part"], part: Credits) -> Credits:
-        """The same with some rows replaced."""
+        """Returns this memory with some rows replaced."""
         numbers = self.numbers.index_copy(0, rows, part.numbers)
         if part.token is None:
             return replace(self, numbers=numbers)
@@ -77,7 +77,7 @@ class Credits:
         return Credits(numbers, mine[0].index_copy(0, rows, theirs[0]), mine[1].index_copy(0, rows, theirs[1]))
 
     def resize(self, length: int) -> Credits:
-        """The same for sequences with more padding, or with less."""
+        """Returns this memory for sequences with more padding, or with less."""
         if self.token is None or self.credit is None:
             return self
         more = (0, 0, 0, length - self.token.shape[1])

@@ -1,9 +1,9 @@
 """Admitting positions by how much they depend on each other, instead of by how uncertain they are.
 
-What is lost by drawing a set independently is its total correlation, in any order the sum over its positions of
-`I(x_i; those before | context)`. The entropy bound replaces every term but one by an entropy, and so refuses to draw
-two uncertain tokens together however far apart they are. Here a term is priced at the smaller of the entropy and the
-dependence on the positions admitted before, which a `Profile` of the model knows on average.
+Drawing a set of positions independently loses its total correlation: in any order, the sum over its positions of the
+mutual information `I(x_i; those before | context)`. The entropy bound replaces every term but one by an entropy, and so
+refuses to draw two uncertain tokens together, however far apart they are. Here the price of a term is the smaller of
+the entropy and the dependence on the positions admitted before, as a `Profile` of the model gives it on average.
 """
 
 from __future__ import annotations
@@ -25,37 +25,37 @@ AGGREGATES = ("sum", "largest", "nearest")
 
 @dataclass(frozen=True, eq=False)
 class DependenceBound:
-    """Walks through the ranking and admits what fits; what does not is skipped.
+    """Goes through the ranking, admits each position that fits the budget and skips the others.
 
-    With `d_i` the dependence of position `i` on those admitted before it, read off the profile at the present masked
-    share, its price is `min(H_i, d_i)`. A position is admitted if, with it,
+    The price of position `i` is `min(H_i, d_i)`, in nats, where `d_i` is its dependence on the positions admitted
+    before it, read from the profile at the current masked share. A position is admitted if, with it,
 
         min( Σ price, ΣH - max H ) <= gamma
 
-    over the admitted set; both sides bound its total correlation as far as the prices are right. The first is always
-    admitted. So everything that `EntropyBound(gamma)` admits is admitted, and with a profile of nothing
-    (`Profile.empty`), or a commitment of 0, nothing else is in entropy order.
+    over the admitted set. The second term bounds its total correlation; so does the first, if the prices are right. The
+    first position is always admitted. So everything that `EntropyBound(gamma)` admits is admitted. In entropy order,
+    nothing else is admitted if the profile is empty (`Profile.empty`) or the commitment is 0.
 
-    Prices are averages over contexts and pairs: an estimate, not a guarantee. They miss what only shows in more than
-    two positions at once (three tokens under a parity constraint are pairwise independent).
+    Prices are averages over contexts and pairs: an estimate, not a guarantee. They miss dependence that only shows
+    among more than two positions (three tokens under a parity constraint are pairwise independent).
 
     Args:
-        gamma: Nats per evaluation, one number for all or one per sequence; never shared between sequences.
-        profile: Of the model that is sampled.
+        gamma: Nats that each sequence may spend per evaluation: one number for all sequences, or one per sequence.
+        profile: The dependence profile of the model that is sampled.
         aggregate: `d_i` from the pairs of `i` with the admitted positions: their `"sum"`, the sum of the two
             `"largest"`, or of the `"nearest"` on each side. On a Markov chain the nearest admitted neighbours screen
             off all others, and their sum is a bound; the other two are never less. Only the sum charges every pair,
             and only `"nearest"` lets an admitted token that is certain screen off the others.
-        scaled: Read the profile as shares of the smaller entropy of a pair, and multiply by it; else as nats.
+        scaled: Read the profile as shares of the smaller entropy of a pair, and multiply by that; otherwise as nats.
         quantile: Charge this quantile of the distribution of shares instead of its mean.
         commitment: The largest `1 - max p` of a position that is admitted by its price, one number or one per sequence.
-            At temperature 1 a draw commits to nothing that the data would not, and the default of 1 lets all pass. At
-            lower temperatures an uncertain position takes a likely token without waiting for what would tell; 0 then
-            is the entropy bound (in entropy order), and 0.1 a good compromise.
+            The default of 1 excludes nothing, which suits temperature 1. At lower temperatures an uncertain position
+            takes a likely token without waiting for the context that would determine it; there 0.1 is a good
+            compromise, and 0 gives the entropy bound (in entropy order).
 
     Raises:
-        ValueError: If gamma, commitment or the quantile is out of range, the aggregate unknown, or `"nearest"` asked
-            for without a line.
+        ValueError: If gamma, commitment or the quantile is out of range, the aggregate is unknown, or it is `"nearest"`
+            and the positions do not lie on a line.
     """
 
     gamma: float | Float[Tensor, " batch"]
@@ -134,8 +134,8 @@ class Pairs:
     """The dependence of every position on a growing set, one position admitted at a time.
 
     Args:
-        rule: Says what pairs are charged and how they add up.
-        view: Of the masked positions, in any order; columns are what `admit` numbers.
+        rule: The budget, which says what pairs are charged and how they add up.
+        view: A view of the masked positions, in any order; `admit` refers to its columns.
 
     Raises:
         ValueError: If the view does not say what is known, or the sequences do not fit the profile.

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Filter:
-    """What all of them share: the budget inside, and what goes with it."""
+    """What all filters share: the budget inside, and the checks that go with it."""
 
     budget: Budget
 
@@ -47,7 +47,7 @@ class Filter:
 
 @dataclass(frozen=True, eq=False)
 class UpstreamGate(Filter):
-    """Of what the budget admits, positions with little uncertainty left open before them (Reliable Parallel Decoding).
+    """Of what a budget admits, keeps positions with little uncertainty to their left (Reliable Parallel Decoding).
 
     From left to right, with `E_i = Σ H_j` over the masks `j < i` that are not unmasked in this step, an admitted
     position passes if `E_i <= beta`. What is unmasked together with it does not count. If none passes, the best ranked
@@ -103,7 +103,7 @@ class UpstreamGate(Filter):
 
 @dataclass(frozen=True, eq=False)
 class Spaced(Filter):
-    """Of what the budget admits, best first, each position that is far enough from those kept before it (DUS).
+    """Of what a budget admits, keeps the best first, then each position far enough from those kept (DUS).
 
     Far enough is `max(2, ⌊masks left · spacing / block⌋)`: at first about `spacing`, and 2 at the end, so that no two
     neighbours are ever drawn together. Neighbours depend on each other most.
@@ -134,7 +134,7 @@ class Spaced(Filter):
         self._check()
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
-        """What the budget remembers, and the length of a block."""
+        """Returns the initial memory of the budget, and the length of a block."""
         inner = self.budget.start(masked)
         size = masked.double() if self.block is None else torch.full_like(masked, self.block, dtype=torch.float64)
         return torch.cat([inner, size.unsqueeze(-1)], -1)

@@ -80,7 +80,7 @@ class Past:
         return Past(where, like.log_p[:0], drifts, like.masked.new_zeros(rows), time)
 
     def resize(self, length: int) -> Past:
-        """The same for sequences with more padding, or with less."""
+        """Returns this memory for sequences with more padding, or with less."""
         more = length - self.where.shape[1]
         where = torch.nn.functional.pad(self.where, (0, more))
         drifts = torch.nn.functional.pad(self.drifts, (0, 0, 0, more), value=torch.inf)
@@ -104,7 +104,7 @@ class Remembered:
     """What a rule with history remembers: its budget's numbers, and the last evaluation.
 
     Attributes:
-        numbers: Of the budget.
+        numbers: The numbers that the budget remembers.
         past: The last evaluation; `None` before the first one.
     """
 
@@ -116,7 +116,7 @@ class Remembered:
         return Remembered(self.numbers[rows], None if self.past is None else self.past.select(rows))
 
     def put(self, rows: Int[Tensor, " part"], part: Remembered) -> Remembered:
-        """The same with some rows replaced; of the others the evaluation is forgotten: they are finished."""
+        """Returns this memory with some rows replaced. The others are finished, so their evaluation is forgotten."""
         numbers, past = self.numbers.index_copy(0, rows, part.numbers), part.past
         if past is not None:
             none = Past.nothing(past, len(self.numbers), past.where.shape[1])
@@ -130,7 +130,7 @@ class Remembered:
         return Remembered(numbers, past)
 
     def resize(self, length: int) -> Remembered:
-        """The same for sequences with more padding, or with less."""
+        """Returns this memory for sequences with more padding, or with less."""
         return replace(self, past=None if self.past is None else self.past.resize(length))
 
     def join(self, others: Sequence[Remembered]) -> Remembered:

@@ -33,9 +33,9 @@ class Drafted:
     """The steps that are expected next.
 
     Attributes:
-        numbers: What the rule's budget remembers.
-        step: In which of the next steps each position is expected to be unmasked; 0: in none.
-        token: Which token it is expected to take.
+        numbers: The memory of the rule's budget.
+        step: The step, counted from 1, in which each position is expected to be unmasked; 0 for none.
+        token: The token that each position is expected to take.
     """
 
     numbers: Float[Tensor, "rows memory"]
@@ -43,7 +43,7 @@ class Drafted:
     token: Int[Tensor, "rows length"] | None = None
 
     def steps(self, like: Int[Tensor, "rows length"]) -> tuple[Tensor, Tensor]:
-        """Steps and tokens; nothing before there is a draft."""
+        """Returns steps and tokens, which are empty before there is a draft."""
         nothing = torch.zeros_like(like)
         return (nothing, nothing) if self.step is None or self.token is None else (self.step, self.token)
 
@@ -54,7 +54,7 @@ class Drafted:
         return Drafted(self.numbers[rows], self.step[rows], self.token[rows])
 
     def put(self, rows: Int[Tensor, " part"], part: Drafted) -> Drafted:
-        """The same with some rows replaced."""
+        """Returns this memory with some rows replaced."""
         numbers = self.numbers.index_copy(0, rows, part.numbers)
         if part.step is None or part.token is None:
             return replace(self, numbers=numbers)
@@ -62,7 +62,7 @@ class Drafted:
         return Drafted(numbers, step.index_copy(0, rows, part.step), token.index_copy(0, rows, part.token))
 
     def resize(self, length: int) -> Drafted:
-        """The same for sequences with more padding, or with less."""
+        """Returns this memory for sequences with more padding, or with less."""
         if self.step is None or self.token is None:
             return self
         more = (0, length - self.step.shape[1])
@@ -84,15 +84,15 @@ class Drafted:
 class Lookahead:
     """A rule, with up to `depth` of its next steps verified in the same evaluation: the same tokens, fewer evaluations.
 
-    What is paid for it: each evaluation computes up to `depth + 1` states. The bound that a step reports is that of all
-    its positions at once, which is no less than the sum over the rule's own steps.
+    The price: each evaluation computes up to `depth + 1` states. The bound that a step reports is that of all its
+    positions at once, which is at least the sum over the rule's own steps.
 
     Args:
-        rule: Made of an order and a budget that hold no conversation of their own.
-        depth: How many steps are drafted ahead.
+        rule: A rule made of an order and a budget without conversations of their own.
+        depth: The number of steps drafted ahead.
 
     Raises:
-        ValueError: If the depth is not a whole number >= 1, or a part of the rule speaks for itself.
+        ValueError: If the depth is not a whole number >= 1, or a part of the rule has a conversation of its own.
 
     References:
         Sun, Li et al. (2026), arXiv:2605.15609, parallel speculative decoding: sets of positions by any policy, several
@@ -111,17 +111,17 @@ class Lookahead:
 
     @property
     def asks_once(self) -> bool:
-        """It asks for several states of a sequence at once."""
+        """False, because a turn asks about several states of a sequence at once."""
         return False
 
     @property
     def waits(self) -> bool:
-        """It has no tokens to keep for last: a draft does not know them."""
+        """False: the rule cannot let some tokens wait, because a draft does not know them."""
         return False
 
     @property
     def law(self) -> LawKind:
-        """That of the rule, whose tokens it draws."""
+        """How the exact law is computed: it is the law of the rule inside, whose tokens it draws."""
         return LawKind.VISITS
 
     @property
@@ -130,7 +130,7 @@ class Lookahead:
         return self.rule.no_law
 
     def start(self, masked: Int[Tensor, " batch"]) -> Memory:
-        """What the rule remembers, and no draft yet."""
+        """Returns the initial memory of the rule inside, with no draft yet."""
         numbers = self.rule.start(masked)
         assert isinstance(numbers, Tensor)
         return Drafted(numbers)

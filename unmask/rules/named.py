@@ -50,9 +50,9 @@ class Setting:
 
     Attributes:
         kind: `int`, `float` or `str`.
-        default: Its value if not given; `None` if it must be.
-        choices: What it may be, for a `str`.
-        example: A value that small examples and the tests of every named rule take, where there is no default.
+        default: Its value if none is given; `None` if it must be given.
+        choices: The permitted values of a `str`.
+        example: A value for small examples and for the tests of every named rule, where there is no default.
     """
 
     kind: type[int] | type[float] | type[str]
@@ -61,7 +61,7 @@ class Setting:
     example: str | int | float | None = None
 
     def parse(self, name: str, value: Any) -> Any:
-        """Returns the value as its kind, or raises `ValueError`."""
+        """Returns the value converted to the setting's kind, or raises `ValueError`."""
         if self.choices:
             if str(value) not in self.choices:
                 raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(self.choices)}")
@@ -90,7 +90,7 @@ _SCHEDULE = _choice(SCHEDULES, "linear")
 
 
 def _inner(text: str) -> Rule:
-    """The rule whose budget another one wraps: a name with settings, several of them joined by `+`."""
+    """The rule whose budget another rule wraps: a name with settings, which are joined by `+`."""
     name, colon, settings = text.partition(":")
     rule = named_rule(name + colon + settings.replace("+", ",")).rule
     if not isinstance(rule, Rule):
@@ -114,9 +114,9 @@ class Family:
     """A named rule: what it is, how to build it, and its settings.
 
     Attributes:
-        summary: One line.
+        summary: What the rule does, in one line.
         build: Makes the rule from its settings.
-        settings: What it takes.
+        settings: The settings that it takes, by name.
     """
 
     summary: str
@@ -321,14 +321,14 @@ FAMILIES: dict[str, Family] = {
 
 
 def register(name: str, family: Family) -> None:
-    """Gives a rule a name, for every command and `named_rule`.
+    """Gives a rule a name, which every command and `named_rule` then accept.
 
     Args:
         name: Words of small letters and digits, joined by hyphens.
-        family: How it is built from its settings.
+        family: What the rule does, and how it is built from its settings.
 
     Raises:
-        ValueError: If the name is taken by another rule, or is not one.
+        ValueError: If another rule has this name, or it is not a valid name.
     """
     if re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) is None:
         raise ValueError(f"a rule's name is words of small letters and digits, joined by hyphens, got {name!r}")
@@ -339,7 +339,7 @@ def register(name: str, family: Family) -> None:
 
 @dataclass(frozen=True)
 class NamedRule:
-    """A rule with the name and settings it was asked for by."""
+    """A rule with the name and the settings by which it was requested."""
 
     name: str
     settings: dict[str, Any]
@@ -351,7 +351,7 @@ class NamedRule:
 
 
 def brief(name: str, settings: Mapping[str, Any]) -> str:
-    """A rule's name with those settings alone that are not the family's defaults, for tables."""
+    """Returns a rule's name with only those settings that differ from the family's defaults, for tables."""
     family = FAMILIES[name]
     told = {
         key: value for key, value in settings.items() if value != family.settings[key].default and value != "measured"
@@ -365,8 +365,8 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
 
     Args:
         name: One of `FAMILIES`, or `name:key=value,key=value`.
-        **settings: What the rule takes (see `Family.settings`). A profile is the name of a model, the folder it lies
-            in, or a `Profile`, which is then listed as "measured".
+        **settings: The rule's settings (see `Family.settings`). A profile is the name of a model, the folder that holds
+            it, or a `Profile`, which is then listed as "measured".
 
     Raises:
         ValueError: If the name is unknown, a setting is missing, does not apply, or is out of range.

@@ -1,6 +1,6 @@
-"""Which positions come first. An order turns a view into one key per position: the lowest is unmasked first.
+"""Which positions come first. An order gives each position a key; the position with the lowest key is unmasked first.
 
-The key of an order is the *error proxy* of the EB-Sampler paper. Ties, of any order, go to the lower position.
+The EB-Sampler paper calls this key the *error proxy*. In every order, of two equal keys the lower position goes first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..sampling.view import View
 
 @runtime_checkable
 class Order(Protocol):
-    """Ranks candidates by a key; positions that are no candidates may get any key.
+    """Ranks candidates by a key; positions that are not candidates may get any key.
 
     Attributes:
         random: True if the key is a function of `view.noise`, so that the law of a sampler is an average over it.
@@ -44,10 +44,10 @@ class Entropy:
 
 @dataclass(frozen=True)
 class Determined:
-    """What is determined up to `floor` nats first, from left to right; then lowest entropy first.
+    """First the positions with at most `floor` nats of entropy, from left to right; then lowest entropy first.
 
-    Which of several nearly determined positions has the lowest entropy is noise, and changes with every token. Here
-    they tie, so the order stands still while there are any: a draft of it comes true (see `Speculative`).
+    Among nearly determined positions, which one has the lowest entropy is noise and changes with every token. Here they
+    count as equal, so the order stays the same while there are any, and a draft of it can be kept (see `Speculative`).
 
     Raises:
         ValueError: If `floor` is not a finite number >= 0.
@@ -67,10 +67,10 @@ class Determined:
 
 @dataclass(frozen=True)
 class HighEntropy:
-    """Highest entropy first: what is farthest from everything known, and tells the most about the rest.
+    """Highest entropy first: the positions farthest from everything known, which tell the most about the rest.
 
-    One at a time it is the worst of orders for a model that errs where it is uncertain. Together with a budget that
-    prices dependence it halves the gaps of a Markov chain: `⌈log₂ L⌉ + 1` evaluations and no error.
+    One at a time, this is the worst order for a model that errs where it is uncertain. With a budget that prices
+    dependence it halves the gaps of a Markov chain again and again: `⌈log₂ L⌉ + 1` evaluations and no error.
     """
 
     random: ClassVar[bool] = False
@@ -82,7 +82,7 @@ class HighEntropy:
 
 @dataclass(frozen=True)
 class Confidence:
-    """Largest `max p` first, ranked by `1 - max p`, which tells apart what rounds to 1 (MaskGIT, LLaDA)."""
+    """Largest `max p` first (MaskGIT, LLaDA). The key `1 - max p` tells apart probabilities that would round to 1."""
 
     random: ClassVar[bool] = False
     marginal_free: ClassVar[bool] = False

@@ -1,4 +1,4 @@
-"""What to draw from. A predictor changes the marginals that tokens are drawn from, given the evaluation before.
+"""What to draw from. A predictor changes the marginals that tokens are drawn from, given the previous evaluation.
 
 Positions unmasked together share one evaluation, although each but the first is hit when fewer masks are left. The
 marginals of masked diffusion change smoothly with the number of masks, on average, which invites extrapolation.
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
 
 
 class Predictor(Speaker):
-    """Replaces the marginals of the chosen positions, given the evaluation before. A subclass says by what."""
+    """Replaces the marginals of the chosen positions, given the previous evaluation. Subclasses say with what."""
 
     history: ClassVar[int] = 1
 
     def turn(self, rule: Rule, seen: Situation) -> Conversation:
-        """Compares each evaluation with the one before it."""
+        """Takes one turn, which compares the evaluation with the one before it."""
         return compare(rule, seen, history_of(rule))
 
     def remember(self, numbers: Float[Tensor, "batch memory"]) -> Remembered:
-        """The last evaluation, besides what budgets remember."""
+        """Returns the initial memory: the budget's numbers, and room for the last evaluation."""
         return Remembered(numbers)
 
     def predict(
@@ -66,10 +66,10 @@ class Extrapolate(Predictor):
     conditioned on time, `w = (τ_b - τ_c)/(τ_a - τ_b)`. Without a floor a token that the data hold could get probability
     0, and the divergence from the data would be infinite. The first evaluation is used as it is.
 
-    An approximation: it is off unless asked for, and `docs/high-order.md` has its exact error.
+    This is an approximation, used only on request; `docs/high-order.md` has its exact error.
 
     Args:
-        schedule: Of the hitting times, for a denoiser conditioned on time.
+        schedule: The schedule of the hitting times, for a denoiser conditioned on time.
         floor: The smallest share of `p_b` that is kept.
 
     Raises:

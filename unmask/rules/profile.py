@@ -81,7 +81,7 @@ class Relations:
 
     Attributes:
         matrix: Class of every pair, symmetric; the diagonal is not looked at.
-        names: Of the classes.
+        names: The names of the classes.
     """
 
     matrix: Int[Tensor, "length length"]
@@ -238,7 +238,7 @@ class Profile:
 
         Args:
             scaled: As a share of the smaller entropy of the two, to be multiplied by it; else in nats.
-            quantile: Of the distribution of shares instead of their mean, `Σ movement / Σ smaller entropy`.
+            quantile: Take this quantile of the distribution of shares, not their mean `Σ movement / Σ smaller entropy`.
             prior: Contexts a parent counts for.
 
         Raises:

@@ -1,8 +1,8 @@
-"""A rule made of parts: order + budget (+ clock, predictor). A published sampler is a composition of these.
+"""A rule made of parts: order + budget (+ clock, predictor). Most published samplers are a composition of these.
 
-The conversation of such a rule is one question: about all candidates if order or budget look at marginals, about what
-it has chosen if not. A part that needs another conversation (a budget that verifies a draft, an order that sees draws)
-brings its own, and the rule holds that one.
+Such a rule asks one question: about all candidates if the order or the budget looks at marginals, and otherwise about
+the positions it has chosen. A part that needs another conversation (a budget that verifies a draft, an order that sees
+draws) brings its own, which replaces this one.
 """
 
 from __future__ import annotations
@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rule:
-    """Chooses which positions to unmask: ranks the candidates by `order`, takes what `budget` admits.
+    """Chooses which positions to unmask: ranks the candidates by `order` and takes as many as `budget` admits.
 
-    It is a function of what it sees, so one object serves any number of batches, threads and exact laws.
+    It keeps no state of its own, so one object serves any number of batches, threads and exact laws.
 
     Attributes:
-        order: Which positions first.
-        budget: How many at once. An order or a budget that does not go with every rule has a method `fits(rule)`.
-        clock: What time it is, for denoisers that want to know; `None` suits all others.
-        predictor: What to draw from instead of the marginals; `None` draws from them.
+        order: Which positions to unmask first.
+        budget: How many to unmask at once. An order or a budget that does not go with every rule has a method
+            `fits(rule)`.
+        clock: Says the diffusion time, for denoisers that are conditioned on it; `None` for all others.
+        predictor: What to draw from instead of the marginals; `None` draws from the marginals.
     """
 
     order: Order
@@ -63,7 +64,7 @@ class Rule:
 
     @cached_property
     def _speakers(self) -> list[Speaker]:
-        """The parts with a conversation of their own; the first one's is held."""
+        """The parts with a conversation of their own; that of the first one is used."""
         return [part for part in (self.budget, self.order, self.predictor) if isinstance(part, Speaker)]
 
     @cached_property
@@ -73,7 +74,7 @@ class Rule:
 
     @property
     def asks_once(self) -> bool:
-        """True if a turn asks one question, about the sequences as they stand."""
+        """True if a turn asks one question, about the sequences as they are."""
         return all(part.asks_once for part in self._speakers)
 
     @property
@@ -83,7 +84,7 @@ class Rule:
 
     @property
     def law(self) -> LawKind:
-        """How the exact law is found."""
+        """How the exact law is computed."""
         return next((part.law for part in self._speakers), LawKind.PATH)
 
     @property
@@ -93,16 +94,16 @@ class Rule:
 
     @property
     def history(self) -> int:
-        """With how many evaluations before it an evaluation is compared: 0 for most rules."""
+        """How many earlier evaluations each evaluation is compared with: 0 for most rules."""
         return history_of(self)
 
     def start(self, masked: Int[Tensor, " batch"]) -> Memory:
-        """Returns what the rule remembers of sequences that begin with so many masks."""
+        """Returns the initial memory of sequences that start with this many masks each."""
         numbers = self.budget.start(masked)
         return self._speakers[0].remember(numbers) if self._speakers else numbers
 
     def turn(self, seen: Situation) -> Conversation:
-        """Asks once and chooses, or lets the part speak that has a conversation of its own."""
+        """Asks once and chooses; a part with a conversation of its own takes the turn instead."""
         if self._speakers:
             return (yield from self._speakers[0].turn(self, seen))
         time = self.time(seen)
@@ -114,17 +115,17 @@ class Rule:
         return Move(chosen, memory, answer)
 
     def time(self, seen: Situation) -> Float[Tensor, " rows"] | None:
-        """The diffusion time of each sequence, if the denoiser wants to know it.
+        """Returns the diffusion time of each sequence, or `None` if the denoiser is not conditioned on it.
 
         Raises:
-            ValueError: If it does, and the rule has no clock.
+            ValueError: If the denoiser is conditioned on time and the rule has no clock.
         """
         return self.time_of(seen, seen.noise, seen.candidate, seen.share) if seen.wants_time else None
 
     def time_of(
         self, seen: Situation, noise: Tensor, candidate: Tensor, share: Tensor
     ) -> Float[Tensor, " states"] | None:
-        """The time of any states of the sequences: see `Clock.time`."""
+        """Returns the diffusion time of any states of the sequences (see `Clock.time`)."""
         if not seen.wants_time:
             return None
         if self.clock is None:
@@ -137,11 +138,11 @@ class Rule:
     def select(
         self, view: View, key: Float[Tensor, "batch length"] | None = None
     ) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
-        """Returns the positions to unmask and what the budget remembers after it.
+        """Returns the positions to unmask and the budget's memory after this step.
 
         Args:
-            view: What every rule sees.
-            key: What to rank by, the lowest first; default: what the order makes of the view.
+            view: What the order and the budget look at.
+            key: The key to rank by, lowest first; default: the key that the order computes from the view.
 
         Raises:
             RuleError: If the rule leaves a sequence without progress or takes a position that is not a candidate.
@@ -155,7 +156,7 @@ class Rule:
     def choose(
         self, view: View, key: Float[Tensor, "batch length"] | None = None
     ) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
-        """`select` for a caller who checks what was chosen himself, once it is on the host."""
+        """Does what `select` does, but leaves it to the caller to check the choice, once it is on the host."""
         key = self.order.key(view) if key is None else key
         key = key.masked_fill(~view.candidate, float("inf"))
         order = (key if self.order.marginal_free else settled(key)).argsort(
@@ -169,7 +170,7 @@ class Rule:
         if view.last is not None:
             left = (view.candidate & ~view.last & ~chosen).any(-1, keepdim=True)
             chosen = chosen & ~(view.last & left)
-            # A budget need not take the first of the ranking: if all it took has to wait, that one goes.
+            # A budget need not take the first of the ranking. If all that it took has to wait, the first one is taken.
             stuck = view.candidate.any(-1, keepdim=True) & ~chosen.any(-1, keepdim=True)
             chosen = chosen.scatter(1, order[:, :1], chosen.gather(1, order[:, :1]) | stuck)
         return chosen, memory

@@ -32,12 +32,12 @@ def lowest_block(seen: Situation) -> Int[Tensor, " rows"]:
 def running(
     seen: Situation, clock: Float[Tensor, "rows 2"], steps: int
 ) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"], Bool[Tensor, "rows length"]]:
-    """Which block each sequence is at: the one whose clock runs, or the lowest with masks, whose clock begins.
+    """Returns the current block of each sequence: the one whose clock runs, or else the lowest with masks.
 
     Args:
         seen: The situation.
         clock: How many steps are done, and of which block.
-        steps: Of a whole clock.
+        steps: The number of steps of a whole clock.
 
     Returns:
         How many steps of the clock are done, the block, and its positions.
@@ -50,11 +50,11 @@ def running(
 
 @dataclass(frozen=True)
 class Noted:
-    """A memory of some numbers of a sequence, and one of each position.
+    """A memory of some numbers per sequence and one number per position.
 
     Attributes:
-        numbers: Of each sequence.
-        note: Of each position.
+        numbers: The numbers remembered of each sequence.
+        note: The number noted for each position.
     """
 
     numbers: Float[Tensor, "rows memory"]
@@ -69,7 +69,7 @@ class Noted:
         return Noted(self.numbers[rows], None if self.note is None else self.note[rows])
 
     def put(self, rows: Int[Tensor, " part"], part: Noted) -> Noted:
-        """The same with some rows replaced."""
+        """Returns this memory with some rows replaced."""
         numbers, note = self.numbers.index_copy(0, rows, part.numbers), self.note
         if part.note is not None:
             note = part.note.new_zeros(len(numbers), part.note.shape[1]) if note is None else note
@@ -77,7 +77,7 @@ class Noted:
         return Noted(numbers, note)
 
     def resize(self, length: int) -> Noted:
-        """The same for sequences with more padding, or with less."""
+        """Returns this memory for sequences with more padding, or with less."""
         note = self.note
         return self if note is None else Noted(self.numbers, _padded(note, length))
 
@@ -170,17 +170,17 @@ class Revisits:
 
     @property
     def asks_once(self) -> bool:
-        """It masks again or overwrites, which a foreign loop does not know, and asks for states of its own."""
+        """False: it masks again or overwrites, which other libraries' loops cannot do, and asks for extra states."""
         return False
 
     @property
     def waits(self) -> bool:
-        """It has no tokens to keep for last: they may be replaced."""
+        """False: the rule cannot let some tokens wait, because they may be replaced."""
         return False
 
     @property
     def law(self) -> LawKind:
-        """Found by following its turns."""
+        """How the exact law is computed: by following the rule's turns."""
         return LawKind.VISITS
 
     @property
@@ -190,18 +190,18 @@ class Revisits:
 
     @abstractmethod
     def start(self, masked: Int[Tensor, " batch"]) -> Memory:
-        """What it remembers at the beginning."""
+        """Returns the initial memory."""
 
     @abstractmethod
     def plan(self, seen: Situation) -> Plan:
-        """What it looks at."""
+        """Returns what the turn looks at."""
 
     def question(self, plan: Plan) -> Ask:
-        """What it asks."""
+        """Returns the question that the turn asks."""
         return plan.shadows
 
     def draw(self, plan: Plan, answer: Answer) -> Int[Tensor, "rows length"]:
-        """The token that each mask would take; 0 elsewhere."""
+        """Returns the token that each mask would take; 0 elsewhere."""
         seen, masked = plan.seen, plan.masks.flatten()[plan.place(answer)]
         rows = masked.nonzero().squeeze(-1)
         uniform = seen.fresh(Purpose.TOKEN).flatten()[plan.place(answer)[rows]]
@@ -211,7 +211,7 @@ class Revisits:
 
     @abstractmethod
     def move(self, plan: Plan, answer: Answer, tokens: Int[Tensor, "rows length"]) -> Move:
-        """What it does, given the token that each mask would take."""
+        """Returns the move, given the token that each mask would take."""
 
     def turn(self, seen: Situation) -> Conversation:
         """Holds one turn.

@@ -40,18 +40,18 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Speculative(Speaker):
-    """One position at a time, like `One()`, and a draft of the `draft` positions that come next.
+    """One position at a time, like `One()`, with a draft of the next `draft` positions verified in the same evaluation.
 
-    The tokens are those of `One()` with the same seed, whatever the denoiser; the evaluations made one after the other
-    are at most as many. What is paid for it: each of them is a batch of up to `draft + 1` states. The memory is the
-    draft: the positions that followed the admitted one in the ranking, -1 where there are none, then as many tokens.
+    With the same seed the tokens are those of `One()`, whatever the denoiser, in at most as many evaluations one after
+    the other. The price: each evaluation is a batch of up to `draft + 1` states. The memory is the draft: the positions
+    that followed the admitted one in the ranking, -1 where there are none, then as many tokens.
 
     Args:
-        draft: Positions drafted ahead.
-        check_order: Whether a drafted position only stands if the order, in the state it is taken in, names it too. Off
-            is a control: positions then depend on which drafts came true. Every token is still drawn in its own state,
-            so exact conditionals give the data's law all the same; but it is no longer the law of `One()`, and with an
-            inconsistent denoiser it can be anywhere.
+        draft: Number of positions drafted ahead.
+        check_order: Whether a drafted position is kept only if the order, in the state it is taken in, names it too.
+            False is for comparison: positions then depend on which drafts were kept. Every token is still drawn in its
+            own state, so with exact conditionals the law is that of the data; but it is not the law of `One()`, and
+            with an inconsistent denoiser it can be arbitrarily wrong.
 
     Raises:
         ValueError: If `draft` is not a whole number >= 1.
@@ -68,28 +68,28 @@ class Speculative(Speaker):
 
     @property
     def law(self) -> LawKind:
-        """That of one position at a time, which it verifies."""
+        """How the exact law is computed: it is the law of one position at a time."""
         return LawKind.ONE if self.check_order else LawKind.NONE
 
     @property
     def no_law(self) -> str:
-        """Without the order check there is none to compute."""
+        """Why the exact law is not computed (without the order check); empty if it is."""
         if self.check_order:
             return ""
         return "without the order check positions depend on which drafts came true: judge that variant by samples"
 
     def fits(self, rule: Rule) -> None:
-        """Raises `ValueError` if another part wants a conversation of its own."""
+        """Raises `ValueError` if another part of the rule has a conversation of its own."""
         if isinstance(rule.order, Speaker) or rule.predictor is not None:
             other = rule.predictor or rule.order
             raise ValueError(f"{self} verifies draws at fixed uniforms from the marginals, and {other} changes them")
 
     def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
-        """An empty draft."""
+        """Returns an empty draft."""
         return torch.full((len(masked), 2 * self.draft), -1.0, dtype=torch.float64, device=masked.device)
 
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
-        """The first candidate; the memory is the positions after it, still without tokens."""
+        """Returns the first candidate; the memory holds the positions after it, still without tokens."""
         following = ranked.position.masked_fill(~ranked.candidate, -1)[:, 1 : 1 + self.draft]
         memory = torch.full_like(ranked.memory, -1.0)
         memory[:, : following.shape[1]] = following.to(memory.dtype)
@@ -143,10 +143,10 @@ class Speculative(Speaker):
         return Move(unmasked, memory, answer, rows=rows, tokens=tokens, together=False)
 
     def _walkable(self, states: States, answer: Answer) -> Bool[Tensor, " states"]:
-        """Which states can be walked: those before the first of their row that cannot be.
+        """Returns which states can be walked: those before the first impossible state of their row.
 
-        A draft may lead to a state that cannot be, and of which a denoiser says so with logits that are no
-        distribution. One at a time would never be there, so the draft ends before it.
+        A draft may lead to an impossible state, for which a denoiser may return logits that are not a distribution. One
+        at a time would never get there, so the draft ends before it.
         """
         assert answer.stats.top is not None
         bad = spread(~answer.stats.top.isfinite(), answer.ask.where, False).any(-1) & (states.depth > 0)
@@ -204,7 +204,7 @@ class States:
 
     @staticmethod
     def of(x: Int[Tensor, "batch length"], pending: Bool[Tensor, "batch length"], draft: Draft) -> States:
-        """Lays them out; a state without masks is left out, as there is nothing to evaluate."""
+        """Lays out the states; those without masks are left out, because there is nothing to evaluate."""
         batch, length = x.shape
         most = draft.position.shape[1]
         number = torch.arange(most + 1, device=x.device)

@@ -114,7 +114,7 @@ class IndependenceTest(Speaker):
 
         Args:
             seen: The sequences, and their candidates.
-            answer: Of the candidates.
+            answer: The answer about the candidates.
             rank: The place of each candidate in the ranking; what is none comes after them.
             drafts: The token drafted at each candidate.
         """

@@ -5,9 +5,10 @@
         chosen, memory = ...
         return Move(chosen, memory, answer)
 
-The loop carries questions to the denoiser and moves to the state, and knows no rule by name. A rule that looks before
-it chooses asks once, for all candidates; one that needs not look asks for what it has chosen; one that verifies a draft
-asks for several states of a sequence at once; one that tests asks several times. A rule may mask positions again.
+The loop carries questions to the denoiser and moves to the state, and treats all rules alike. A rule that looks at the
+marginals before it chooses asks once, about all candidates. A rule that chooses without them asks only about what it
+has chosen. A rule that verifies a draft asks about several states of a sequence at once, and a rule that tests its
+choice asks several times. A rule may also mask positions again.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ class Ask:
     """A question to the denoiser: the states to evaluate, and the positions whose logits are wanted.
 
     Attributes:
-        where: The positions, of each state.
-        x: The states; `None` is the sequences as they stand, one state each, in order.
-        row: Whose each state is, as a row of the situation; `None` is one of each row, in order.
-        time: The diffusion time of each state, for denoisers that want it.
+        where: True at the positions whose logits are wanted, in each state.
+        x: The tokens of the states; `None` stands for the sequences as they are, one state each, in order.
+        row: The row of the situation that each state belongs to; `None` stands for one state per row, in order.
+        time: The diffusion time of each state, for denoisers that are conditioned on it.
         index: The positions as indices into the flattened states, if they are known already.
         power: A power `β >= 1` for each row of the situation, for `Marginals.log_moment`.
-        unsure: True for states that may turn out impossible: if their logits are no distribution, that is no error.
-        measure: Whether the statistics of the logits are wanted; without, the answer's are `None`.
+        unsure: True for states that may turn out impossible: it is not an error if their logits are not a distribution.
+        measure: Whether the statistics of the logits are wanted; if not, `Answer.marginals` is `None`.
     """
 
     where: Bool[Tensor, "states length"]
@@ -56,14 +57,14 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the denoiser answered: a row of logits per position asked for, row-major.
+    """The denoiser's answer: one row of logits per position asked for, in row-major order.
 
     Attributes:
         ask: The question.
         index: The positions as indices into the flattened states.
-        logits: As the denoiser gave them, after the processors of the sequences; forbidden tokens are still in.
-        marginals: Their statistics without the forbidden tokens; `None` if they were not wanted. That they are
-            distributions is checked at the end of the turn.
+        logits: The denoiser's logits after the sequences' processors; forbidden tokens are not removed yet.
+        marginals: Their statistics without the forbidden tokens; `None` if they were not wanted. The end of the turn
+            checks that they are distributions.
     """
 
     ask: Ask
@@ -83,27 +84,28 @@ class Answer:
 
     @property
     def stats(self) -> Marginals:
-        """The statistics, which must have been asked for."""
+        """The statistics of the logits; only available if the question asked for them."""
         assert self.marginals is not None
         return self.marginals
 
 
 @dataclass(frozen=True)
 class Move:
-    """How a rule ends its turn: what is written and what is masked again.
+    """How a rule ends its turn: what to write and what to mask again.
 
     Attributes:
-        chosen: Positions to write: masks of the open block, or with `tokens` also positions that have one.
-        memory: The rule's memory afterwards.
+        chosen: Positions to write: masks of the open block, or, if `tokens` is given, also positions with a token.
+        memory: The rule's memory after the turn.
         answer: The answer whose rows the chosen positions are drawn from; `None` if nothing is written.
-        rows: Which row of it each chosen position (row-major) is drawn from; `None` if that follows from `chosen`.
+        rows: The row of the answer that each chosen position (row-major) is drawn from; `None` if that follows from
+            `chosen`.
         tokens: The token of each row of the answer, if the rule has drawn them itself.
-        logits: Log-probabilities to draw the chosen positions from instead, a row each.
-        power: Draws are made from the marginals to this power, one per row.
+        logits: Log-probabilities to draw the chosen positions from instead of the answer, one row each.
+        power: The power to which the marginals are raised before drawing, one per row.
         together: Whether positions written in one row were drawn independently, so that `ΣH - max H` bounds the loss.
-        erase: Positions to mask again; they must have been masked in the beginning.
-        more: True for rows in which the rule has more to do even if no mask remains, and whose turn may change nothing;
-            `None` leaves it as it was. A rule that says so counts its turns, and ends.
+        erase: Positions to mask again; they must have been masked at the start.
+        more: True for rows where the rule has more to do even if no mask remains, and where a turn may change nothing;
+            `None` leaves it as it was. A rule that uses it must count its turns, so that it ends.
     """
 
     chosen: Bool[Tensor, "rows length"]
@@ -120,23 +122,23 @@ class Move:
 
 @dataclass(frozen=True)
 class Situation:
-    """What a rule is told when its turn begins: the unfinished sequences of a batch, a row each.
+    """What a rule is told when its turn begins: the unfinished sequences of a batch, one row each.
 
     Attributes:
-        x: Their tokens.
-        candidate: Masks of the open block of each.
+        x: The tokens of each sequence.
+        candidate: True at the masks of the open block, the block that is being filled in.
         pending: All masks that are still to be written.
-        editable: Positions that were masked in the beginning.
+        editable: Positions that were masked at the start.
         valid: False at padding.
         block: The number of the block of each position.
-        noise: The uniform of each position for random orders and clocks, fixed for the whole sequence.
-        token_noise: The uniform of the next token of each position.
-        memory: What the rule remembers of each.
-        streams: The random stream of each.
-        nfe: Evaluations each has taken part in.
+        noise: A uniform random number per position for random orders and clocks, fixed for the whole sequence.
+        token_noise: The uniform random number that draws the next token of each position.
+        memory: What the rule remembers of each sequence.
+        streams: The random stream of each sequence.
+        nfe: Number of evaluations each sequence has taken part in.
         draw: How tokens are drawn.
         mask_id: Id of the mask token.
-        wants_time: Whether the denoiser wants to know the diffusion time.
+        wants_time: Whether the denoiser is conditioned on the diffusion time.
         index: The candidates as indices into the flattened rows.
     """
 
@@ -158,7 +160,7 @@ class Situation:
 
     @property
     def masked(self) -> Bool[Tensor, "rows length"]:
-        """Positions without a token, whether they are still to be written or not."""
+        """True at positions without a token, even if they are not to be written."""
         return (self.x == self.mask_id) & self.valid
 
     @property
@@ -168,16 +170,16 @@ class Situation:
 
     @property
     def numbers(self) -> Float[Tensor, "rows memory"]:
-        """The memory, of a rule that remembers nothing but numbers."""
+        """The memory of a rule that remembers only numbers."""
         assert isinstance(self.memory, Tensor)
         return self.memory
 
     def view(self, answer: Answer | None = None, numbers: Float[Tensor, "rows memory"] | None = None) -> View:
-        """What orders and budgets may look at: without an answer no marginals.
+        """Returns what orders and budgets may look at. Without an answer it has no marginals.
 
         Args:
-            answer: To a question about the candidates of the sequences as they stand.
-            numbers: What the budget remembers, if the rule remembers more than that.
+            answer: The answer to a question about the candidates of the sequences as they are.
+            numbers: The budget's memory, if the rule remembers more than that.
         """
         masked = self.masked
         numbers = self.numbers if numbers is None else numbers
@@ -188,7 +190,7 @@ class Situation:
         return view.measured(answer.stats, late)
 
     def fresh(self, purpose: Purpose) -> Float[Tensor, "rows length"]:
-        """A uniform per position that no other evaluation of the sequence has."""
+        """Returns a uniform random number per position, new for every evaluation of the sequence."""
         position = torch.arange(self.x.shape[1], device=self.x.device)
         return uniforms(self.streams.unsqueeze(-1), position, purpose, self.nfe.unsqueeze(-1))
 
@@ -198,7 +200,7 @@ Conversation = Generator[Ask, Answer, Move]
 
 
 class LawKind(StrEnum):
-    """How the exact law of a rule is found (`unmask.oracles.exact_law`): by what decides on its positions."""
+    """How `unmask.oracles.exact_law` computes the exact law of a rule, which depends on how it chooses positions."""
 
     PATH = "path"
     """The state and noise that is fixed for the sequence: a sequence tells in which steps it was drawn."""
@@ -219,38 +221,38 @@ class AnyRule(Protocol):
     """What the loop needs of a rule. A rule is stateless: what it remembers of a sequence is in the state.
 
     Attributes:
-        asks_once: True if a turn asks one question, about the sequences as they stand: all that a foreign loop can
-            answer, and all that a cache of keys and values can keep.
+        asks_once: True if a turn asks one question, about the sequences as they are. Another library's loop and a cache
+            of keys and values can serve such rules only.
         waits: True if it looks at the marginals of all candidates before it chooses, and so can let some tokens wait
             for the others (`Settings.last`).
-        law: How its exact law is found.
+        law: How its exact law is computed.
         no_law: Why its law is not computed; empty if it is.
     """
 
     @property
     def asks_once(self) -> bool:
-        """Whether a turn asks one question, about the sequences as they stand."""
+        """Whether a turn asks one question, about the sequences as they are."""
         ...
 
     @property
     def waits(self) -> bool:
-        """Whether it can let some tokens wait for the others."""
+        """Whether the rule can let some tokens wait for the others."""
         ...
 
     @property
     def law(self) -> LawKind:
-        """How its exact law is found."""
+        """How the rule's exact law is computed."""
         ...
 
     @property
     def no_law(self) -> str:
-        """Why its law is not computed; empty if it is."""
+        """Why the rule's exact law is not computed; empty if it is."""
         ...
 
     def start(self, masked: Int[Tensor, " batch"]) -> Memory:
-        """Returns what it remembers of sequences that begin with so many masks."""
+        """Returns the initial memory of sequences that start with this many masks each."""
         ...
 
     def turn(self, seen: Situation) -> Conversation:
-        """Holds one turn: from a situation to a move."""
+        """Takes one turn: from a situation, by way of questions, to a move."""
         ...

@@ -1,4 +1,4 @@
-"""How each sequence of a batch is drawn: temperature, truncation, forbidden tokens, processors, a row each."""
+"""How each sequence of a batch is drawn: its temperature, truncation, forbidden tokens and processor."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Processor(Protocol):
         """Returns new logits.
 
         Args:
-            logits: Of masked positions of sequences that have this processor; to be left as they are.
-            position: Where in its sequence each row is.
+            logits: The logits of masked positions of sequences with this processor; must not be changed in place.
+            position: The position of each row in its sequence.
             x: The sequence of each row, with the mask token where it is masked.
         """
         ...
@@ -39,13 +39,13 @@ class Processor(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What all sequences drawn alike have in common.
+    """The settings shared by all sequences that are drawn in the same way.
 
     Attributes:
         top_k: Keep the `k` most probable tokens when drawing; `None` keeps all.
-        top_p: Keep the smallest set of tokens with this mass when drawing; `None` keeps all.
+        top_p: Keep the fewest tokens whose probabilities sum to at least this when drawing; `None` keeps all.
         forbidden: Tokens that must not appear, the mask token among them; planning does not see them either.
-        last: Tokens that go after the others (see `View.measured`).
+        last: Tokens that are written after the others (see `View.measured`).
         processor: Changes the logits before planning and drawing; `None` leaves them.
     """
 
@@ -86,8 +86,8 @@ class Draw:
 
     Attributes:
         temperature: Divides the logits of a draw; 0 takes the argmax. Planning does not see it.
-        kind: Which of the settings each sequence has; on the host.
-        settings: The distinct ones.
+        kind: Index in `settings` of each sequence's settings; on the host.
+        settings: The distinct settings.
     """
 
     temperature: Float[Tensor, " batch"]
@@ -108,13 +108,13 @@ class Draw:
         return Draw(temperature, kind, tuple(distinct))
 
     def select(self, rows: Int[Tensor, " kept"]) -> Draw:
-        """Some of the sequences, in the given order."""
+        """Returns some of the sequences, in the given order."""
         kind = torch.zeros(len(rows), dtype=torch.int64) if len(self.settings) == 1 else self.kind[rows.cpu()]
         return Draw(self.temperature[rows], kind, self.settings)
 
     @staticmethod
     def join(parts: Sequence[Draw]) -> Draw:
-        """One after the other; equal settings become one."""
+        """Joins the parts one after the other; equal settings are merged."""
         settings: list[Settings] = []
         kinds = []
         for part in parts:
@@ -139,12 +139,12 @@ class Draw:
     def processed(
         self, logits: Float[Tensor, "rows vocab"], row: Int[Tensor, " rows"], position: Int[Tensor, " rows"], x: Tensor
     ) -> Float[Tensor, "rows vocab"]:
-        """The logits after the processors of their sequences.
+        """Returns the logits after the processors of their sequences.
 
         Args:
-            logits: Some positions' logits.
-            row: The sequence of each, as a row of this object.
-            position: Where in its sequence each is.
+            logits: The logits of some positions.
+            row: The sequence of each position, as a row of this object.
+            position: The place of each position in its sequence.
             x: The state of each sequence that was evaluated, a row for each row of the logits.
         """
         changed = logits.clone()
@@ -156,7 +156,7 @@ class Draw:
     def statistics(
         self, logits: Float[Tensor, "rows vocab"], row: Int[Tensor, " rows"], power: Float[Tensor, " rows"] | None
     ) -> Marginals:
-        """`marginals` of each row without the tokens that its sequence forbids; not checked."""
+        """Returns `marginals` of each row without the tokens that its sequence forbids; not checked."""
         if len(self.settings) == 1:
             return marginals(logits, self.settings[0].forbidden, power, check=False)
         whole: dict[str, Tensor] = {}
@@ -185,11 +185,11 @@ class Draw:
 
         Args:
             logits: Rows to draw from.
-            rows: Which of them; `None` takes each once.
+            rows: The row to draw each token from; `None` takes each row once.
             row: The sequence of each token.
-            uniform: The uniform of each.
-            stats: What is known of the same logits: changes no draw, saves work.
-            power: Draws are made from the marginals to this power.
+            uniform: The uniform random number of each token.
+            stats: Statistics of the same logits, if known: they save work and change no draw.
+            power: The power to which the marginals are raised before drawing.
         """
         tau = self.temperature[row]
         tau = tau if power is None else tau / power
@@ -207,7 +207,7 @@ class Draw:
     def divergence(
         self, new: Float[Tensor, "rows vocab"], old: Float[Tensor, "rows vocab"], row: Int[Tensor, " rows"]
     ) -> Float[Tensor, " rows"]:
-        """`KL(new || old)` of each row of logits in nats, without the tokens that its sequence forbids."""
+        """Returns `KL(new || old)` of each row of logits in nats, without the tokens that its sequence forbids."""
         found = torch.zeros(len(new), dtype=torch.float64, device=new.device)
         for one, index in self.parts(row):
             found[index] = divergence(new[index], old[index], one.forbidden)
@@ -216,7 +216,7 @@ class Draw:
     def most_probable(
         self, logits: Float[Tensor, "rows vocab"], log_norm: Float[Tensor, " rows"], row: Tensor, count: int
     ) -> tuple[Int[Tensor, "rows top"], Float[Tensor, "rows top"]]:
-        """The most probable tokens of each row; fewer where a sequence allows fewer, then 0 at -inf."""
+        """Returns the most probable tokens of each row; where fewer are allowed, the rest is token 0 at `-inf`."""
         count = min(count, logits.shape[1] - min(len(one.forbidden) for one in self.settings))
         token = torch.zeros(len(row), count, dtype=torch.int64, device=row.device)
         log_p = torch.full((len(row), count), -torch.inf, dtype=log_norm.dtype, device=row.device)
@@ -227,16 +227,16 @@ class Draw:
 
     @property
     def processes(self) -> bool:
-        """Whether a sequence has a processor."""
+        """Whether any sequence has a processor."""
         return any(one.processor is not None for one in self.settings)
 
     @property
     def waits(self) -> bool:
-        """Whether a sequence keeps some tokens for last."""
+        """Whether any sequence lets some tokens wait for the others."""
         return any(one.last for one in self.settings)
 
     def late(self, token: Int[Tensor, " rows"], row: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
-        """Where a token is one that its sequence keeps for last."""
+        """True where a token is one that has to wait for the others in its sequence."""
         late = torch.zeros(len(token), dtype=torch.bool, device=token.device)
         for one, index in self.parts(row):
             late[index] = torch.isin(token[index], torch.tensor(one.last, dtype=token.dtype, device=token.device))

@@ -1,4 +1,7 @@
-"""The only sampling loop: `step(state) -> (state, info)`. It carries questions and moves, and knows no rule by name."""
+"""The only sampling loop: `step(state) -> (state, info)`.
+
+It carries a rule's questions to the denoiser and the rule's moves to the state, and treats all rules alike.
+"""
 
 from __future__ import annotations
 
@@ -25,11 +28,13 @@ class Sampler:
 
     Args:
         denoiser: The model (see `Denoiser`).
-        rule: What to unmask when (see `Rule`, and `AnyRule` for what the loop needs of one).
-        top_k: Keep the `k` most probable tokens when drawing. Planning never sees it.
-        top_p: Keep the smallest set of tokens with this mass when drawing. Planning never sees it.
-        forbidden: Token ids that must not appear; removed before planning and drawing alike. The mask token always is.
-        last: Tokens that go after the others (see `View.measured`), for rules that look before they choose.
+        rule: Decides which positions to unmask at each step (see `Rule`, and `AnyRule` for what the loop needs of it).
+        top_k: Draw among the `k` most probable tokens. Does not affect planning.
+        top_p: Draw among the fewest tokens whose probabilities sum to at least this. Does not affect planning.
+        forbidden: Token ids that must not appear: they are removed before planning and before drawing. The mask token
+            is always removed.
+        last: Tokens that are written after the others (see `View.measured`), for rules that look at the marginals
+            before they choose.
         processor: Changes logits before planning and drawing (see `Processor`).
 
     Raises:
@@ -54,10 +59,10 @@ class Sampler:
         )
 
     def fits(self, settings: Settings) -> Settings:
-        """Returns settings that the rule can keep to.
+        """Returns the settings if the rule can follow them.
 
         Raises:
-            ValueError: If tokens are to go last, and the rule chooses before it knows what is probable.
+            ValueError: If tokens are to be written last, but the rule chooses before it sees the marginals.
         """
         if settings.last and not self.rule.waits:
             raise ValueError(f"{self.rule} cannot keep tokens for last: it chooses before it knows what is probable")
@@ -76,18 +81,18 @@ class Sampler:
         valid: Bool[Tensor, "batch length"] | None = None,
         fill: Bool[Tensor, "batch length"] | None = None,
     ) -> State:
-        """Prepares a batch; see `sample` for the arguments.
+        """Prepares a batch. The arguments that `sample` also has mean what they mean there.
 
         Args:
-            x: As in `sample`, like those that follow.
+            x: Token ids, with the mask token where something is to be drawn.
             seed: Gives row `r` the stream `derive(seed, r)`.
             streams: One 64-bit integer per sequence.
             temperature: The temperature of the draw.
             blocks: Window length, or the block number of every position.
             settings: How tokens are drawn, for all or for each sequence, instead of the sampler's own settings.
-            slots: Numbers by which caches know the sequences; default: 0, 1, 2, ...
-            valid: Where a matrix of tokens is not padding; default: everywhere.
-            fill: Which masks are to be filled in, the others being shown to the model only; default: all.
+            slots: Numbers by which caches identify the sequences; default: 0, 1, 2, ...
+            valid: False where a matrix of tokens is padding; default: True everywhere.
+            fill: Which masks to fill in; the model also sees the others, but they stay masked. Default: all.
         """
         x, inside = as_batch(x, self.denoiser)
         valid = inside if valid is None else inside & valid
@@ -127,7 +132,7 @@ class Sampler:
         return Turn(self.rule, state, self.denoiser.vocab_size, getattr(self.denoiser, "wants_time", False))
 
     def _hold(self, state: State) -> Turn:
-        """Holds a turn up to the rule's move, which is not made yet."""
+        """Runs a turn up to the rule's move, but does not make the move."""
         turn = self.begin(state)
         while turn.query is not None:
             turn.tell(self.denoiser(turn.query))
@@ -135,11 +140,11 @@ class Sampler:
 
     @torch.no_grad()
     def move(self, state: State) -> Move:
-        """The move that the rule would make, checked: what exact laws are made of.
+        """Returns the move that the rule would make, checked. Exact laws are computed from it.
 
         Raises:
-            LogitsError: See `step`, as for the others.
-            ValueError: If nothing is left to do, or see `step`.
+            LogitsError: As `step` does.
+            ValueError: If nothing is left to do, and as `step` does.
         """
         turn = self._hold(state)
         if turn.move is None:
@@ -152,10 +157,10 @@ class Sampler:
         """Evaluates the denoiser for the unfinished sequences, as often as the rule asks, and makes the rule's move.
 
         A state without pending positions comes back unchanged, with no forward pass. With `candidates`, the information
-        also has so many of the most probable tokens of each position unmasked.
+        also holds that many of the most probable tokens of each unmasked position.
 
         Raises:
-            LogitsError: If logits are no distribution; it names the row, sequence and position.
+            LogitsError: If logits are not a distribution; it names the row, sequence and position.
             ValueError: If the logits have the wrong shape or dtype.
             RuleError: If the rule breaks its contract.
         """
@@ -171,9 +176,9 @@ class Sampler:
         on_step: Callable[[State, StepInfo], None] | None = None,
         settle: Callable[[State, StepInfo], State] | None = None,
     ) -> Result:
-        """Steps until every sequence is finished, or `max_steps` are made; see `sample`.
+        """Makes steps until every sequence is finished, or at most `max_steps` of them; see `sample`.
 
-        After each step `settle` may take positions out of `State.pending`: they stay masked, and are not evaluated for.
+        After each step `settle` may take positions out of `State.pending`: they stay masked and are never filled in.
         """
         check_run(max_steps, candidates)
         x0, passes, infos = state.x, 0, []
@@ -193,7 +198,7 @@ class Sampler:
 
 
 def check_run(max_steps: int | None, candidates: int) -> None:
-    """Raises `ValueError` if a run cannot be limited or watched so."""
+    """Raises `ValueError` if `max_steps` or `candidates` is out of range."""
     if max_steps is not None:
         whole("max_steps", max_steps, least=0)
     whole("candidates", candidates, least=0)

@@ -1,8 +1,8 @@
 """Sequences with any rules that share their forward passes, and join and leave between them.
 
-A `Pool` holds sequences with any rules. Those with one rule are a batch of their own, whose turns go on independently
-of the others'; what all of them ask is evaluated in one forward pass. So a rule that asks seven questions holds up
-nobody.
+A `Pool` holds sequences with any rules. Sequences with the same rule form a batch, whose turns do not wait for those of
+other batches; the questions of all batches are evaluated in one forward pass. So a rule that asks seven questions does
+not delay the other sequences.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def together(queries: Sequence[Query], mask_id: int) -> Query:
 def evaluate(
     denoiser: Denoiser, turns: Sequence[Turn], gone: Collection[int] = (), failed: dict[int, Exception] | None = None
 ) -> None:
-    """Answers the open questions of several turns by one forward pass; of turns that ask nothing, none.
+    """Answers the open questions of several turns with one forward pass.
 
     Args:
         denoiser: The model.
         turns: The turns.
-        gone: Slots that are not evaluated for: their turns are told that every token is as probable as another.
-        failed: Takes the error of each turn that raises one, by its place, instead of the caller.
+        gone: Slots that are not evaluated: their turns are told that all tokens are equally probable.
+        failed: Collects the error of each turn that raises one, by its index; otherwise errors are raised.
     """
     asking = [(place, turn, *_here(turn.query, gone)) for place, turn in enumerate(turns) if turn.query is not None]
     if not asking:
@@ -96,7 +96,7 @@ class Batch:
         self.waiting: list[State] = []
 
     def begin(self) -> Turn:
-        """The open turn, or a new one, which those who wait take part in."""
+        """Returns the open turn, or a new one in which the waiting sequences take part."""
         if self.turn is None:
             if self.waiting:
                 self.state = State.join([self.state, *self.waiting])
@@ -106,15 +106,15 @@ class Batch:
 
 
 class Pool:
-    """Sequences with any rules that share their forward passes. All have one denoiser.
+    """Sequences with any rules, which share one denoiser and its forward passes.
 
     A sequence gets the tokens and the evaluations it would get alone, with the same stream. Those that join while a
     turn of their rule is open take part in the next one.
 
     Args:
         denoiser: The model. If sequences differ in length, it must know what padding is.
-        keep_going: Whether a turn that raises an error ends the sequence that it raises it for, and no other: the error
-            is then in `failed`. A batch is taken apart to find it. Default: the error is raised.
+        keep_going: Whether an error in a turn ends only the sequence that causes it, which is found by taking the batch
+            apart; the error is then in `failed`. Default: the error is raised.
 
     Attributes:
         passes: Forward passes made.
@@ -131,9 +131,9 @@ class Pool:
         return sum(len(state.x) for state in self.everyone())
 
     def join(self, sampler: Sampler, state: State) -> None:
-        """Takes in the sequences of a state of the sampler's rule.
+        """Adds the sequences of a state of the sampler's rule.
 
-        Slots must be other ones than those of the sequences that are here.
+        Their slots must differ from those of the sequences already in the pool.
 
         Raises:
             ValueError: If the sampler has another denoiser.
@@ -147,14 +147,14 @@ class Pool:
         self._batches.append(Batch(sampler, state))
 
     def everyone(self) -> list[State]:
-        """The states of those who are here, as they were when their last turn ended."""
+        """Returns the states of the sequences in the pool, as they were when their last turn ended."""
         return [state for batch in self._batches for state in (batch.state, *batch.waiting)]
 
     def evaluate(self, candidates: int = 0) -> list[tuple[Batch, StepInfo]]:
-        """Makes one forward pass; returns the batches whose turn ended by it, with what was done.
+        """Makes one forward pass; returns the batches whose turn ended with it, and what their step did.
 
         Args:
-            candidates: As in `Sampler.step`.
+            candidates: For each unmasked position, also report this many of its most probable tokens.
         """
         failed: dict[int, Exception] | None = {} if self.keep_going else None
         batches, turns = [], []
@@ -186,7 +186,7 @@ class Pool:
             self._take_apart(batch, error)
 
     def _take_apart(self, batch: Batch, error: Exception) -> None:
-        """Makes a batch of each sequence of one whose turn has failed; one that fails alone leaves."""
+        """Splits a batch whose turn has failed into one batch per sequence; a sequence that fails alone leaves."""
         place = self._batches.index(batch)
         parts = batch.state.split() if len(batch.state.x) > 1 else []
         if not parts:
@@ -195,12 +195,12 @@ class Pool:
         self._batches[place : place + 1] = [Batch(batch.sampler, part) for part in [*parts, *batch.waiting]]
 
     def leave(self, slots: Iterable[int] | None = None) -> list[State]:
-        """Lets sequences go: those that are finished, and those in some slots; returns a state of each.
+        """Removes the finished sequences and those in the given slots; returns a state of each.
 
-        One whose turn is open stays until it has ended, but is not evaluated for any more.
+        A sequence whose turn is open stays until the turn has ended, but is not evaluated any more.
 
         Args:
-            slots: Who leaves although not finished, such as a cancelled request.
+            slots: Sequences that leave unfinished, such as those of a cancelled request.
         """
         asked, gone = self._gone | set(slots or ()), []
         for batch in list(self._batches):
@@ -227,7 +227,7 @@ class Pool:
 
 
 def _trimmed(state: State) -> State:
-    """A state without the columns that nobody has who is left."""
+    """Returns a state without the columns that are padding in all remaining sequences."""
     length = int(state.valid.any(0).nonzero().amax()) + 1 if len(state.x) and bool(state.valid.any()) else 0
     return state.narrow(length) if 0 < length < state.x.shape[1] else state
 

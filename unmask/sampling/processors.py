@@ -59,7 +59,7 @@ class Allowed:
     has them.
 
     Args:
-        tokens: Of each position that is not free, the tokens it may take.
+        tokens: For each position that is not free, the tokens that it may take.
 
     Raises:
         ValueError: If a position or a token is not an integer >= 0, or a position may take none.

@@ -1,4 +1,4 @@
-"""What a run leaves: tokens, what they cost, and how they came about."""
+"""The result of a run: the tokens, what they cost, and the steps that led to them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What one step did. Rows are those of the sequences that were evaluated, in state order.
+    """What one step did. There is a row for each sequence that was evaluated, in the order of the state.
 
     Attributes:
         sequence: Index of each row's sequence in the state.
         candidate: Positions the rule could choose from.
         chosen: Positions unmasked.
-        tokens: Their tokens, row-major over `chosen`, like the next two.
-        log_prob: Log-probability of each token under the marginal it was planned with (temperature 1).
-        entropy: Entropy of that marginal, in nats.
+        tokens: The tokens written there, row-major over `chosen`.
+        log_prob: Log-probability of each of these tokens under the marginal it was planned with (temperature 1).
+        entropy: Entropy of each of these marginals, in nats.
         bound: `ΣH - max H` over each row's chosen positions, in nats.
         forward_passes: Evaluations of the batch: 0 if nothing was pending, more than 1 if the rule asked several times.
         evaluations: States of each row that were evaluated: 1, or more if the rule evaluates ahead.
-        erased: Positions masked again, if the rule does that.
+        erased: Positions masked again; `None` if there are none.
         top_tokens: The most probable tokens at each chosen position, if they were asked for; see `most_probable`.
         top_log_prob: Their log-probabilities.
     """
@@ -57,14 +57,14 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class Event:
-    """One position being written; a rule that masks again or overwrites writes some several times.
+    """One token written to one position. Rules that mask again or overwrite may write a position several times.
 
     Attributes:
         step: Number of the evaluation, counted from 1 within the sequence.
-        position: Where.
-        token: What.
-        probability: Of that token, under its marginal at temperature 1.
-        entropy: Of that marginal, in nats.
+        position: The position.
+        token: The token written there.
+        probability: The probability of that token under its marginal at temperature 1.
+        entropy: The entropy of that marginal, in nats.
         candidates: The most probable tokens of that marginal with their probabilities, if they were asked for.
     """
 
@@ -83,15 +83,15 @@ class Result:
     Attributes:
         tokens: The sequences, right-padded with the mask token.
         lengths: Their lengths.
-        nfe: Evaluations each sequence took part in.
+        nfe: Number of evaluations each sequence took part in.
         evaluations: States of each sequence that were evaluated: `nfe`, or more if the rule evaluates ahead.
         forward_passes: Evaluations of the batch.
-        bounds: For each sequence, the `ΣH - max H` of each step of this run, in nats. A diagnostic: the bound on the
-            divergence is an expectation over the states that the *data* visit, these are the sampler's own.
+        bounds: For each sequence, the `ΣH - max H` of each step of this run, in nats. This is a diagnostic: the bound
+            on the divergence is an expectation over states drawn from the *data*, while these states are the sampler's.
         masks_left: Masks remaining in each sequence: 0 unless `max_steps` ended the run.
         streams: The random stream of each sequence, as an integer in `[0, 2**64)`.
         initial: The tokens the run began with.
-        pending: Where masks remain.
+        pending: True where masks remain to be filled in.
         steps: What happened in each step, if a trace was asked for.
     """
 
@@ -150,7 +150,7 @@ class Result:
         return [row[:n] for row, n in zip(self.tokens.tolist(), self.lengths.tolist(), strict=True)]
 
     def trace(self, sequence: int = 0) -> list[Event]:
-        """Returns what was unmasked when in one sequence, in order of steps and positions.
+        """Returns every token written to one sequence, in order of steps and positions.
 
         Raises:
             ValueError: If the run kept no trace.
@@ -174,14 +174,14 @@ class Result:
         return events
 
     def _turns(self, sequence: int) -> Iterator[tuple[StepInfo, int]]:
-        """The steps that a sequence took part in, and its row in each."""
+        """Yields the steps that a sequence took part in, with its row in each."""
         for info in self.steps or ():
             row = (info.sequence == sequence % len(self.nfe)).nonzero()
             if len(row):
                 yield info, int(row[0, 0])
 
     def erasures(self, sequence: int = 0) -> list[tuple[int, int]]:
-        """Returns what was masked again in one sequence: pairs of step and position, in order.
+        """Returns the positions of one sequence that were masked again: pairs of step and position, in order.
 
         Raises:
             ValueError: If the run kept no trace.
@@ -197,12 +197,12 @@ class Result:
     def render(
         self, sequence: int = 0, decode: Callable[[int], str] = str, mask: str = "_", color: bool = False
     ) -> str:
-        """Draws one sequence's trace for a terminal: a line per evaluation, what it unmasked in brackets.
+        """Shows one sequence's trace as text: a line per evaluation, with what it unmasked in brackets.
 
         Args:
-            sequence: Which one.
+            sequence: Index of the sequence.
             decode: Turns a token into text.
-            mask: What a mask looks like.
+            mask: The text shown for a mask.
             color: Use ANSI colours instead of brackets.
 
         Raises:

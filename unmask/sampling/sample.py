@@ -48,26 +48,28 @@ def sample(
         denoiser: The model.
         x: Token ids with the mask token where something is to be drawn; all other tokens are kept. A matrix, one
             sequence, or a list of sequences of different lengths.
-        rule: What to unmask when: one rule, or one per sequence.
+        rule: Decides which positions to unmask at each step: one rule, or one per sequence.
         seed: Gives row `r` the stream `derive(seed, r)`. Pass either this or `streams`.
         streams: One 64-bit integer per sequence.
         temperature: The temperature of the draw; 0 takes the argmax. Planning always uses the denoiser's own
             distribution. One number, or one per sequence.
         top_k: Draw among the `k` most probable tokens; one number or `None`, or one per sequence.
-        top_p: Draw among the fewest tokens that hold this mass; one number or `None`, or one per sequence.
+        top_p: Draw among the fewest tokens whose probabilities sum to at least this; one number or `None`, or one per
+            sequence.
         forbidden: Token ids that must not appear, or such a list per sequence.
         processor: Changes logits before planning and drawing (see `Processor`); one, or one or `None` per sequence.
         blocks: Window length for semi-autoregressive sampling, counted from each sequence's first mask; or the block
             number of every position.
-        max_steps: Stop after so many forward passes; what is still masked stays masked, and the result says so.
-        trace: Keep what was unmasked when.
-        candidates: In the steps' information and the trace, also keep so many of the most probable tokens of each
-            position unmasked.
-        on_step: Called with the new state and the step's information; with several rules, those of the sequences that
-            have one of them (`State.slot` says which).
+        max_steps: Stop after this many forward passes; what is still masked stays masked, and the result says so.
+        trace: Record which positions each step unmasked.
+        candidates: For each unmasked position, also keep this many of its most probable tokens, in the steps'
+            information and the trace.
+        on_step: Called with the new state and the step's information. With several rules it is called for each of them,
+            with the sequences that have this rule (`State.slot` says which).
 
     Returns:
-        Tokens, NFE per sequence, forward passes and the realised dependence bound. Nothing to unmask: NFE 0.
+        Tokens, NFE (number of evaluations) per sequence, forward passes of the batch, and the realised dependence
+        bound. The NFE of a sequence without masks is 0.
 
     Raises:
         ValueError: If an argument is out of range, or token ids are outside the vocabulary.
@@ -126,7 +128,7 @@ def _run(
     candidates: int,
     on_step: Callable[[State, StepInfo], None] | None,
 ) -> Result:
-    """Evaluates a pool until all are finished, and collects one result in the order of the slots."""
+    """Evaluates a pool until all sequences are finished, and collects one result in the order of the slots."""
     infos, left = [], []
     bounds: list[tuple[Tensor, Tensor]] = []
     while len(pool) and (max_steps is None or pool.passes < max_steps):
@@ -157,15 +159,15 @@ def settings_of(
     """How sequences are drawn: one `Settings` if all are alike, or a list with one per sequence.
 
     Args:
-        denoiser: Whose vocabulary it is.
+        denoiser: The model, whose vocabulary the settings refer to.
         batch: The number of sequences, if it is known.
-        top_k: As in `sample`, like those that follow.
-        top_p: Keep the fewest tokens with this mass.
-        forbidden: Tokens that must not appear.
-        processor: Changes logits.
+        top_k: Draw among the `k` most probable tokens; one value, or one per sequence.
+        top_p: Draw among the fewest tokens whose probabilities sum to at least this; one value, or one per sequence.
+        forbidden: Token ids that must not appear, or such a list per sequence.
+        processor: Changes logits before planning and drawing; one, or one or `None` per sequence.
 
     Raises:
-        ValueError: If a setting is out of range, or there are not as many as sequences.
+        ValueError: If a setting is out of range, or a list of settings is not as long as the batch.
     """
     banned = list(forbidden)  # pyright: ignore[reportArgumentType]
     each: dict[str, Any] = {"top_k": top_k, "top_p": top_p, "forbidden": tuple(banned), "processor": processor}

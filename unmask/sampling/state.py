@@ -1,4 +1,4 @@
-"""Where a batch of sequences stands: columns only, a row a sequence; selecting and joining lose nothing."""
+"""The state of a batch of sequences: tensors with one row per sequence, which can be selected and joined."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ _Self = TypeVar("_Self", bound="Rows")
 
 @runtime_checkable
 class Rows(Protocol):
-    """A memory that is more than numbers: it has a row for each sequence, and can be taken apart and put together."""
+    """A memory that holds more than numbers: it has a row for each sequence, and can be split and joined."""
 
     def select(self: _Self, rows: Int[Tensor, " kept"]) -> _Self:
-        """Some of the rows, in the given order."""
+        """Returns some of the rows, in the given order."""
         ...
 
     def put(self: _Self, rows: Int[Tensor, " part"], part: _Self) -> _Self:
-        """The same with some rows replaced, the given ones in ascending order."""
+        """Returns this memory with some rows replaced: those whose indices are given, in ascending order."""
         ...
 
     def resize(self: _Self, length: int) -> _Self:
-        """The same for sequences with more padding, or with less."""
+        """Returns this memory for sequences with more padding, or with less."""
         ...
 
     def join(self: _Self, others: Sequence[_Self]) -> _Self:
-        """These rows, then those of the others, all of one length."""
+        """Returns these rows, then those of the others, all of one length."""
         ...
 
 
@@ -57,24 +57,24 @@ def put_memory(memory: Memory, rows: Int[Tensor, " part"], part: Memory) -> Memo
 
 @dataclass(frozen=True)
 class State:
-    """Where a batch stands: everything the next step depends on. Steps return a new one and never change the old.
+    """The state of a batch: everything the next step depends on. A step returns a new state and leaves the old one.
 
     Attributes:
-        slot: Who each sequence is. It keeps its number when others leave, so that caches can key on it.
+        slot: The number that identifies each sequence. It stays the same when others leave, so caches can use it.
         x: Tokens, right-padded with the mask token.
         valid: False at padding.
         pending: Positions still to unmask.
-        editable: Positions that were masked in the beginning: those that a rule may mask again or overwrite.
+        editable: Positions that were masked at the start: those that a rule may mask again or overwrite.
         block: Number of the block of each position; the lowest unfinished one is open.
         visits: How often each position was masked again: the key of its uniform.
         streams: The random stream of each sequence.
-        token_noise: The uniform of the next token of each position.
-        order_noise: The uniform that random orders and clocks use.
+        token_noise: The uniform random number that draws the next token of each position.
+        order_noise: A uniform random number per position, for random orders and clocks.
         memory: What the rule remembers of each sequence.
         draw: How tokens are drawn.
         nfe: Evaluations each sequence took part in.
-        evaluations: States of each sequence that were evaluated: more than `nfe` where a rule evaluates ahead.
-        more: True where the rule has not finished, although perhaps no mask remains.
+        evaluations: States of each sequence that were evaluated: more than `nfe` if a rule evaluates ahead.
+        more: True where the rule has not finished, even if no mask remains.
         mask_id: Id of the mask token.
     """
 
@@ -106,22 +106,22 @@ class State:
         return self.draw.temperature
 
     def select(self, rows: Int[Tensor, " kept"]) -> State:
-        """Some of the sequences, in the given order, with all that is remembered of them."""
+        """Returns some of the sequences, in the given order, with everything remembered of them."""
         kept: dict[str, Any] = {name: getattr(self, name)[rows] for name in _COLUMNS}
         return State(**kept, memory=select_memory(self.memory, rows), draw=self.draw.select(rows), mask_id=self.mask_id)
 
     def split(self) -> list[State]:
-        """A state of one sequence for each."""
+        """Returns one state per sequence."""
         return [self.select(torch.tensor([row], device=self.x.device)) for row in range(len(self.x))]
 
     def narrow(self, length: int) -> State:
-        """The same without the columns from `length` on, which must be padding."""
+        """Returns this state without the columns from `length` on, which must be padding."""
         assert not bool(self.valid[:, length:].any())
         memory = self.memory if isinstance(self.memory, Tensor) else self.memory.resize(length)
         return replace(self, memory=memory, **{name: getattr(self, name)[:, :length] for name in _WIDE})
 
     def mask(self, where: Bool[Tensor, "batch length"]) -> State:
-        """Masks positions again; what is drawn there next is drawn by another uniform, of the next visit.
+        """Masks positions again. The next token there is drawn with a new uniform random number.
 
         Raises:
             ValueError: If a position is padding.
@@ -143,10 +143,10 @@ class State:
     def join(states: Sequence[State]) -> State:
         """Puts the sequences of several states into one, right-padded to a common length.
 
-        All must be states of one rule: what rules remember has nothing else in common.
+        All must be states of one rule, because the memories of different rules cannot be joined.
 
         Raises:
-            ValueError: If there is none, or their masks differ.
+            ValueError: If there are no states, or their mask tokens differ.
         """
         if len({state.mask_id for state in states}) != 1:
             raise ValueError("at least one state is needed, and all must have one mask token")

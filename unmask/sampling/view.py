@@ -17,21 +17,21 @@ from ..draws.categorical import Marginals
 
 @dataclass(frozen=True)
 class View:
-    """The state of a batch as its rule sees it. Statistics are `+inf` where a position is no candidate.
+    """The state of a batch as its rule sees it. Statistics are `+inf` where a position is not a candidate.
 
     Attributes:
         candidate: Positions that may be unmasked now.
         entropy: Marginal entropies, in nats.
         doubt: One minus the largest probability.
         closeness: One minus the margin between the two largest probabilities.
-        position: Where each column lies in the sequence; ranking permutes it with the rest.
-        noise: One uniform in `[0, 1)` per position, fixed for the whole sequence by its stream.
+        position: The position of each column in the sequence; ranking permutes it with the rest.
+        noise: One uniform random number in `[0, 1)` per position, fixed for the whole sequence by its stream.
         memory: The rule's own numbers, one row per sequence (see `Budget.start`).
         masked: Positions without a token, in the open block or not; `None` before there is a sequence to look at.
         known: Positions with a token. Padding is neither masked nor known.
         last: Candidates that are unmasked only together with all others or after them; `None` if there are none.
         drift: The largest of the last `Rule.history` divergences `KL(evaluation || the one before)` at a position, in
-            nats; `+inf` where there were not so many. `None` for rules that compare with nothing.
+            nats; `+inf` where there were fewer evaluations. `None` for rules that do not compare evaluations.
     """
 
     candidate: Bool[Tensor, "batch length"]
@@ -54,7 +54,7 @@ class View:
         masked: Bool[Tensor, "batch length"] | None = None,
         known: Bool[Tensor, "batch length"] | None = None,
     ) -> View:
-        """A view before any evaluation: all a blind rule needs."""
+        """Returns a view before any evaluation, which is enough for a rule that does not look at marginals."""
         nothing = torch.zeros_like(noise)
         position = torch.arange(candidate.shape[1], device=candidate.device).expand_as(candidate)
         return View(candidate, nothing, nothing, nothing, position, noise, memory, masked, known)
@@ -62,8 +62,8 @@ class View:
     def measured(self, stats: Marginals, late: Bool[Tensor, " rows"] | None = None) -> View:
         """Returns the same view with the statistics of its candidates, one row each.
 
-        Of the candidates that are `late`, because their most probable token is to go last, only the first stays one,
-        and it goes after the others, at the earliest together with all of them: a text is written before it is ended.
+        A candidate is `late` if its most probable token has to wait for the others. Only the first late candidate stays
+        a candidate. It is unmasked after the others or together with all of them, so a text is written before it ends.
         """
         view, statistics = self, {}
         for name in ("entropy", "doubt", "closeness"):
@@ -85,11 +85,11 @@ class View:
 def dependence_bound(
     chosen: Bool[Tensor, "batch length"], entropy: Float[Tensor, " chosen"]
 ) -> Float[Tensor, " batch"]:
-    """`ΣH - max H` over the positions chosen in each row, in nats: bounds what drawing them independently loses.
+    """Returns `ΣH - max H` over the positions chosen in each row, in nats: a bound on their dependence error.
 
     Args:
         chosen: Positions drawn together.
-        entropy: The entropy of each, row-major.
+        entropy: The entropy of each of these positions, in nats, row-major.
     """
     h = torch.zeros(chosen.shape, dtype=torch.float64, device=chosen.device).masked_scatter_(chosen, entropy.double())
     h = h.scatter(1, h.argmax(-1, keepdim=True), 0.0)
@@ -99,5 +99,5 @@ def dependence_bound(
 def spread(
     values: Shaped[Tensor, " rows"], where: Bool[Tensor, "batch length"], fill: float | int = torch.inf
 ) -> Shaped[Tensor, "batch length"]:
-    """Puts one value per candidate (row-major) back at its place, `fill` elsewhere."""
+    """Puts one value per candidate (row-major) back in its place, with `fill` elsewhere."""
     return torch.full(where.shape, fill, dtype=values.dtype, device=values.device).masked_scatter_(where, values)

@@ -1,4 +1,4 @@
-"""The routes of the server: OpenAI's, those of unmasking, and those that keep it running."""
+"""The routes of the server: those of OpenAI's API, those of unmasking, and those for operating the server."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ def create_app(
 
     Args:
         served: The models.
-        limits: What it takes on.
-        key: The key that requests must bring, if there is one.
-        hosts: Names that it may be called by; `None` allows any.
-        log_prompts: Whether the log has the prompts.
+        limits: Limits on sizes, times and the number of requests.
+        key: The API key that requests must send; `None` requires none.
+        hosts: Host names by which requests may address the server; `None` allows any.
+        log_prompts: Whether to write prompts to the log.
     """
     limits, metrics = limits or Limits(), Metrics()
     engine = Engine({one.name: one.runner() for one in served}, limits, metrics)
@@ -113,7 +113,7 @@ def _add_errors(app: FastAPI) -> None:
 
 
 def refusal_of(error: RequestValidationError) -> Refused:
-    """The refusal of a body that is not as it should be; it names the first field that is not."""
+    """Returns the refusal of an invalid body; it names the first invalid field."""
     first = error.errors()[0]
     where = [str(part) for part in first["loc"] if part != "body"]
     if first["type"] == "json_invalid":
@@ -174,7 +174,7 @@ def _add_answers(app: FastAPI, served: Sequence[Served], engine: Engine, log_pro
 
     @app.post("/v1/completions", tags=["openai"], responses=_FAILURES)
     async def completions(body: CompletionBody, http: Request) -> Response:
-        """Continues prompts, or fills a gap: before `suffix`, or where `spans` say."""
+        """Continues prompts, or fills gaps: before `suffix`, or at the places that `spans` names."""
         return await openai(http, body, *await wanted(http, body, wanted_completion))
 
     @app.post("/v1/chat/completions", tags=["openai"], responses=_FAILURES)
@@ -184,7 +184,7 @@ def _add_answers(app: FastAPI, served: Sequence[Served], engine: Engine, log_pro
 
     @app.post("/v1/unmask", tags=["unmask"], responses=_FAILURES)
     async def unmask(body: UnmaskBody, http: Request) -> Response:
-        """Answers with a stream of events: every position that is written or erased, evaluation by evaluation."""
+        """Returns a stream of events: every position that is written or erased, evaluation by evaluation."""
         model, found = await wanted(http, body, wanted_unmasking)
         answering = submit(engine, model.name, found, True, http)
         return sse(unmasking(answering, model, found))
@@ -212,22 +212,22 @@ def _add_upkeep(app: FastAPI, served: Sequence[Served], engine: Engine, metrics:
 
     @app.get("/v1/rules", tags=["unmask"])
     async def named_rules() -> Response:
-        """Lists the rules that say what is unmasked when, with their settings."""
+        """Lists the rules (which decide the positions to unmask at each step), with their settings."""
         return Json({"object": "list", "data": rules()})
 
     @app.get("/healthz", tags=["upkeep"])
     async def healthz() -> Response:
-        """Says that the process is alive."""
+        """Reports that the process is alive."""
         return Json({"status": "ok"})
 
     @app.get("/readyz", tags=["upkeep"])
     async def readyz() -> Response:
-        """Says whether requests are taken."""
+        """Reports whether the server accepts requests."""
         return Json({"status": "ready"}) if engine.alive else Json({"status": "stopping"}, 503)
 
     @app.get("/metrics", tags=["upkeep"])
     async def counted() -> Response:
-        """What is counted, for Prometheus."""
+        """Returns the server's metrics, for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
 
 

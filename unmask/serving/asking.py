@@ -1,4 +1,4 @@
-"""From the body of a request to the answers that are wanted: every refusal names the field at fault."""
+"""Turns the body of a request into the answers that it wants. Every refusal names the field at fault."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ class Wanted:
     """The answers that a request wants.
 
     Attributes:
-        asked: The answers, those to one prompt one after the other.
+        asked: The answers; those to the same prompt follow each other.
         rule: The rule as text.
-        seed: The seed, given or drawn.
-        candidates: How many of the most probable tokens are wanted with each.
-        chosen: Whether the answers are among given choices.
+        seed: The seed, given or drawn at random.
+        candidates: How many of the most probable tokens to report for each token.
+        chosen: Whether each answer must be one of several given choices.
     """
 
     asked: Sequence[Asked]
@@ -43,12 +43,12 @@ class Wanted:
 
 
 def seed_of(body: Draw) -> int:
-    """The seed of a request; one that has none gets a random one."""
+    """Returns the seed of a request, or a random seed if it has none."""
     return secrets.randbelow(2**31) if body.seed is None else body.seed
 
 
 def new_tokens(model: LanguageModel, body: Draw) -> int:
-    """How many masks an answer has."""
+    """Returns the number of masks of an answer."""
     asked = body.max_tokens
     if isinstance(body, ChatBody) and body.max_completion_tokens is not None:
         if asked not in (None, body.max_completion_tokens):
@@ -62,7 +62,7 @@ def new_tokens(model: LanguageModel, body: Draw) -> int:
 
 
 def processor_of(served: Served, body: Answer) -> Processor | None:
-    """The processor of a logit bias."""
+    """Returns the processor that applies the request's logit bias, or `None`."""
     if not body.logit_bias:
         return None
     vocabulary = served.denoiser.vocab_size
@@ -75,10 +75,10 @@ def processor_of(served: Served, body: Answer) -> Processor | None:
 
 
 def wanted_completion(served: Served, body: CompletionBody, others: Sequence[Served]) -> Wanted:
-    """What `POST /v1/completions` wants.
+    """Returns the answers that a request to `POST /v1/completions` wants.
 
     Raises:
-        Refused: If it cannot be had.
+        Refused: If the request cannot be answered.
     """
     if body.suffix is None and body.spans is None:
         prompt = body.prompt
@@ -88,10 +88,10 @@ def wanted_completion(served: Served, body: CompletionBody, others: Sequence[Ser
 
 
 def wanted_chat(served: Served, body: ChatBody, others: Sequence[Served]) -> Wanted:
-    """What `POST /v1/chat/completions` wants.
+    """Returns the answers that a request to `POST /v1/chat/completions` wants.
 
     Raises:
-        Refused: If it cannot be had.
+        Refused: If the request cannot be answered.
     """
     if body.top_logprobs is not None and not body.logprobs:
         raise Refused("top_logprobs goes with logprobs: true", "top_logprobs")
@@ -99,10 +99,10 @@ def wanted_chat(served: Served, body: ChatBody, others: Sequence[Served]) -> Wan
 
 
 def wanted_unmasking(served: Served, body: UnmaskBody, others: Sequence[Served]) -> Wanted:
-    """What `POST /v1/unmask` wants.
+    """Returns the answers that a request to `POST /v1/unmask` wants.
 
     Raises:
-        Refused: If it cannot be had.
+        Refused: If the request cannot be answered.
     """
     given = [name for name in ("prompt", "messages", "text") if getattr(body, name) is not None]
     if len(given) != 1:
@@ -174,7 +174,7 @@ def _continued(
 
 
 def _choices(model: LanguageModel, choice: Choice, most: int) -> tuple[tuple[int, ...], ...]:
-    """The tokens of each choice, and an end token where another one goes on."""
+    """Returns the tokens of each choice; those that are shorter than the longest get an end token."""
     assert model.tokenizer is not None
     with blaming("response_format"):
         stop_strings(choice.choices)
@@ -190,14 +190,14 @@ def _choices(model: LanguageModel, choice: Choice, most: int) -> tuple[tuple[int
 
 
 def _choosing(asked: Asked, choices: tuple[tuple[int, ...], ...]) -> Asked:
-    """The same, to be written as one of some choices: a position at a time, from left to right."""
+    """Returns what is asked, restricted to the given choices and written one position at a time, left to right."""
     one = Choices(len(asked.prompt.tokens), choices)
     own = asked.settings.processor
     return replace(asked, settings=replace(asked.settings, processor=one if own is None else Chain((own, one))))
 
 
 def _filled(served: Served, body: CompletionBody, others: Sequence[Served]) -> Wanted:
-    """Gaps that are filled: before a suffix, or where spans say."""
+    """Returns the answers that fill gaps: before a suffix, or at the given spans."""
     where = "suffix" if body.suffix is not None else "spans"
     for name in ("block_length", "end_last", "stop", "response_format"):
         if getattr(body, name) is not None:

@@ -1,4 +1,4 @@
-"""The bodies of requests. Every field is honoured, or refused by its name; a field that is not here is refused too."""
+"""The bodies of requests. A field either takes effect or is refused by its name; unknown fields are refused too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LARGEST = 2**63 - 1
 
 
 def _only(*accepted: Any) -> AfterValidator:
-    """Refuses a field of OpenAI's that means nothing here, but for the values that ask for nothing."""
+    """Refuses a field of OpenAI's API that has no meaning here, except for the values that ask for nothing."""
 
     def check(value: Any) -> Any:
         if value is not None and value not in accepted:
@@ -30,13 +30,13 @@ Number = Annotated[int | None, Field(ge=1, le=1 << 20)]
 
 
 class Strict(BaseModel):
-    """A body without surprises: no other fields, no numbers as texts."""
+    """A strictly checked body: no unknown fields, and no numbers given as text."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(Strict):
-    """What a stream holds besides text."""
+    """What a stream contains besides text."""
 
     include_usage: bool | None = Field(None, description="Ends with a chunk that has the usage.")
     include_unmask: bool | None = Field(None, description="Also sends every evaluation: what it wrote and erased.")
@@ -50,14 +50,14 @@ class Extension(Strict):
 
 
 class Choice(Strict):
-    """The answer is one of some texts."""
+    """The answer must be one of the given texts."""
 
     type: Literal["choice"]
     choices: list[Annotated[str, Field(min_length=1, max_length=4096)]] = Field(min_length=1, max_length=256)
 
 
 class PlainText(Strict):
-    """The answer is any text."""
+    """The answer may be any text."""
 
     type: Literal["text"]
 
@@ -95,7 +95,7 @@ class Answer(Draw):
 
     @property
     def events(self) -> bool:
-        """Whether the stream is to hold every evaluation."""
+        """Whether the stream should report every evaluation."""
         options, own = self.stream_options, self.unmask
         return bool((options and options.include_unmask) or (own and own.events))
 

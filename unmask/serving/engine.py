@@ -1,6 +1,7 @@
-"""One thread that works on all requests: it carries admissions to the runners, and what becomes of them to who asked.
+"""One thread that works on all requests: it passes sequences to the runners, and their results to the requests.
 
-The scheduler says who is worked on, the runner works; neither knows of the other. Requests come from other threads.
+The scheduler decides which sequences to work on and a runner evaluates them; neither knows of the other. Requests come
+from other threads.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ class Observer(Protocol):
     """Counts what an engine does."""
 
     def passed(self, model: str, rows: int, seconds: float) -> None:
-        """A forward pass has been made for so many sequences."""
+        """Counts a forward pass made for this many sequences."""
         ...
 
     def finished(self, model: str, event: Finished) -> None:
-        """A sequence is finished."""
+        """Counts a sequence that is finished."""
         ...
 
     def left(self, model: str, reason: str, evaluations: int) -> None:
-        """A sequence has left without being finished, so many forward passes after it was asked to."""
+        """Counts a sequence that left unfinished, this many forward passes after it was asked to leave."""
         ...
 
 
 @dataclass
 class _Sequence:
-    """A sequence that is waited for: its work, and whose it is."""
+    """A sequence that a request waits for: its work, and the request."""
 
     work: Work
     request: Request
@@ -55,7 +56,7 @@ class _Sequence:
 
 @dataclass
 class _Lane:
-    """A model, with those who wait for it and those it works on."""
+    """A model, with the sequences that wait for it and those it works on."""
 
     name: str
     runner: Runner
@@ -69,9 +70,9 @@ class Engine:
 
     Args:
         runners: The runner of each model, by name.
-        limits: What it takes on.
-        observer: Counts what it does.
-        clock: Seconds.
+        limits: Limits on the requests that it accepts.
+        observer: Counts what the engine does.
+        clock: Returns the time, in seconds.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Ends the thread; requests that are not finished fail."""
+        """Ends the thread; unfinished requests fail."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -101,19 +102,19 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """Whether it takes requests."""
+        """Whether the engine accepts requests."""
         return self._thread.is_alive() and not self._stopping
 
     def load(self, model: str) -> tuple[int, int]:
-        """How many sequences of a model wait, and how many are worked on."""
+        """Returns how many sequences of a model wait, and how many are worked on."""
         scheduler = self.lanes[model].scheduler
         return scheduler.waiting, len(scheduler.running)
 
     def submit(self, request: Request) -> None:
-        """Takes a request.
+        """Accepts a request.
 
         Raises:
-            ValueError: If it is for more than the server ever takes on.
+            ValueError: If it exceeds the limits of the server.
             Full: If the queue is full.
         """
         lane, now = self.lanes[request.model], self.clock()
@@ -132,7 +133,7 @@ class Engine:
             self._wake.notify()
 
     def cancel(self, request: Request) -> None:
-        """Gives a request up; nothing more is told of it. One that is finished or unknown stays so."""
+        """Cancels a request: it gets no more events. Does nothing if the request is finished or unknown."""
         with self._wake:
             self.lanes[request.model].cancelled.setdefault(request.name, None)
             self._wake.notify()
@@ -191,7 +192,7 @@ class Engine:
         self._deliver(lane, turned)
 
     def _cancelled(self, lane: _Lane) -> list[int]:
-        """Takes requests that are given up out of the queue; returns the numbers of those who are yet to leave."""
+        """Takes cancelled requests out of the queue; returns the numbers of the sequences that have yet to leave."""
         leaving = []
         for name, failed in lane.cancelled.items():
             own = [one for one in lane.sequences.values() if one.request.name == name]
@@ -208,7 +209,7 @@ class Engine:
         return leaving
 
     def _deliver(self, lane: _Lane, turned: list[Turned]) -> None:
-        """Tells requests what became of their sequences."""
+        """Tells requests what happened to their sequences."""
         now, told = self.clock(), defaultdict(list)
         for turn in turned:
             one = lane.sequences.get(turn.work.number)
@@ -256,7 +257,7 @@ class Engine:
         self._tell(one.request, self._done(lane, one, error, self.clock()))
 
     def _give_up(self, lane: _Lane, error: Exception) -> None:
-        """Fails all that are worked on, and goes on with those who wait."""
+        """Fails all sequences that are worked on, and continues with those that wait."""
         lane.runner = lane.runner.emptied()
         for number in list(lane.scheduler.running):
             self._fail(lane, lane.sequences[number], error)

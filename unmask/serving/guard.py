@@ -1,4 +1,4 @@
-"""What stands before the routes: the key, hosts, sizes and times; and what is counted and logged of each request."""
+"""Checks made before any route (key, host, size and time), and the counts and log lines of each request."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ LOCAL = ("localhost", "127.0.0.1", "[::1]")
 
 
 class Guard:
-    """Refuses requests before anything else reads them, and says in the log what became of each.
+    """Refuses bad requests before anything else reads them, and logs the outcome of every request.
 
-    The log has no prompts and no answers.
+    The log contains no prompts and no answers.
 
     Args:
-        app: What is guarded.
-        limits: Sizes and times.
+        app: The application that it guards.
+        limits: Limits on sizes and times.
         metrics: Counts requests.
-        key: The key that requests must bring (`Authorization: Bearer ...`), if there is one.
-        hosts: Names that the server may be called by, so that a page of another site cannot reach it by a name of its
-            own that leads here; `None` allows any.
+        key: The API key that requests must send (`Authorization: Bearer ...`); `None` requires none.
+        hosts: Host names by which requests may address the server, so that a page of another site cannot reach it by a
+            name of its own that points here; `None` allows any.
         paths: Known paths; all others are counted as one.
     """
 
@@ -111,7 +111,7 @@ class Guard:
             )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        """Reads the body, if it comes soon and is not too large."""
+        """Reads the body, if it arrives in time and is not too large."""
         headers = dict(scope["headers"])
         length = headers.get(b"content-length", b"0")
         most = self.limits.body
@@ -140,7 +140,7 @@ def _digest(key: bytes) -> bytes:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """Gives a body that has been read once more, and then whatever comes."""
+    """Returns a `receive` that repeats a body already read, and then passes on what arrives."""
     told = False
 
     async def again() -> Message:

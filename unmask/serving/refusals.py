@@ -31,7 +31,7 @@ class Refused(Exception):
         status: The status of the response.
         message: Why.
         param: The field that is at fault.
-        headers: Of the response.
+        headers: The headers of the response.
     """
 
     def __init__(

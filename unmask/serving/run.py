@@ -20,7 +20,7 @@ HEAD = 32 * 1024
 
 
 class JsonLines(logging.Formatter):
-    """A JSON object a line: time, level, message, and the fields that a record brings."""
+    """One JSON object per line: time, level, message, and the extra fields of the record."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Returns the line."""
@@ -33,7 +33,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_json() -> None:
-    """Sends the logs of the server to standard error, a JSON object a line."""
+    """Sends the logs of the server to standard error, one JSON object per line."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     for name in ("unmask.serving", "uvicorn"):
@@ -43,7 +43,7 @@ def log_json() -> None:
 
 
 def is_local(host: str) -> bool:
-    """Whether an address is one that only this machine reaches."""
+    """Whether an address can be reached only from this machine."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -55,10 +55,10 @@ def configured(app: FastAPI, limits: Limits, host: str, port: int, grace: float)
 
     Args:
         app: The application.
-        limits: What it takes on.
+        limits: Limits on the requests that it accepts.
         host: The address to listen at.
         port: The port; 0 takes a free one.
-        grace: Seconds that requests have to be finished in when the server is told to stop.
+        grace: Seconds for finishing open requests when the server is told to stop.
     """
     return uvicorn.Server(
         uvicorn.Config(
@@ -79,14 +79,14 @@ def configured(app: FastAPI, limits: Limits, host: str, port: int, grace: float)
 
 
 def run(app: FastAPI, limits: Limits, host: str, port: int, grace: float) -> None:
-    """Serves until it is told to stop (SIGTERM, SIGINT); then finishes what it has begun, if that is done in time.
+    """Serves until it is told to stop (SIGTERM, SIGINT); then finishes open requests, if `grace` is long enough.
 
     Args:
         app: The application.
-        limits: What it takes on.
+        limits: Limits on the requests that it accepts.
         host: The address to listen at.
         port: The port.
-        grace: Seconds that requests have to be finished in.
+        grace: Seconds for finishing open requests.
     """
     # Uvicorn sends itself the signal again once it has stopped; a server that did as it was told has not failed.
     before = [signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)]

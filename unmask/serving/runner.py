@@ -1,4 +1,4 @@
-"""The sequences that a model works on: they share its forward passes. It owns the pool, and decides nothing."""
+"""The sequences that a model works on, which share its forward passes. Which ones these are, the scheduler decides."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Work:
     """A sequence to be written.
 
     Attributes:
-        number: What it is called.
-        row: Its tokens, the mask token where something is to be written.
+        number: The number that identifies the sequence.
+        row: Its tokens, with the mask token where something is to be written.
         stream: Its random stream.
         settings: How to write it.
-        canvas: What it is written on.
-        candidates: How many of the most probable tokens are wanted with each that is written.
-        ahead: How many masks are shown behind it, which are not filled in.
+        canvas: The canvas that it is written on.
+        candidates: How many of the most probable tokens to report for each token written.
+        ahead: How many masks to show the model after the sequence; they are not filled in.
     """
 
     number: int
@@ -40,7 +40,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Turned:
-    """What became of a sequence in a forward pass.
+    """What happened to a sequence in a forward pass.
 
     Attributes:
         work: The sequence.
@@ -56,11 +56,11 @@ class Turned:
 
 
 class Runner:
-    """Works on sequences of one model with any rules. Not for several threads at once.
+    """Works on sequences of one model, with any rules. Only one thread may use it.
 
     Args:
         denoiser: The model.
-        cached: The same with kept keys and values. Rules that ask about several states of a sequence do without.
+        cached: The model with kept keys and values. Not used for rules that ask about several states of a sequence.
 
     Attributes:
         passes: Forward passes made.
@@ -78,13 +78,13 @@ class Runner:
         return len(self._work)
 
     def emptied(self) -> Runner:
-        """A runner of the same model that works on nothing, for after an error of the model itself."""
+        """Returns a runner of the same model without any sequences, for use after an error of the model itself."""
         if self.cached is not None:
             self.cached.forget(list(self._work))
         return Runner(self.denoiser, self.cached)
 
     def join(self, work: Work) -> None:
-        """Takes a sequence in; it takes part from the next forward pass on.
+        """Adds a sequence, which takes part from the next forward pass on.
 
         Raises:
             ValueError: If its settings do not go with the model.
@@ -95,13 +95,13 @@ class Runner:
         self._work[work.number] = work
 
     def leave(self, numbers: Iterable[int]) -> None:
-        """Asks sequences to leave: they are evaluated for no more, and the next `step` says that they are gone."""
+        """Asks sequences to leave: they are not evaluated any more, and the next `step` reports that they are gone."""
         self._asked |= {number for number in numbers if number in self._work}
 
     def step(self) -> list[Turned]:
-        """Makes a forward pass, and says what became of whom."""
+        """Makes a forward pass, and returns what happened to each sequence."""
         left = self._left(self._asked)
-        # Who is in an open turn stays in the pool until it has ended, but costs nothing any more.
+        # A sequence in an open turn stays in the pool until the turn has ended, but costs nothing any more.
         left += [Turned(self._work.pop(number), done=True) for number in self._asked if number in self._work]
         self._asked = set()
         turned = []
@@ -119,7 +119,7 @@ class Runner:
         return [*turned, *left]
 
     def _left(self, asked: set[int]) -> list[Turned]:
-        """Those who are no longer worked on: finished, failed, or asked to leave."""
+        """Returns the sequences that are no longer worked on: finished, failed, or asked to leave."""
         left = []
         for pool in self._pools:
             gone = [(state, None) for state in pool.leave(asked)] + pool.failed

@@ -1,9 +1,10 @@
-"""Who is worked on next: admission by room and by turns. It knows numbers and lengths, and no tensors.
+"""Which sequences are worked on next: as many as there is room for, with requests taking turns.
 
-A forward pass costs its rows times the longest of them, so that is what is limited. Among the requests that wait, the
-one with the fewest sequences at work goes first, of equals the one that came first: a request for a hundred answers
-does not hold up one for a single answer, and gets its share all the same. A sequence that does not fit in yet may be
-overtaken, but only so often: then room is left free until it fits.
+The scheduler handles only numbers and lengths, no tensors. A forward pass costs its rows times the length of the
+longest of them, so this product is limited. Among the waiting requests, the one with the fewest sequences at work goes
+first, and of equals the oldest. So a request for a hundred answers does not hold up a request for one, and still gets
+its share. Others may overtake a sequence that does not fit yet, but only a limited number of times; then room is kept
+free until it fits.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class Scheduler:
     """Decides which sequences of a model are worked on.
 
     Args:
-        limits: What there is room for.
+        limits: Limits on the rows and positions of a forward pass, and on the queue.
 
     Attributes:
         waiting: How many sequences wait.
@@ -61,7 +62,7 @@ class Scheduler:
         """Takes a request into the queue.
 
         Args:
-            name: What it is called from then on.
+            name: The name that identifies it from now on.
             sequences: A number and a length for each sequence.
             now: The time, in seconds.
 
@@ -79,7 +80,7 @@ class Scheduler:
         self.waiting += len(sequences)
 
     def patience(self) -> float:
-        """Seconds until the queue will have moved on, at the pace of late."""
+        """Seconds until the queue will have moved on, at its recent pace."""
         return min(max(math.ceil(self._pace * self.waiting), SHORTEST_WAIT), LONGEST_WAIT)
 
     def admit(self) -> list[int]:
@@ -107,7 +108,7 @@ class Scheduler:
         return admitted
 
     def _room(self) -> int:
-        """The length up to which one more sequence fits in."""
+        """Returns the length up to which one more sequence fits."""
         rows, longest = len(self.running) + 1, max(self.running.values(), default=0)
         most = self.limits.tokens // rows
         return most if rows <= self.limits.rows and longest <= most else 0
@@ -121,7 +122,7 @@ class Scheduler:
         self._forget(request)
 
     def cancel(self, name: str) -> list[int]:
-        """Takes a request out of the queue; returns the numbers of its sequences at work, which are yet to leave."""
+        """Takes a request out of the queue; returns the numbers of its sequences at work, which have yet to leave."""
         request = self._requests.get(name)
         if request is None:
             return []
@@ -138,12 +139,12 @@ class Scheduler:
             self._requests.pop(request.name, None)
 
     def expired(self, now: float) -> list[str]:
-        """Returns the requests whose time is over."""
+        """Returns the requests that have run out of time."""
         return [one.name for one in self._requests.values() if now >= one.deadline]
 
     @property
     def busy(self) -> bool:
-        """Whether anybody waits or is worked on."""
+        """Whether any sequence waits or is worked on."""
         return bool(self._requests)
 
 

@@ -1,4 +1,4 @@
-"""The models of a server: what each can be asked, and the text of its tokens."""
+"""The models of a server: which requests each can answer, and the text of its tokens."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Served:
         name: Its name.
         denoiser: The model.
         folder: Where it was loaded from, as `load` takes it.
-        cached: The same with kept keys and values.
+        cached: The model with kept keys and values.
     """
 
     name: str
@@ -50,27 +50,27 @@ class Served:
 
     @property
     def language(self) -> LanguageModel:
-        """The language model that it is.
+        """The model as a language model.
 
         Raises:
-            ValueError: If it is none.
+            ValueError: If it is not a language model.
         """
         if not isinstance(self.denoiser, LanguageModel):
             raise ValueError(f"the model {self.name} is a {self.kind} model and takes no text; ask it by /v1/unmask")
         return self.denoiser
 
     def runner(self) -> Runner:
-        """What works on its sequences."""
+        """Returns a runner, which works on sequences of this model."""
         on_processor = isinstance(self.denoiser, LanguageModel) and self.denoiser.device.type == "cpu"
         return Runner(ByLength(self.denoiser) if on_processor else self.denoiser, self.cached)
 
     @cached_property
     def max_length(self) -> int | None:
-        """Most tokens of a prompt with its answer."""
+        """The largest number of tokens of a prompt and its answer together; `None` if there is no limit."""
         return self.denoiser.max_length if isinstance(self.denoiser, LanguageModel) else CELLS
 
     def about(self) -> dict[str, Any]:
-        """What `GET /v1/models` says of it."""
+        """Returns what `GET /v1/models` reports about the model."""
         about: dict[str, Any] = {
             "kind": self.kind,
             "max_length": self.max_length,
@@ -96,10 +96,10 @@ class Served:
         return Continuation(self.denoiser.tokenizer, [_some_token(self.denoiser)]).text([token], special=True)
 
     def puzzle(self, text: str, seed_stream: int, settings: Settings) -> Asked:
-        """What is asked by a Sudoku of 81 characters, empty cells `.` or `0`; white space does not count.
+        """Returns what to ask for a Sudoku of 81 characters. Empty cells are `.` or `0`; white space is ignored.
 
         Raises:
-            ValueError: If it is none, or is full.
+            ValueError: If the text is not a Sudoku, or has no empty cells.
         """
         cells = "".join(text.split()).replace(".", "0")
         if len(cells) != CELLS or not (cells.isascii() and cells.isdigit()):
@@ -110,7 +110,7 @@ class Served:
         return Asked(Prompt(cells, row), row, seed_stream, settings)
 
     def text(self, asked: Asked, completion: Completion) -> str:
-        """The text of an answer; of a Sudoku its 81 digits."""
+        """Returns the text of an answer; for a Sudoku, its 81 digits."""
         if isinstance(self.denoiser, LanguageModel):
             return completion.text
         tokens = iter(completion.tokens)
@@ -124,18 +124,18 @@ def _some_token(model: LanguageModel) -> int:
 
 
 def serve_models(models: Sequence[str], *, cache: str | None = None, rows: int = 32, **options: Any) -> list[Served]:
-    """Loads models to be served; of a folder the last part of its path is the name.
+    """Loads models to be served. A model in a folder is named by the last part of its path.
 
     Args:
-        models: As `load` takes them.
-        cache: Which keys and values are kept, one of `CACHES`; default: of each model those that change no answer.
-        rows: Of how many sequences.
-        **options: As `load` takes them.
+        models: Names or folders of the models, as for `load`.
+        cache: Which keys and values to keep, one of `CACHES`; default: for each model, those that change no answer.
+        rows: The number of sequences whose keys and values are kept at once.
+        **options: Options of `load`.
 
     Raises:
         AdapterError: If a model cannot be loaded.
-        ValueError: If a model is neither a language model with a tokenizer nor one of Sudokus, two have one name, or
-            the cache does not go with a model.
+        ValueError: If a model is neither a language model with a tokenizer nor a Sudoku model, two models have the same
+            name, or the cache does not go with a model.
     """
     from ..models.registry import load
 
@@ -154,7 +154,7 @@ def serve_models(models: Sequence[str], *, cache: str | None = None, rows: int =
 
 
 def _kept(denoiser: NetworkDenoiser, cache: str | None, rows: int) -> Cached | None:
-    """A model with kept keys and values, `None` if none are to be kept."""
+    """Returns the model with kept keys and values, or `None` if none are to be kept."""
     if not isinstance(denoiser, LanguageModel):
         return None
     cache = exact_cache(denoiser.network) if cache is None else cache

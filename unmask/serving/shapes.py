@@ -1,4 +1,4 @@
-"""Answers in the shapes of OpenAI's completions and chats, whole and in chunks."""
+"""Answers in the format of OpenAI's completions and chats, whole or in chunks."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _Token = tuple[int, float, tuple[tuple[int, float], ...]]
 
 
 def finish_reason(event: Finished, chosen: bool) -> str:
-    """Why an answer has ended, in OpenAI's words: an end token, a stop string and a choice are all `stop`."""
+    """Returns why an answer ended, in OpenAI's terms: an end token, a stop string and a choice are all `stop`."""
     return "stop" if chosen or event.completion.finish_reason in ("end", "stop") else "length"
 
 
 def usage(wanted: Wanted, finished: Sequence[Finished], mask_id: int) -> dict[str, Any]:
-    """Tokens of the prompts, each counted once for each of its answers, and of the answers up to their ends."""
+    """Counts the tokens of the prompts, once for each answer, and of the answers up to where they end."""
     prompt = sum(token != mask_id for asked in wanted.asked for token in asked.row)
     new = sum(event.completion.new_tokens for event in finished)
     return {
@@ -50,12 +50,12 @@ class Shapes:
     """The responses to one request.
 
     Args:
-        form: Whose they are.
+        form: The kind of response.
         served: The model.
-        wanted: What is wanted.
+        wanted: The answers that the request wants.
         request: The request, as the engine knows it.
-        logprobs: Whether log-probabilities are wanted.
-        top: How many of the most probable tokens with each.
+        logprobs: Whether to report log-probabilities.
+        top: How many of the most probable tokens to report for each token.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Shapes:
         self._offset = [0] * len(wanted.asked)
 
     def head(self, chunk: bool) -> dict[str, Any]:
-        """What every response begins with."""
+        """Returns the fields that every response begins with."""
         return {
             "id": self.request.name,
             "object": _OBJECT[self.form, chunk],
@@ -82,7 +82,7 @@ class Shapes:
         }
 
     def whole(self, finished: Sequence[Finished]) -> dict[str, Any]:
-        """The response that holds all answers."""
+        """Returns the response that holds all answers."""
         choices = []
         for event in finished:
             text = event.completion.text
@@ -97,7 +97,7 @@ class Shapes:
         return {**self.head(False), "choices": choices, "usage": self.usage(finished)}
 
     def usage(self, finished: Sequence[Finished]) -> dict[str, Any]:
-        """What the answers cost."""
+        """Returns what the answers cost."""
         return usage(self.wanted, finished, self.served.denoiser.mask_id)
 
     def note(self, event: Written) -> None:
@@ -110,7 +110,7 @@ class Shapes:
             tokens[at] = (token, log_prob, most[: self.top])
 
     def chunks(self, event: Written | Finished) -> Iterator[dict[str, Any]]:
-        """The chunks of a stream that an event makes."""
+        """Yields the chunks of a stream for one event."""
         whole = self.wanted.asked[event.index].settings.whole  # a text with gaps is released at the end
         if isinstance(event, Written):
             self.note(event)
@@ -124,7 +124,7 @@ class Shapes:
         yield self._chunk(event.index, "", None, finish_reason(event, self.wanted.chosen))
 
     def opening(self) -> Iterator[dict[str, Any]]:
-        """The chunks that a stream begins with."""
+        """Yields the chunks that a stream begins with."""
         if self.form == "chat":
             for index in range(len(self.wanted.asked)):
                 delta = {"role": "assistant", "content": ""}
@@ -141,7 +141,7 @@ class Shapes:
         return {"index": index, name: said, "logprobs": logprobs, "finish_reason": reason}
 
     def _counted(self, event: Finished) -> int:
-        """How many tokens the text is made of: without the end token, and none behind a stop string's beginning."""
+        """Counts the tokens of the text: without the end token, and up to the start of a stop string."""
         done = event.completion
         if done.finish_reason == "end":
             return done.new_tokens - 1
@@ -155,7 +155,7 @@ class Shapes:
         return done.new_tokens
 
     def _logprobs(self, index: int, count: int) -> dict[str, Any]:
-        """Of the tokens that have not been told of yet, up to so many."""
+        """Returns the log-probabilities of the tokens not reported yet, up to `count`."""
         known = self._tokens[index]
         tokens = [known[at] for at in self._gaps[index][self._said[index] : count] if at in known]
         self._said[index] = max(self._said[index], count)

@@ -40,7 +40,7 @@ class Infilling:
         kind: `random` masks single tokens, `spans` stretches of `span`; a subclass may know more.
         share: The share of a sequence that these two mask, rounded to whole tokens or spans, at least one.
         span: Tokens per span.
-        length: Most tokens of a sequence.
+        length: The largest number of tokens of a sequence.
 
     Attributes:
         special_ids: Tokens of the vocabulary that stand for nothing: they never fill a mask.

@@ -69,7 +69,7 @@ class AntibodyTask(Infilling):
         kind: `random` masks single residues, `spans` stretches of `span`, about a complementarity-determining region.
         share: The share of a chain that is masked.
         span: Residues per span.
-        length: Most tokens of a chain, the two around it included; longer ones are left out.
+        length: The largest number of tokens of a chain, the two around it included; longer ones are left out.
 
     Raises:
         ValueError: If a setting is out of range.

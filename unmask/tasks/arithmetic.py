@@ -276,7 +276,7 @@ class ArithmeticTask:
         digits: Digits of the operands of sums, from 2 to 9.
         problems: Sums per sequence, from 1 to 16.
         operations: Operations per expression or countdown, from 1 to 6; without it 3, and 2 for countdown.
-        seed: Of the training problems.
+        seed: The seed of the training problems.
 
     Raises:
         ValueError: If a setting is out of range.

@@ -15,7 +15,7 @@ def check_model(model: str | Path, denoiser: Denoiser, task: Task) -> None:
     """Refuses a model that was trained on another task, reads from left to right, or has other tokens.
 
     Args:
-        model: As in `unmask.load`.
+        model: Name or folder of the model, as for `unmask.load`.
         denoiser: The model, loaded.
         task: What it is to be used on.
 

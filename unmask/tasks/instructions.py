@@ -298,7 +298,7 @@ class InstructionTask:
         kinds: Which kinds, joined by `+`; default: all but `sums` and `basic`, which `calculate` contains.
         length: Tokens per sequence, the room for prompt and response.
         canvas: Masks of a prompt to be answered.
-        seed: Of the training instructions.
+        seed: The seed of the training instructions.
 
     Raises:
         ValueError: If there is no such kind, a number is out of range, or a prompt might not fit.

@@ -289,7 +289,7 @@ def read_csv(path: Path, encoding: str | None = None) -> list[Maze]:
 
     Args:
         path: The file; see `unmask.files.tables.read_table`.
-        encoding: Of the file; default: what it says itself, else UTF-8.
+        encoding: The encoding of the file; default: the one it declares, else UTF-8.
 
     Raises:
         DataError: If the file cannot be read, has no such column or no row, or a row holds no maze; the message names
@@ -358,8 +358,8 @@ class MazeTask:
         removed: The share of walls opened to make loops.
         data: A CSV file with a column `maze` of drawings (see `parse_drawing`), for testing instead of the
             kind's own test mazes; for trees they must be trees.
-        seed: Of the training mazes.
-        encoding: Of the file; default: what it says itself, else UTF-8.
+        seed: The seed of the training mazes.
+        encoding: The encoding of the file; default: the one it declares, else UTF-8.
 
     Raises:
         ValueError: If a setting is out of range.

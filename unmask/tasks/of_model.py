@@ -39,7 +39,7 @@ class Training:
 
     Attributes:
         task: Name of the task, or `None` if it does not say.
-        settings: Of the task, the vocabulary apart.
+        settings: The settings of the task, the vocabulary apart.
         vocabulary: The characters of a text, in the order of their ids, if it says.
         objective: `"masked"`, or `"causal"` for a judge that reads from left to right.
     """

@@ -34,7 +34,7 @@ class PromptFolder:
         folder: The folder.
         denoiser: The model.
         text: The task it was trained on, for its vocabulary.
-        encoding: Of the files; default: what they say themselves, else UTF-8.
+        encoding: The encoding of the files; default: the one they declare, else UTF-8.
 
     Raises:
         DataError: If the folder has no such file, or one cannot be read, has another number of tokens, no mask, or

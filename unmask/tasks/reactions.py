@@ -102,7 +102,7 @@ class ReactionTask(Infilling):
             `reactants` all that comes before it.
         share: The share of a reaction that the first two mask.
         span: Tokens per span.
-        length: Most tokens of a reaction, the two around it included; longer ones are left out.
+        length: The largest number of tokens of a reaction, the two around it included; longer ones are left out.
         data: A file of reactions, one a line; default: those that ship with the package.
 
     Raises:

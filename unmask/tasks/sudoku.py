@@ -97,8 +97,8 @@ class SudokuTask:
         data: A file of puzzles with their solutions, of any kind that `read_puzzles` reads.
         grade: Only real puzzles that the file gives this `grade` or `source` (`easy` also stands for
             `sudoku-exchange/easy`).
-        seed: Of the training puzzles.
-        encoding: Of the file; default: what it says itself, else UTF-8.
+        seed: The seed of the training puzzles.
+        encoding: The encoding of the file; default: the one it declares, else UTF-8.
 
     Raises:
         ImportError: If examples are generated and numba is not installed.

@@ -148,7 +148,7 @@ def read_puzzles(
     Args:
         source: A path (`-` is standard input), or the lines themselves.
         limit: Stop after so many puzzles.
-        encoding: Of the file; see `unmask.files.reading.read_text`.
+        encoding: The encoding of the file; see `unmask.files.reading.read_text`.
 
     Raises:
         DataError: If the file cannot be read, or nothing in it looks like a puzzle.

@@ -40,7 +40,7 @@ def read_text(path: Path, encoding: str | None = None) -> str:
 
     Args:
         path: The file.
-        encoding: Its encoding; default: what it says itself, else UTF-8 (see `unmask.files.reading.read_text`).
+        encoding: Its encoding; default: the one it declares, else UTF-8 (see `unmask.files.reading.read_text`).
 
     Raises:
         DataError: If the file cannot be read, is empty or in another encoding; the message names the line.
@@ -128,8 +128,8 @@ class TextTask:
         share: The share of a window that infilling masks, rounded to whole gaps, at least one.
         vocabulary: The characters, in the order of their ids, of a model trained before; without it those of the
             texts, sorted. Not for subwords.
-        seed: Of the training windows.
-        encoding: Of `data` and `test_data`; default: what the files say themselves, else UTF-8.
+        seed: The seed of the training windows.
+        encoding: The encoding of `data` and `test_data`; default: the one the files declare, else UTF-8.
 
     Raises:
         ImportError: By subwords, if tokenizers is not installed.

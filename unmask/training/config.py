@@ -167,8 +167,8 @@ class TrainConfig(_Strict):
         weight_decay: AdamW's, on matrices.
         clip: Largest norm of the gradient.
         ema: Decay of the averaged weights, the ones exported.
-        seed: Of weights, order and masks.
-        dtype: Of the forward and backward pass; the weights being trained are float32.
+        seed: The seed of weights, order and masks.
+        dtype: The type of the forward and backward pass; the weights being trained are float32.
         device: `"cpu"`, or `"auto"` for a GPU if there is one.
         threads: CPU threads; results are reproducible bit by bit only at a fixed number.
         workers: Processes that load data.

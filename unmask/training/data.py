@@ -56,7 +56,7 @@ class Course(Dataset[Item]):
         examples: The training split.
         steps: Length of the run.
         batch_size: Sequences per step, over all processes and accumulated batches.
-        seed: Of order and masks.
+        seed: The seed of order and masks.
     """
 
     def __init__(self, examples: Examples, steps: int, batch_size: int, seed: int) -> None:

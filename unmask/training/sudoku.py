@@ -54,7 +54,7 @@ class SudokuRecipe:
         weight_decay: AdamW's, on matrices.
         clip: Largest norm of the gradient.
         ema: Decay of the averaged weights, the ones exported.
-        dtype: Of the forward and backward pass; the weights being trained are float32.
+        dtype: The type of the forward and backward pass; the weights being trained are float32.
         threads: CPU threads; results are reproducible bit by bit only at a fixed number.
         compile: Whether `torch.compile` builds the pass (faster, needs a C++ compiler, rounds differently).
     """

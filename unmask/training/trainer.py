@@ -38,7 +38,7 @@ class MeanOverSequences(nn.Module):
 
     Args:
         network: A module with `forward(x, where, time) -> logits[rows, vocab]`.
-        dtype: Of forward and backward pass.
+        dtype: The type of forward and backward pass.
     """
 
     accepts_loss_kwargs = False  # the Trainer must not rescale a mean over sequences by a number of tokens

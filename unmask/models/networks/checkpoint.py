@@ -37,7 +37,7 @@ class Checkpoint:
         config: Sizes of the network.
         task: Name and settings of the task it was trained on, as `unmask.tasks.named.named_task` takes them.
         objective: `"masked"` or `"causal"`.
-        schedule: Of the time, for a network conditioned on it.
+        schedule: The schedule of the time, for a network conditioned on it.
     """
 
     network: str

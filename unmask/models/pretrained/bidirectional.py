@@ -30,7 +30,7 @@ def load_bidirectional(
     Args:
         folder: With `config.json` and weights in safetensors, in any number of files.
         device: Where to put it.
-        dtype: Of its weights and activations.
+        dtype: The type of its weights and activations.
         shift: Whether position `i` is predicted by output `i - 1`. Of most families it is known; an adapted model's
             configuration may say it (`right_shift_logits`), and if it does not, it must be given.
         block_causal: Positions look at their own block of so many, counted from the first position, and at those before

@@ -72,7 +72,7 @@ def usual_cache(network: object, rule: AnyRule, guidance: float | None) -> str:
     """Returns the cache that changes no answer and goes with what is asked: that of `exact_cache`, or `"none"`.
 
     Args:
-        network: Of the model.
+        network: The network of the model.
         rule: What to unmask when.
         guidance: Scale of classifier-free guidance.
     """
@@ -108,7 +108,7 @@ class Cached:
     Args:
         denoiser: The model: a LLaDA, a Dream, or an adapted Llama or Qwen.
         cache: `"prefix"`, `"dual"` or `"block-causal"`.
-        rows: Of how many sequences keys and values are kept at once.
+        rows: The number of sequences whose keys and values are kept at once.
         refresh: Evaluations from one that computes everything to the next, at least 1 (which is no cache); default:
             only when a block opens.
 

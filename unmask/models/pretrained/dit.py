@@ -151,8 +151,8 @@ class Block(nn.Module):
     """Attention and a perceptron, each with a norm before it.
 
     Args:
-        config: Of the model.
-        number: Of the layer.
+        config: The configuration of the model.
+        number: The number of the layer.
     """
 
     def __init__(self, config: Any, number: int) -> None:
@@ -223,7 +223,7 @@ class Last(nn.Module):
     """The norm before the logits, and the matrix that makes them.
 
     Args:
-        config: Of the model.
+        config: The configuration of the model.
     """
 
     def __init__(self, config: Any) -> None:
@@ -246,7 +246,7 @@ class Body(nn.Module):
     """The network without the matrix that makes logits.
 
     Args:
-        config: Of the model.
+        config: The configuration of the model.
     """
 
     def __init__(self, config: Any) -> None:

@@ -81,7 +81,7 @@ def pretrained(
     Args:
         auto: The library's class to load it with, such as `AutoModelForMaskedLM`.
         folder: The folder.
-        dtype: Of the weights.
+        dtype: The type of the weights.
         extra: Whether the folder may hold weights that the model has no use for.
         config: Its configuration; default: the folder's.
         **options: Of `from_pretrained`.
@@ -123,7 +123,7 @@ def placed(
         dtype: Type of the weights.
         device: Where to put it, unless the options hold a `device_map`, or the weights are quantized and it is `"cpu"`:
             then where the library puts it.
-        options: Of `from_pretrained`, as the user gave them.
+        options: The options of `from_pretrained`, as the user gave them.
         extra: As in `pretrained`.
         config: As in `pretrained`.
         names: Patterns of names of tensors in the files, and the model's names.

@@ -52,7 +52,7 @@ class _KeysValues(Cache):
         return 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """The same."""
+        """No offset: nothing comes before the tokens that are given."""
         return 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
@@ -72,7 +72,7 @@ class KeptNetwork:
     Args:
         network: A Llama or Qwen that is run in both directions, or block-causally.
         batch: Number of sequences.
-        length: Of the longest.
+        length: The length of the longest.
 
     Raises:
         ValueError: If the network cannot keep keys and values, or scales its positions by the length of the sequence.

@@ -93,7 +93,7 @@ def new_llada(settings: dict[str, Any], vocab_size: int, mask_id: int, length: i
             and `neighbours`, true if its attention starts there (see `unmask.models.pretrained.neighbours`).
         vocab_size: Number of token ids of the task, the mask token included.
         mask_id: Id of the mask token.
-        length: Most tokens of a sequence.
+        length: The largest number of tokens of a sequence.
         pad_id: The task's token that is padding.
 
     Raises:

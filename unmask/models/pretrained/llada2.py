@@ -129,7 +129,7 @@ class FusedAttention(Glm4MoeAttention):
     """Attention whose queries, keys and values come from one matrix.
 
     Args:
-        config: Of the model.
+        config: The configuration of the model.
         layer: Number of its layer.
     """
 
@@ -173,7 +173,7 @@ class GroupRouter(nn.Module):
     included; outside the best groups no expert is chosen.
 
     Args:
-        config: Of the model.
+        config: The configuration of the model.
     """
 
     def __init__(self, config: Glm4MoeConfig) -> None:
@@ -203,7 +203,7 @@ class Mixture(Glm4MoeMoE):
     """Experts of which each token sees a few, and experts that all tokens see.
 
     Args:
-        config: Of the model.
+        config: The configuration of the model.
     """
 
     def __init__(self, config: Glm4MoeConfig) -> None:

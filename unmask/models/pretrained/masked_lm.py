@@ -259,7 +259,7 @@ def load_masked_lm(
     Args:
         folder: With `config.json` and weights in safetensors. No code in it is run.
         device: Where to put it.
-        dtype: Of its weights and activations.
+        dtype: The type of its weights and activations.
         mask_id: Id of the mask token, for a folder that does not name it.
         **options: Of `from_pretrained`, such as `device_map`.
 
