@@ -72,7 +72,7 @@ class Settings:
     @property
     def keeps(self) -> bool:
         """Whether the rule keeps what it has written: it neither masks tokens again nor overwrites them."""
-        return self.rule.law not in (LawKind.VISITS, LawKind.NONE)
+        return self.rule.law not in (LawKind.VISITS, LawKind.CORRECTED, LawKind.NONE)
 
 
 @dataclass(frozen=True)

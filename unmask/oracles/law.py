@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,8 +21,6 @@ from torch import Tensor
 from ..denoiser import Denoiser
 from ..draws.categorical import check_draw
 from ..rules.budget import One
-from ..rules.gibbs import Gibbs
-from ..rules.lookahead import Lookahead
 from ..rules.ranked import Rule
 from ..sampling.conversation import AnyRule, LawKind
 from ..sampling.loop import Sampler
@@ -172,7 +171,10 @@ def exact_law(
     case = _Case(sampler, denoiser, torch.as_tensor(x), temperature, blocks)
     if rule.law is LawKind.NONE:
         raise ValueError(rule.no_law)
-    if rule.law is LawKind.VISITS:
+    if rule.law is LawKind.SAME:
+        inner: Any = rule
+        return replace(case.law_of(inner.rule), nfe_mean=math.nan, nfe_mean_data=math.nan, evaluations_mean=math.nan)
+    if rule.law in (LawKind.VISITS, LawKind.CORRECTED):
         return _revisiting(case)
     if not isinstance(rule, Rule):
         raise ValueError(f"the law of {rule} is not computed: it is not made of an order and a budget")
@@ -302,19 +304,17 @@ def _completions(denoiser: Denoiser, x: Tensor) -> tuple[Oracle | None, Tensor, 
 
 def _revisiting(case: _Case) -> Law:
     """The law of a rule that masks again or overwrites; one that corrects another rule starts from that rule's law."""
-    sampler, rule = case.sampler, case.sampler.rule
-    if isinstance(rule, Lookahead):
-        return replace(case.law_of(rule.rule), nfe_mean=math.nan, nfe_mean_data=math.nan, evaluations_mean=math.nan)
+    rule: Any = case.sampler.rule
     _, x, points, log_p = _completions(case.denoiser, case.x)
-    if isinstance(rule, Gibbs):
+    if rule.law is LawKind.CORRECTED:
         before = case.law_of(rule.rule)
         if before.off_support > 1e-12:
             raise ValueError(f"the law of {rule} is computed where {rule.rule} draws nothing that cannot be")
-        q = corrected(sampler, rule, x, points, before.log_q.exp(), case.temperature)
+        q = corrected(case.sampler, rule, x, points, before.log_q.exp(), case.temperature)
         extra = rule.visits(int((x == case.denoiser.mask_id).sum()))
         found = Visited(q.log(), max(0.0, 1 - float(q.sum())), before.nfe_mean + extra, before.evaluations_mean + extra)
     else:
-        found = visited_law(sampler, x, points, case.temperature, case.blocks)
+        found = visited_law(case.sampler, x, points, case.temperature, case.blocks)
     return Law(
         points=points,
         log_p=_known(log_p, found.log_q),

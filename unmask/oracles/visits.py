@@ -10,6 +10,7 @@ complete sequences.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from ..denoiser import Query
 from ..draws.categorical import draw_log_prob, forbid
-from ..rules.gibbs import Gibbs
 from ..rules.remasking import Remasking
 from ..rules.revisit import Plan, Revisits
 from ..sampling.blocks import windows
@@ -74,13 +74,13 @@ def visited_law(sampler: Sampler, x: Tensor, points: Tensor, temperature: float,
 
 
 def corrected(
-    sampler: Sampler, rule: Gibbs, x: Tensor, points: Tensor, q: Float[Tensor, " points"], temperature: float
+    sampler: Sampler, rule: Any, x: Tensor, points: Tensor, q: Float[Tensor, " points"], temperature: float
 ) -> Float[Tensor, " points"]:
     """The probabilities of complete sequences after the corrections of a rule.
 
     Args:
         sampler: Denoiser and settings of the draw.
-        rule: The rule.
+        rule: The rule, whose law is `LawKind.CORRECTED`.
         x: The sequence with masks.
         points: Complete sequences: all that can come up.
         q: Their probabilities before.

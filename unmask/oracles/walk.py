@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..denoiser import FullDenoiser, Query
 from ..draws.categorical import draw_log_prob, forbid, log_prob, marginals
-from ..rules.credit import EVERY
+from ..rules.history import EVERY
 from ..sampling.blocks import windows
 from ..sampling.loop import Sampler
 from ..sampling.state import Memory, State

@@ -15,14 +15,12 @@ from ..draws.categorical import Marginals
 from ..sampling.conversation import Answer, Ask, Conversation, Move, Situation
 from ..sampling.view import View, spread
 from .budget import Threshold, no_memory, probability
+from .history import EVERY
 from .order import Confidence
 from .speaker import Speaker
 
 if TYPE_CHECKING:
     from .ranked import Rule
-
-EVERY = 1 << 30
-"""A history of all evaluations."""
 
 
 @dataclass(frozen=True)

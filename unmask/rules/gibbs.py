@@ -68,7 +68,7 @@ class Gibbs:
     @property
     def law(self) -> LawKind:
         """That of the rule, through one channel per correction."""
-        return LawKind.VISITS
+        return LawKind.CORRECTED
 
     @property
     def no_law(self) -> str:

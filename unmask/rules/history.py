@@ -17,6 +17,9 @@ from ..sampling.view import spread
 if TYPE_CHECKING:
     from .ranked import Rule
 
+EVERY = 1 << 30
+"""A history of all evaluations."""
+
 
 @dataclass(frozen=True)
 class Past:

@@ -122,7 +122,7 @@ class Lookahead:
     @property
     def law(self) -> LawKind:
         """How the exact law is computed: it is the law of the rule inside, whose tokens it draws."""
-        return LawKind.VISITS
+        return LawKind.SAME
 
     @property
     def no_law(self) -> str:
