@@ -223,7 +223,7 @@ FAMILIES: dict[str, Family] = {
         {"steps": _needed(3), "schedule": _SCHEDULE},
     ),
     "first-hitting-extrapolated": Family(
-        "the same, drawn from an extrapolation of the last two evaluations (high-order)",
+        "first-hitting order, tokens drawn from an extrapolation of the last two evaluations (high-order)",
         lambda steps, schedule, floor: extrapolated_first_hitting(steps, SCHEDULES[schedule], floor),
         {"steps": _needed(3), "schedule": _SCHEDULE, "floor": Setting(float, 0.1)},
     ),
@@ -248,12 +248,12 @@ FAMILIES: dict[str, Family] = {
         {"steps": _needed(3), "alpha": Setting(float, 4.5)},
     ),
     "upstream-gate": Family(
-        "of what a budget takes, what has at most beta nats of masks left open before it (Reliable Parallel Decoding)",
+        "takes of a budget what has at most beta nats of open masks before it (Reliable Parallel Decoding)",
         lambda beta, window, budget: _around(budget, lambda inner: UpstreamGate(inner, beta, window)),
         {"beta": Setting(float, 4.0), "window": Setting(int, 32), "budget": Setting(str, "threshold:threshold=0.9")},
     ),
     "spaced": Family(
-        "of what a budget takes, what keeps a distance that shrinks with the masks (DUS's filter); block 0: no blocks",
+        "keeps what a budget takes apart by a distance that shrinks with the masks (DUS); block 0: no blocks",
         lambda spacing, block, budget: _around(budget, lambda inner: Spaced(inner, spacing, block or None)),
         {"spacing": Setting(int, 8), "block": Setting(int, 32), "budget": Setting(str, "entropy-bound:gamma=0.1")},
     ),
@@ -278,7 +278,7 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "remdm": Family(
-        "ancestral sampling on a grid whose tokens may be masked again (ReMDM)",
+        "ancestral sampling on a grid of time steps that may mask tokens again (ReMDM)",
         lambda steps, rate, strategy, schedule: Remasking(steps, rate, strategy, SCHEDULES[schedule]),
         {
             "steps": _needed(6),
@@ -288,12 +288,12 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "p2": Family(
-        "in every step the least likely of drafts and tokens are masked (P2, biased)",
+        "masks the least likely of drafts and tokens again in every step (P2, biased)",
         lambda steps, eta: PathPlanning(steps, eta),
         {"steps": _needed(4), "eta": Setting(float, 1.0)},
     ),
     "wino": Family(
-        "writes above a threshold, masks again what is less probable than back given the rest (WINO, biased)",
+        "writes above a threshold, and masks again what is less probable than `back` given the rest (WINO, biased)",
         lambda threshold, back: Wino(threshold, back),
         {"threshold": Setting(float, 0.6), "back": Setting(float, 0.9)},
     ),
@@ -308,7 +308,7 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "lookahead": Family(
-        "a budget, its next steps drafted and verified in the same evaluation: its tokens in fewer (PSD)",
+        "drafts and verifies a budget's next steps in the same evaluation: the same tokens in fewer evaluations (PSD)",
         lambda depth, budget: Lookahead(_inner(budget), depth),
         {"depth": Setting(int, 2), "budget": Setting(str, "entropy-bound:gamma=0.1")},
     ),
