@@ -178,7 +178,7 @@ def render() -> None:
         return
     reports = json.loads(RESULTS.read_text(encoding="utf-8"))
     fill(
-        PAGE, {"conditional": "\n\n".join(f"#### {name.capitalize()}\n\n{table(one)}" for name, one in reports.items())}
+        PAGE, {"conditional": "\n\n".join(f"### {name.capitalize()}\n\n{table(one)}" for name, one in reports.items())}
     )
 
 

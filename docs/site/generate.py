@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -77,3 +78,14 @@ PARTS = {"rules": rules, "command-line": command_line, "changelog": changelog}
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Puts the generated parts where pages ask for them."""
     return re.sub(r"<!-- generate: ([\w-]+) -->", lambda found: PARTS[found.group(1)](), markdown)
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> None:
+    """Refuses a page whose headings leave out a level, or that has not one title.
+
+    Raises:
+        ValueError: If so; it stops the build.
+    """
+    levels = [int(level) for level in re.findall(r"<h([1-6])", html)]
+    if levels.count(1) != 1 or any(below > above + 1 for above, below in itertools.pairwise(levels)):
+        raise ValueError(f"{page.file.src_uri}: its headings have the levels {levels}; one 1, and none left out")
