@@ -17,7 +17,7 @@ from ..draws.categorical import check_draw
 from ..draws.streams import prompt_streams
 from ..models.pretrained.cache import check_cache, usual_cache
 from ..rules.named import named_rule
-from ..sampling.conversation import AnyRule, LawKind
+from ..sampling.conversation import REVISITS, AnyRule, LawKind
 from ..sampling.draw import Processor
 from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
 from .canvas import Canvas
@@ -72,7 +72,7 @@ class Settings:
     @property
     def keeps(self) -> bool:
         """Whether the rule keeps what it has written: it neither masks tokens again nor overwrites them."""
-        return self.rule.law not in (LawKind.VISITS, LawKind.CORRECTED, LawKind.NONE)
+        return self.rule.law not in (*REVISITS, LawKind.NONE)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from ..denoiser import Denoiser
 from ..draws.categorical import check_draw
 from ..rules.budget import One
 from ..rules.ranked import Rule
-from ..sampling.conversation import AnyRule, LawKind
+from ..sampling.conversation import REVISITS, AnyRule, LawKind
 from ..sampling.loop import Sampler
 from .oracle import Oracle, enumerate_completions
 from .perturbed import PerturbedDenoiser
@@ -174,7 +174,7 @@ def exact_law(
     if rule.law is LawKind.SAME:
         inner: Any = rule
         return replace(case.law_of(inner.rule), nfe_mean=math.nan, nfe_mean_data=math.nan, evaluations_mean=math.nan)
-    if rule.law in (LawKind.VISITS, LawKind.CORRECTED):
+    if rule.law in REVISITS:
         return _revisiting(case)
     if not isinstance(rule, Rule):
         raise ValueError(f"the law of {rule} is not computed: it is not made of an order and a budget")

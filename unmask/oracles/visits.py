@@ -2,9 +2,9 @@
 
 A final sequence does not tell the path to it, and a path may come by a state again. But what such a rule does next
 depends on tokens and memory alone, and its memory counts its turns: so the sampler is a Markov chain that ends, and all
-probability is followed until it has. Where a rule tosses a coin per position (`Remasking`), positions are independent
-given the state, and the chain is followed on the table of all states at once. A Gibbs correction is a channel on
-complete sequences.
+probability is followed until it has. Where a rule tosses a coin per position (`LawKind.COINS`), positions are
+independent given the state, and the chain is followed on the table of all states at once. A Gibbs correction is a
+channel on complete sequences.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from ..denoiser import Query
 from ..draws.categorical import draw_log_prob, forbid
-from ..rules.remasking import Remasking
 from ..rules.revisit import Plan, Revisits
 from ..sampling.blocks import windows
 from ..sampling.conversation import Conversation, LawKind, Move, Situation
@@ -64,9 +63,9 @@ def visited_law(sampler: Sampler, x: Tensor, points: Tensor, temperature: float,
     Raises:
         ValueError: If there are too many states to follow, or the rule is not one of those that can be.
     """
-    if isinstance(sampler.rule, Remasking):
+    if sampler.rule.law is LawKind.COINS:
         if blocks is not None:
-            raise ValueError("the law of Remasking in blocks is not computed: each block has a clock of its own")
+            raise ValueError(f"the law of {sampler.rule} in blocks is not computed: each block has a clock of its own")
         return _Table(sampler, x, temperature).remasked(sampler.rule, points)
     if isinstance(sampler.rule, Revisits):
         return _Walk(sampler, sampler.rule, x, temperature, blocks).run(points)
@@ -129,7 +128,7 @@ class _Table:
         p[where] = log_p.exp()
         return p[:, self.where][..., self.tokens]
 
-    def remasked(self, rule: Remasking, points: Tensor) -> Visited:
+    def remasked(self, rule: Any, points: Tensor) -> Visited:
         """Follows the clock of a rule that tosses a coin for each position."""
         n, kinds = len(self.where), len(self.tokens) + 1
         if kinds**n > LIMIT:

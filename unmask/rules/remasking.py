@@ -98,7 +98,7 @@ class Remasking:
     @property
     def law(self) -> LawKind:
         """Found by following its steps, where its coins depend on nothing but the time."""
-        return LawKind.NONE if self.strategy == "confidence" else LawKind.VISITS
+        return LawKind.NONE if self.strategy == "confidence" else LawKind.COINS
 
     @property
     def no_law(self) -> str:

@@ -210,6 +210,8 @@ class LawKind(StrEnum):
     """Tests of drawn tokens."""
     VISITS = "visits"
     """Its own turns, which mask again or overwrite: followed from state to state, as many as the memory counts."""
+    COINS = "coins"
+    """A coin per position in each of `steps` steps; its method `rates` gives the chances to write and to mask again."""
     CORRECTED = "corrected"
     """That of the rule in its attribute `rule`, whose tokens it draws again one at a time (`visits`, `position`)."""
     SAME = "same"
@@ -218,6 +220,10 @@ class LawKind(StrEnum):
     """It is that of one position at a time, in the same order."""
     NONE = "none"
     """It is not computed: `AnyRule.no_law` says why."""
+
+
+REVISITS = frozenset({LawKind.VISITS, LawKind.COINS, LawKind.CORRECTED})
+"""The laws of rules that mask again or overwrite what they have written."""
 
 
 @runtime_checkable
