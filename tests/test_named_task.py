@@ -8,6 +8,7 @@ import torch
 
 from unmask.errors import DataError
 from unmask.tasks.named import TASKS, named_task
+from unmask.tasks.of_model import embedded_for
 from unmask.tasks.task import Task
 
 
@@ -84,3 +85,12 @@ def test_bad_names_and_settings_are_refused(name: str, settings: dict[str, objec
 def test_a_missing_file_is_an_error_of_the_data(tmp_path: Path):
     with pytest.raises(DataError, match=r"none\.txt"):
         named_task("text", data=tmp_path / "none.txt")
+
+
+def test_a_task_has_the_embedded_model_of_its_name_or_the_one_trained_on_it():
+    assert embedded_for("sudoku") == "sudoku"
+    assert embedded_for("reactions") == "rxnmapper"
+    with pytest.raises(ValueError, match="antibodies needs a model: one of sapiens-vh, sapiens-vl; give --model"):
+        embedded_for("antibodies")
+    with pytest.raises(ValueError, match="unknown task 'sudokuu'; choose one of"):
+        embedded_for("sudokuu")

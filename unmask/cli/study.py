@@ -76,6 +76,13 @@ class Chosen:
             raise ValueError(f"--temperature takes numbers separated by commas, got {self.temperature!r}") from None
 
     @property
+    def own(self) -> str:
+        """The model, or the embedded one of the task."""
+        from ..tasks.of_model import embedded_for
+
+        return self.model or embedded_for((self.task or "").partition(":")[0])
+
+    @property
     def inputs(self) -> list[str | Path | None]:
         """Returns the files that are read."""
         return [self.data, *(key_values((self.task or "").partition(":")[2]).get(name) for name in _FILES)]
@@ -107,7 +114,7 @@ def study_of(chosen: Chosen) -> Study:
         settings["encoding"] = chosen.encoding
     if name == "music":
         settings.setdefault("device", chosen.device)
-    model = chosen.model or name
+    model = chosen.own
     denoiser = load(model, device=common.device_named(chosen.device))
     task = named_task(name, **settings)
     if chosen.judge is not None and not isinstance(task, TextTask):
@@ -169,7 +176,7 @@ def compare(chosen: Chosen, rules: str, plot: Path | None, csv_file: Path | None
     temperatures = chosen.temperatures
     study = study_of(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
-    own = chosen.model or study.task.name
+    own = chosen.own
     named = [one for text in frontier.split_rules(rules) for one in frontier.sweep(text, masks, own)]
     rows: list[dict[str, Any]] = []
     with common.progress(quiet=json) as bar:
@@ -267,8 +274,8 @@ def tune_command(
     check_outputs({"--out": out}, chosen.inputs, made=("--out",))
     study = study_of(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
-    base_rule = usual_rule(reference, chosen.model or study.task.name, temperature)
-    own = chosen.model or study.task.name
+    base_rule = usual_rule(reference, chosen.own, temperature)
+    own = chosen.own
     families = [frontier.gentlest_first(frontier.sweep(text, masks, own)) for text in frontier.split_rules(rules)]
     with common.progress(quiet=json) as bar:
         job = bar.add_task("tuning", total=None)

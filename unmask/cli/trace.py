@@ -15,6 +15,7 @@ from ..models.registry import load
 from ..sampling.loop import Sampler
 from ..tasks.fit import check_model
 from ..tasks.named import named_task
+from ..tasks.of_model import embedded_for
 from ..tasks.sudoku import SudokuTask
 from ..tasks.sudoku_files import parse_cells
 from ..tasks.task import Prompts, Task
@@ -35,7 +36,7 @@ def trace(
     split: Annotated[str | None, typer.Option(help="Split of the prompt: train, validation or test (default).")] = None,
     puzzle: Annotated[str | None, typer.Option(help="sudoku: a puzzle of 81 characters, 0 or . where empty.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Embedded model or checkpoint folder; default: the one named like the task.")
+        str | None, typer.Option(help="Embedded model or checkpoint folder; default: the one of the task.")
     ] = None,
     choice: RuleOptions = USUAL,
     temperature: common.Temperature = 0.0,
@@ -55,13 +56,13 @@ def trace(
     entropy or by the probability of its token then, and for each position the other tokens it could have become. The
     bound is the sum of ΣH - max H over the evaluations, in nats. The same seed gives the same tokens as unmask solve.
     """
-    model = hub.pinned(model)
-    named = choice.named(model or task.partition(":")[0], temperature)
+    name, _, inline = task.partition(":")
+    model = hub.pinned(model) or embedded_for(name)
+    named = choice.named(model, temperature)
     if color not in COLORS:
         raise ValueError(f"unknown color {color!r}; choose one of {', '.join(COLORS)}")
     if html is None and gif is None and png is None and not json:
         html = PAGE
-    name, _, inline = task.partition(":")
     settings = key_values(inline)
     check_outputs({"--html": html, "--gif": gif, "--png": png}, [settings.get("data")])
     if gif is not None or png is not None:
@@ -69,8 +70,8 @@ def trace(
     common.one_thread()
     chosen = named_task(name, **settings)
     title, prompt = _prompt(chosen, index, split, puzzle)
-    denoiser = load(model or name)
-    check_model(model or name, denoiser, chosen)
+    denoiser = load(model)
+    check_model(model, denoiser, chosen)
     if isinstance(chosen, Viewable):
         symbol, layout = chosen.symbol, chosen.layout(prompt.tokens[0])
     else:
@@ -93,7 +94,7 @@ def trace(
     report: dict[str, Any] = {
         "task": task,
         "title": title,
-        "model": model or name,
+        "model": model,
         "rule": named.name,
         "settings": named.settings,
         "temperature": temperature,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..checks import whole
+from ..denoiser import Denoiser
 from ..draws.categorical import check_draw
 from ..draws.streams import prompt_streams
 from ..models.pretrained.cache import check_cache, usual_cache
@@ -96,13 +97,13 @@ class Asked:
     ahead: int = 0
     until: Callable[[Sequence[int]], bool] | None = None
 
-    def canvas(self, model: LanguageModel) -> Canvas:
-        """Returns the canvas that the answer is written on."""
+    def canvas(self, model: Denoiser) -> Canvas:
+        """Returns the canvas that the answer is written on; without a tokenizer of the model its texts are empty."""
         own = self.settings
         return Canvas(
             self.row,
             model.mask_id,
-            model.tokenizer,
+            getattr(model, "tokenizer", None),
             ends=own.ends,
             stops=own.stops,
             whole=own.whole,

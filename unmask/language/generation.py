@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,7 +17,7 @@ from ..sampling.blocks import windows
 from ..sampling.loop import Sampler
 from ..sampling.result import StepInfo
 from ..sampling.state import State
-from .asked import Asked, Settings
+from .asked import Asked
 from .canvas import Canvas
 from .completion import Completion
 from .guidance import Guided
@@ -92,32 +92,8 @@ class _Batch:
         return self.canvases[place].completion(one.prompt.text, self.seconds[place], one.stream)
 
 
-class Wanted(Protocol):
-    """A sequence to be written; see `Asked`."""
-
-    @property
-    def row(self) -> Sequence[int]:
-        """Its tokens, with the mask token where something is to be written."""
-        ...
-
-    @property
-    def ahead(self) -> int:
-        """How many masks the model sees after it."""
-        ...
-
-    @property
-    def stream(self) -> int:
-        """Its random stream."""
-        ...
-
-    @property
-    def settings(self) -> Settings:
-        """How to write it."""
-        ...
-
-
 def begin(
-    sampler: Sampler, wanted: Sequence[Wanted], block_causal: int | None, slots: Sequence[int] | None = None
+    sampler: Sampler, wanted: Sequence[Asked], block_causal: int | None, slots: Sequence[int] | None = None
 ) -> State:
     """Prepares sequences with the same settings for the loop.
 

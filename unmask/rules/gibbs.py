@@ -14,11 +14,11 @@ from ..sampling.state import Memory
 from ..sampling.view import spread
 from .ranked import Rule
 from .scored import Noisy
-from .speaker import Speaker
+from .speaker import Alone, Speaker
 
 
 @dataclass(frozen=True)
-class Gibbs:
+class Gibbs(Alone):
     """Writes everything by `rule`, then draws `⌈sweeps · n⌉` positions again, each given all others.
 
     Whether a position is chosen depends on nothing that was drawn: they come from left to right, every `1/sweeps`-th of
@@ -54,16 +54,6 @@ class Gibbs:
                 f"corrections go with a rule that draws from marginals and keeps no count of what it has admitted, such"
                 f" as Rule(Entropy(), EntropyBound(gamma)); got {rule}"
             )
-
-    @property
-    def asks_once(self) -> bool:
-        """It masks again, which a foreign loop does not know."""
-        return False
-
-    @property
-    def waits(self) -> bool:
-        """It has no tokens to keep for last: they are drawn again."""
-        return False
 
     @property
     def law(self) -> LawKind:

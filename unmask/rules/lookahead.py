@@ -25,7 +25,7 @@ from ..sampling.conversation import Answer, Ask, Conversation, LawKind, Move, Si
 from ..sampling.state import Memory
 from ..sampling.view import View, spread
 from .ranked import Rule
-from .speaker import Speaker
+from .speaker import Alone, Speaker
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Drafted:
 
 
 @dataclass(frozen=True)
-class Lookahead:
+class Lookahead(Alone):
     """A rule, with up to `depth` of its next steps verified in the same evaluation: the same tokens, fewer evaluations.
 
     The price: each evaluation computes up to `depth + 1` states. The bound that a step reports is that of all its
@@ -108,16 +108,6 @@ class Lookahead:
         parts = (self.rule.order, self.rule.budget, self.rule.predictor)
         if any(isinstance(part, Speaker) for part in parts) or self.rule.predictor is not None:
             raise ValueError(f"looking ahead goes with rules that hold no conversation of their own, got {self.rule}")
-
-    @property
-    def asks_once(self) -> bool:
-        """False, because a turn asks about several states of a sequence at once."""
-        return False
-
-    @property
-    def waits(self) -> bool:
-        """False: the rule cannot let some tokens wait, because a draft does not know them."""
-        return False
 
     @property
     def law(self) -> LawKind:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from difflib import get_close_matches
 from typing import Any
 
 from ..checks import key_values
@@ -376,7 +377,9 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
     given |= key_values(inline)
     family = FAMILIES.get(name)
     if family is None:
-        raise ValueError(f"unknown rule {name!r}; choose one of {', '.join(FAMILIES)}")
+        near = get_close_matches(name, FAMILIES, 1)
+        meant = f"did you mean {near[0]}? The rules are" if near else "choose one of"
+        raise ValueError(f"unknown rule {name!r}; {meant} {', '.join(FAMILIES)}")
     extra = sorted(set(given) - set(family.settings))
     if extra:
         takes = f"it takes {', '.join(sorted(family.settings))}" if family.settings else "it takes no settings"

@@ -20,6 +20,7 @@ from torch import Tensor
 from ..draws.streams import Purpose
 from ..sampling.conversation import Answer, Ask, Conversation, LawKind, Move, Situation
 from ..sampling.state import Memory
+from .speaker import Alone
 
 _NEVER = torch.iinfo(torch.int64).max
 
@@ -161,22 +162,12 @@ class Plan:
         return self.spread(answer, log_p.nan_to_num(nan=-torch.inf), 0.0)
 
 
-class Revisits:
+class Revisits(Alone):
     """A rule whose turn is a plan, a question, a token for each mask, and a move that follows from them.
 
     Exact laws follow all tokens that may be drawn (`unmask.oracles.visits`), and need the move to be a function of
     situation, answer and tokens.
     """
-
-    @property
-    def asks_once(self) -> bool:
-        """False: it masks again or overwrites, which other libraries' loops cannot do, and asks for extra states."""
-        return False
-
-    @property
-    def waits(self) -> bool:
-        """False: the rule cannot let some tokens wait, because they may be replaced."""
-        return False
 
     @property
     def law(self) -> LawKind:

@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from .ranked import Rule
 
 
+class Alone:
+    """A rule that other libraries' loops and caches cannot serve, as it asks about states of its own or takes back."""
+
+    @property
+    def asks_once(self) -> bool:
+        """False: a turn asks about several states of a sequence, or masks again or overwrites."""
+        return False
+
+    @property
+    def waits(self) -> bool:
+        """False: the rule cannot let some tokens wait, because drafts do not know them, or tokens may be replaced."""
+        return False
+
+
 class Speaker:
     """A budget, an order or a predictor that holds the rule's conversation.
 

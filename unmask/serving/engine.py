@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..errors import UnmaskError
-from ..language.canvas import Canvas
 from .events import Admitted, Event, Failed, Finished, Request, Written
 from .limits import Limits
 from .runner import Runner, Turned, Work
@@ -123,13 +122,9 @@ class Engine:
             lengths = [len(one.row) for one in request.asked]
             lane.scheduler.submit(request.name, list(zip(numbers, lengths, strict=True)), now)
             self._numbers += len(numbers)
-            mask_id = lane.runner.denoiser.mask_id
-            tokenizer = getattr(lane.runner.denoiser, "tokenizer", None)
             for index, (number, asked) in enumerate(zip(numbers, request.asked, strict=True)):
-                own = asked.settings
-                canvas = Canvas(asked.row, mask_id, tokenizer, ends=own.ends, stops=own.stops, whole=own.whole)
-                work = Work(number, asked.row, asked.stream, own, canvas, request.candidates, asked.ahead)
-                lane.sequences[number] = _Sequence(work, request, index, now, keeps=own.keeps)
+                work = Work(number, asked, asked.canvas(lane.runner.denoiser), request.candidates)
+                lane.sequences[number] = _Sequence(work, request, index, now, keeps=asked.settings.keeps)
             self._wake.notify()
 
     def cancel(self, request: Request) -> None:
@@ -245,7 +240,7 @@ class Engine:
             asked_wrongly = isinstance(error, ValueError) and not isinstance(error, UnmaskError)
             message = " ".join(str(error).split())
             return [Failed("request", message) if asked_wrongly else Failed("model", f"the model failed: {message}")]
-        asked = one.request.asked[one.index]
+        asked = one.work.asked
         completion = one.work.canvas.completion(asked.prompt.text, now - one.admitted, asked.stream)
         text = one.work.canvas.release() if one.request.watch else ""
         event = Finished(one.index, completion, one.evaluations, text, one.admitted - one.submitted)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ..denoiser import Denoiser
-from ..language.asked import Settings
+from ..language.asked import Asked
 from ..language.canvas import Canvas
 from ..language.generation import begin
 from ..language.turns import Change, changes, settle
@@ -21,21 +21,15 @@ class Work:
 
     Attributes:
         number: The number that identifies the sequence.
-        row: Its tokens, with the mask token where something is to be written.
-        stream: Its random stream.
-        settings: How to write it.
+        asked: The answer that is wanted.
         canvas: The canvas that it is written on.
         candidates: How many of the most probable tokens to report for each token written.
-        ahead: How many masks to show the model after the sequence; they are not filled in.
     """
 
     number: int
-    row: Sequence[int]
-    stream: int
-    settings: Settings
+    asked: Asked
     canvas: Canvas
     candidates: int = 0
-    ahead: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,9 +83,10 @@ class Runner:
         Raises:
             ValueError: If its settings do not go with the model.
         """
-        pool = self._pools[-1 if work.settings.rule.asks_once else 0]
-        sampler = Sampler(pool.denoiser, work.settings.rule, **work.settings.draw)
-        pool.join(sampler, begin(sampler, [work], getattr(self.denoiser, "block_causal", None), [work.number]))
+        settings = work.asked.settings
+        pool = self._pools[-1 if settings.rule.asks_once else 0]
+        sampler = Sampler(pool.denoiser, settings.rule, **settings.draw)
+        pool.join(sampler, begin(sampler, [work.asked], getattr(self.denoiser, "block_causal", None), [work.number]))
         self._work[work.number] = work
 
     def leave(self, numbers: Iterable[int]) -> None:

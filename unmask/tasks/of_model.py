@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AdapterError
-from ..folders import model_folder
+from ..folders import EMBEDDED, model_folder
 from ..models.networks import coconet
 from ..models.networks.checkpoint import of_transformers, read_checkpoint
-from .named import named_task
+from .named import TASKS, named_task
 from .task import Task
 
 
@@ -68,6 +68,23 @@ def trained_on(model: str | Path) -> Training:
     settings = dict(said["settings"]) if isinstance(said.get("settings"), dict) else {}
     vocabulary = settings.pop("vocabulary", None)
     return Training(said["name"], settings, vocabulary if isinstance(vocabulary, str) else None, objective)
+
+
+def embedded_for(task: str) -> str:
+    """Returns the name of the embedded model of a task: the one named like it, or else the one trained on it.
+
+    Raises:
+        ValueError: If there are several, or none, or no such task.
+    """
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
+    if task in EMBEDDED:
+        return task
+    found = [model for model in EMBEDDED if trained_on(model).task == task]
+    if len(found) != 1:
+        which = f"one of {', '.join(found)}" if found else "none is embedded for it"
+        raise ValueError(f"the task {task} needs a model: {which}; give --model")
+    return found[0]
 
 
 def _said_task(folder: Path) -> Any:
