@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+import unmask
 from unmask.oracles import TableDenoiser
 
 # Tensors here are tiny, and two threads beside another busy process wait for each other at every operation.
@@ -75,6 +77,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.stem.removeprefix("test_") in NUMERICAL:
             item.add_marker(pytest.mark.numerical)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    """The embedded language model, for tests that have no model of their own."""
+    return unmask.load("chat")
+
+
+@pytest.fixture(scope="module")
+def models(model: Any) -> list[Any]:
+    """What a server of the tests serves."""
+    from unmask.serving.served import Served
+
+    return [Served("chat", model, "chat"), Served("sudoku", unmask.load("sudoku"), "sudoku")]
 
 
 settings.register_profile(

@@ -20,6 +20,12 @@ from unmask.serving.metrics import Metrics
 from unmask.serving.run import configured
 from unmask.serving.served import Served
 
+ONE: dict[str, Any] = {"rule": "top1-entropy"}
+LONG: dict[str, Any] = {"logit_bias": {"96": -100}}
+"""Keeps the model from ending an answer, so that it fills the canvas."""
+
+CHAT: Any = [{"role": "user", "content": "12+35="}]
+
 
 @dataclass(frozen=True)
 class Running:

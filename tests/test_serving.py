@@ -11,34 +11,13 @@ from typing import Any
 
 import openai
 import pytest
-from serving import serving
+from serving import CHAT, LONG, ONE, serving
 from test_engine import PROMPTS, RULES
 
-import unmask
-from unmask.language import LanguageModel
 from unmask.rules.named import FAMILIES
 from unmask.sampling.processors import LogitBias
 from unmask.serving.limits import Limits
-from unmask.serving.served import Served
 from unmask.tasks.sudoku import demo_puzzles
-
-ONE: dict[str, Any] = {"rule": "top1-entropy"}
-LONG: dict[str, Any] = {"logit_bias": {"96": -100}}
-"""Keeps the model from ending an answer, so that it fills the canvas."""
-
-CHAT: Any = [{"role": "user", "content": "12+35="}]
-
-
-@pytest.fixture(scope="module")
-def model() -> LanguageModel:
-    loaded = unmask.load("chat")
-    assert isinstance(loaded, LanguageModel)
-    return loaded
-
-
-@pytest.fixture(scope="module")
-def models(model) -> list[Served]:
-    return [Served("chat", model, "chat"), Served("sudoku", unmask.load("sudoku"), "sudoku")]
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 from openai import APIError, APIStatusError, AuthenticationError
-from serving import Running, serving
-from test_serving import CHAT, LONG, ONE, model, models  # noqa: F401
+from serving import CHAT, LONG, ONE, Running, serving
 
 from unmask.serving.guard import LOCAL
 from unmask.serving.limits import Limits
@@ -26,7 +25,7 @@ SMALL: dict[str, Any] = {"prompt": "7", "max_tokens": 2, "temperature": 0}
 
 
 @pytest.fixture(scope="module")
-def server(models):  # noqa: F811
+def server(models):
     with serving(models, Limits(rows=4, slow=1.0, body=200_000)) as running:
         yield running
 
@@ -64,7 +63,7 @@ def accepts(server: Running) -> bool:
     return True
 
 
-def test_a_full_queue_says_when_to_come_again(models):  # noqa: F811
+def test_a_full_queue_says_when_to_come_again(models):
     with serving(models[:1], Limits(rows=1, queue=20)) as server:
         started = threading.Event()
 
@@ -84,7 +83,7 @@ def test_a_full_queue_says_when_to_come_again(models):  # noqa: F811
             assert first.result() == 200
 
 
-def test_a_request_has_its_time(models):  # noqa: F811
+def test_a_request_has_its_time(models):
     with serving(models[:1], Limits(rows=1, seconds=0.3)) as server:
         body = {"prompt": "7", "n": 100, "max_tokens": 32, **ONE, **LONG}
         status, _, content = server.ask("/v1/completions", body)
@@ -98,7 +97,7 @@ def test_a_request_has_its_time(models):  # noqa: F811
         server.idle()
 
 
-def test_the_key_is_asked_for(models):  # noqa: F811
+def test_the_key_is_asked_for(models):
     with serving(models[:1], key="s3cret") as server:
         assert server.client(key="s3cret").chat.completions.create(model="chat", messages=CHAT, max_tokens=2)
         for key in ("s3cre", "s3crets", "S3CRET", "x" * 10_000):
@@ -113,7 +112,7 @@ def test_the_key_is_asked_for(models):  # noqa: F811
             assert server.ask(path)[0] == 200
 
 
-def test_a_local_server_answers_to_local_names(models):  # noqa: F811
+def test_a_local_server_answers_to_local_names(models):
     with serving(models[:1], hosts=LOCAL) as server:
         for host, status in (
             ("localhost", 200),
@@ -249,7 +248,7 @@ def test_other_methods_paths_and_types_are_refused(server):
     assert "application/json" in json.loads(content)["error"]["message"]
 
 
-def test_the_log_has_no_prompt_unless_it_is_told_to(models):  # noqa: F811
+def test_the_log_has_no_prompt_unless_it_is_told_to(models):
     for told in (False, True):
         written = io.StringIO()
         handler = logging.StreamHandler(written)
@@ -278,7 +277,7 @@ def test_the_log_has_no_prompt_unless_it_is_told_to(models):  # noqa: F811
         assert ("12+35=" in written.getvalue()) == told
 
 
-def test_told_to_stop_it_finishes_what_it_has_begun(models):  # noqa: F811
+def test_told_to_stop_it_finishes_what_it_has_begun(models):
     from unmask.serving.app import create_app
     from unmask.serving.run import configured
 
@@ -306,7 +305,7 @@ def test_told_to_stop_it_finishes_what_it_has_begun(models):  # noqa: F811
     assert not server.engine.alive
 
 
-def test_a_stop_that_is_not_waited_for_breaks_the_connection_and_never_answers_wrongly(models):  # noqa: F811
+def test_a_stop_that_is_not_waited_for_breaks_the_connection_and_never_answers_wrongly(models):
     with serving(models[:1], Limits(rows=1)) as server, ThreadPoolExecutor(1) as pool:
         body = {"prompt": "7", "n": 100, "max_tokens": 32, **ONE, **LONG}
         asked = pool.submit(server.ask, "/v1/completions", body)

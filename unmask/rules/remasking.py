@@ -16,13 +16,14 @@ from ..sampling.state import Memory
 from ..schedule import Linear, Schedule
 from .budget import probability
 from .revisit import Noted, running
+from .speaker import Alone
 
 STRATEGIES = ("cap", "rescale", "loop", "confidence")
 """How the rate of masking again follows from `rate`."""
 
 
 @dataclass(frozen=True)
-class Remasking:
+class Remasking(Alone):
     """On a grid of `steps` times, masks are written and tokens are masked again, each by a coin of its own (ReMDM).
 
     From time `t` to `s < t`, with `α` the share that has its token, a token is masked again with probability `σ`, and a
@@ -84,16 +85,6 @@ class Remasking:
                 f"hold is a share below 1, and at most 1 / (1 + rate), so that what is masked again can be written;"
                 f" got hold {self.hold} and rate {self.rate}"
             )
-
-    @property
-    def asks_once(self) -> bool:
-        """It masks again, which a foreign loop does not know."""
-        return False
-
-    @property
-    def waits(self) -> bool:
-        """It tosses its coins before it looks."""
-        return False
 
     @property
     def law(self) -> LawKind:
