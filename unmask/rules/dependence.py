@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -100,7 +101,7 @@ class DependenceBound:
         entropy = ranked.entropy.double()
         rank = torch.arange(entropy.shape[1], device=entropy.device)
         sure = ranked.doubt.double() <= commitment
-        pairs = Pairs(self, ranked)
+        pairs = self.pairs(ranked)
         # Between two admissions no price changes, so the next to be admitted is the first in the ranking that fits:
         # as many turns as positions are admitted, instead of one per position.
         last = torch.zeros_like(ranked.position[:, :1])
@@ -122,12 +123,25 @@ class DependenceBound:
             admitted |= live & (rank == last)
         return admitted, ranked.memory
 
+    def pairs(self, view: View) -> Pairs:
+        """Returns what this budget charges: the dependence of every position of a view on a set that grows."""
+        return Pairs(self, view)
+
     def __repr__(self) -> str:
         def shown(value: float | Tensor) -> object:
             return value if isinstance(value, (int, float)) else torch.as_tensor(value).tolist()
 
         settings = f"gamma={shown(self.gamma)}, aggregate={self.aggregate!r}, commitment={shown(self.commitment)}"
         return f"DependenceBound({settings})"
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """A budget that charges positions for their dependence on those unmasked with them."""
+
+    def pairs(self, view: View) -> Pairs:
+        """Returns the dependence of every position of a view on a set that grows, in nats."""
+        ...
 
 
 class Pairs:

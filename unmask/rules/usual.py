@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from ..checks import key_values
+from ..sampling.conversation import AnyRule
+from ..schedule import Schedule
+from .clock import MaskedFraction
 from .named import NamedRule, named_rule
 from .profile import Profile
+from .ranked import Rule
 
 GAMMA = 0.05
 """γ of `entropy-bound` where none is given, in nats; chosen on validation puzzles. The library itself has none."""
@@ -17,6 +22,18 @@ GAMMAS = {"entropy-bound": GAMMA, "dependence-bound": GAMMA}
 
 COMMITMENT = 0.1
 """The limit on `1 - max p` of `dependence-bound` at temperatures below 1, where none is given."""
+
+
+def timed(rule: AnyRule, schedule: Schedule) -> AnyRule:
+    """Returns the rule with a clock that reads the time off the share of masks, unless it has one or cannot have one.
+
+    Args:
+        rule: Any rule.
+        schedule: The noise schedule of the denoiser that is conditioned on the time.
+    """
+    if isinstance(rule, Rule) and rule.clock is None:
+        return replace(rule, clock=MaskedFraction(schedule))
+    return rule
 
 
 def usual_rule(

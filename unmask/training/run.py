@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from transformers import TrainerCallback
 from ..errors import AdapterError, DataError
 from ..files.writing import write_atomically
 from ..likelihood.nelbo import causal_likelihood, nelbo
-from ..rules.clock import MaskedFraction
 from ..rules.named import named_rule
-from ..rules.ranked import Rule
+from ..rules.usual import timed
 from ..sampling.sample import sample
 from ..schedule import SCHEDULES
 from ..tasks._common import stack
@@ -199,8 +198,8 @@ class _Run:
         # What a causal network says of a position holds once everything before it is known.
         named = named_rule("left-to-right") if self.config.objective == "causal" else settings.named()
         rule = named.rule
-        if denoiser.wants_time and isinstance(rule, Rule) and rule.clock is None:
-            rule = replace(rule, clock=MaskedFraction(SCHEDULES[self.config.schedule]))
+        if denoiser.wants_time:
+            rule = timed(rule, SCHEDULES[self.config.schedule])
         x = prompts.tokens.to(next(denoiser.network.parameters()).device)
         result = sample(denoiser, x, rule, seed=settings.seed, temperature=settings.temperature)
         tokens = result.tokens.cpu()
