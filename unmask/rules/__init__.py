@@ -28,6 +28,7 @@ from .predictor import Extrapolate, Predictor
 from .ranked import Rule
 from .remasking import Remasking
 from .scored import Noisy, Scored, ScoredOrder
+from .self_speculative import SelfSpeculative
 from .speculative import Speculative
 from .testing import IndependenceTest
 from .wino import Wino
@@ -70,6 +71,7 @@ __all__ = [
     "Rule",
     "Scored",
     "ScoredOrder",
+    "SelfSpeculative",
     "Spaced",
     "Speculative",
     "Stable",

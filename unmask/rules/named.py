@@ -28,6 +28,7 @@ from .profile import Profile, load_profile
 from .ranked import Rule
 from .remasking import STRATEGIES, Remasking
 from .scored import Noisy
+from .self_speculative import SelfSpeculative
 from .speculative import Speculative
 from .testing import IndependenceTest
 from .wino import Wino
@@ -312,6 +313,11 @@ FAMILIES: dict[str, Family] = {
         "drafts and verifies a budget's next steps in the same evaluation: the same tokens in fewer evaluations (PSD)",
         lambda depth, budget: Lookahead(_inner(budget), depth),
         {"depth": Setting(int, 2), "budget": Setting(str, "entropy-bound:gamma=0.1")},
+    ),
+    "s2d2": Family(
+        "left to right by a block model at block size 1, which verifies what its own blocks draft (S2D2)",
+        lambda draft: SelfSpeculative(draft),
+        {"draft": Setting(int, 8)},
     ),
     "gibbs": Family(
         "writes everything by a budget, then draws positions again one at a time, which leaves an exact law alone",

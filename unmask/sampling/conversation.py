@@ -43,6 +43,8 @@ class Ask:
         power: A power `β >= 1` for each row of the situation, for `Marginals.log_moment`.
         unsure: True for states that may turn out impossible: it is not an error if their logits are not a distribution.
         measure: Whether the statistics of the logits are wanted; if not, `Answer.marginals` is `None`.
+        stepwise: Whether the states are evaluated autoregressively by a model with block-causal attention (see
+            `Query.stepwise`).
     """
 
     where: Bool[Tensor, "states length"]
@@ -53,6 +55,7 @@ class Ask:
     power: Float[Tensor, " rows"] | None = None
     unsure: Bool[Tensor, " states"] | None = None
     measure: bool = True
+    stepwise: bool = False
 
 
 @dataclass(frozen=True)

@@ -105,7 +105,8 @@ class Turn:
         if ask.row is not None:
             valid, slots, block = valid[ask.row], slots[ask.row], block[ask.row]
         index = seen.index if ask.where is seen.candidate else ask.index
-        return Query(x, ask.where, valid, slots, ask.time, index, block)
+        stepwise = torch.ones_like(slots, dtype=torch.bool) if ask.stepwise else None
+        return Query(x, ask.where, valid, slots, ask.time, index, block, stepwise)
 
     def tell(self, logits: Float[Tensor, "rows vocab"]) -> None:
         """Takes the logits of `query`, one row for each position asked for.

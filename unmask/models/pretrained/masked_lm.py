@@ -131,6 +131,7 @@ class MaskedLM(nn.Module):
         where: Bool[Tensor, "batch length"],
         time: Float[Tensor, " batch"] | None = None,
         valid: Bool[Tensor, "batch length"] | None = None,
+        stepwise: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "rows vocab"]:
         """Logits of the tokens at the positions asked for.
 
@@ -139,6 +140,8 @@ class MaskedLM(nn.Module):
             where: The positions asked for.
             time: Not looked at: these models have no use for it.
             valid: False at padding; default: there is none.
+            stepwise: True for sequences that are read one position after the other from the block of the first position
+                asked for on (see `Query.stepwise`); not looked at without block-causal attention. Default: none.
 
         Returns:
             Logits, one row per True in `where`, ordered by batch and position; the mask token's is `-inf`.
@@ -148,7 +151,10 @@ class MaskedLM(nn.Module):
         """
         tokens, seen = self.shown(x, where, valid)
         row, column = self.sources(where)
-        look = seen.long() if self.block_causal is None else self.looks(seen)
+        if self.block_causal is None:
+            look = seen.long()
+        else:
+            look = self.looks(seen, opened=None if stepwise is None else self.opened(where, stepwise))
         asked = _ASKED.set((where.shape, row, column))
         try:
             logits = self.model(input_ids=tokens, attention_mask=look).logits
@@ -181,14 +187,25 @@ class MaskedLM(nn.Module):
         row, column = where.nonzero(as_tuple=True)
         return row, (column - 1).clamp(min=0) if self.shift else column
 
+    def opened(self, where: Bool[Tensor, "batch length"], stepwise: Bool[Tensor, " batch"]) -> Int[Tensor, " batch"]:
+        """Returns the position from which on each sequence is read autoregressively; of the others, the length."""
+        assert self.block_causal is not None
+        first = where.int().argmax(-1)
+        start = first.div(self.block_causal, rounding_mode="floor") * self.block_causal
+        return torch.where(stepwise, start, where.shape[1])
+
     def looks(
-        self, seen: Bool[Tensor, "batch length"], position: Int[Tensor, "batch width"] | None = None
+        self,
+        seen: Bool[Tensor, "batch length"],
+        position: Int[Tensor, "batch width"] | None = None,
+        opened: Int[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "batch 1 width length"]:
         """Returns what is added to the scores of attention: 0 where positions look, the least number elsewhere.
 
         Args:
             seen: False where nothing is to look.
             position: The positions that look, in each sequence; default: all.
+            opened: From which position on each sequence is read one position after the other; default: from none.
         """
         look = seen.unsqueeze(1)
         own = torch.arange(seen.shape[1], device=seen.device)
@@ -200,6 +217,9 @@ class MaskedLM(nn.Module):
             look = look & (
                 own.div(size, rounding_mode="floor") <= position.unsqueeze(-1).div(size, rounding_mode="floor")
             )
+            if opened is not None:
+                after = (position >= opened.unsqueeze(-1)).unsqueeze(-1)
+                look = look & ~(after & (own > position.unsqueeze(-1)))
         dtype = self.model.dtype
         return (
             torch.zeros(look.shape, dtype=dtype, device=look.device)

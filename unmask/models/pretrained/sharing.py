@@ -59,6 +59,7 @@ class Network(Protocol):
         where: Bool[Tensor, "batch length"],
         time: None = None,
         valid: Bool[Tensor, "batch length"] | None = None,
+        stepwise: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "rows vocab"]: ...
 
 
@@ -123,13 +124,13 @@ def evaluate(network: Network, query: Query) -> Float[Tensor, "rows vocab"]:
     sharing = sharing_of(network.model, network.pad_id)
     if sharing.fault is not None:
         raise ValueError(f"{type(network.model).__name__} {sharing.fault}")
-    x, where, valid = query.x, query.where, query.valid
+    x, where, valid, stepwise = query.x, query.where, query.valid, query.stepwise
     if sharing.together == "any" and (x.shape[1] <= sharing.width or bool(valid.all())):
-        return _call(network, sharing, x, where, valid)
+        return _call(network, sharing, x, where, valid, stepwise)
     lengths = valid.sum(-1)
     if sharing.together == "any" and not _notices(network, sharing, query, lengths):
         sharing.width = x.shape[1]
-        return _call(network, sharing, x, where, valid)
+        return _call(network, sharing, x, where, valid, stepwise)
     if not sharing.told and len(lengths.unique()) > 1:
         sharing.told = True
         warnings.warn(
@@ -185,16 +186,21 @@ def _apart(network: Network, sharing: Sharing, query: Query, lengths: Int[Tensor
             continue
         length = int(lengths[group[0]])
         x, where = query.x[group, :length], query.where[group, :length]
-        found = _call(network, sharing, x, where, torch.ones_like(where))
+        stepwise = None if query.stepwise is None else query.stepwise[group]
+        found = _call(network, sharing, x, where, torch.ones_like(where), stepwise)
         if len(found) == len(row):
             return found
         logits = found.new_empty(len(row), found.shape[1]) if logits is None else logits
         logits[mine] = found
-    return _call(network, sharing, query.x, query.where, query.valid) if logits is None else logits
+    if logits is None:
+        return _call(network, sharing, query.x, query.where, query.valid, query.stepwise)
+    return logits
 
 
-def _call(network: Network, sharing: Sharing, x: Tensor, where: Tensor, valid: Tensor) -> Tensor:
-    return _unmoved(network.model, sharing, x.shape, lambda: network(x, where, None, valid))
+def _call(
+    network: Network, sharing: Sharing, x: Tensor, where: Tensor, valid: Tensor, stepwise: Tensor | None = None
+) -> Tensor:
+    return _unmoved(network.model, sharing, x.shape, lambda: network(x, where, None, valid, stepwise))
 
 
 def _unmoved(model: PreTrainedModel, sharing: Sharing, shape: torch.Size, evaluation: Callable[[], Tensor]) -> Tensor:
