@@ -30,7 +30,7 @@ from unmask.rules.usual import COMMITMENT
 from unmask.sampling.loop import Sampler
 from unmask.tasks.named import named_task
 
-from . import free_text, text_plane
+from . import free_text, headline, text_plane
 from .conditional import profile_of
 from .music import table as music_table
 from .pages import fill, wall_clock
@@ -38,7 +38,7 @@ from .sudoku import table as sudoku_table
 from .time_agnostic import table as time_table
 
 ROOT = Path(__file__).parent.parent
-PAGE, README = ROOT / "docs" / "results.md", ROOT / "README.md"
+PAGE = ROOT / "docs" / "results.md"
 FAMILIES = (
     "entropy-bound",
     "entropy-bound:proxy=confidence",
@@ -104,7 +104,7 @@ SUMMARY = {
     "infill": "gaps in text, by characters",
     "infill-subwords": "gaps in text, by subwords",
 }
-"""Studies on the front page."""
+"""Studies in the first table of the page."""
 
 
 def _study(spec: Spec, name: str, split: str, limit: int) -> Study:
@@ -211,7 +211,7 @@ def table(report: dict[str, Any]) -> str:
 
 
 def summary() -> str:
-    """What the front page says of every kind of data: EB, and our own rule where it takes fewer evaluations."""
+    """What the page says first, of every kind of data: EB, and our own rule where it takes fewer evaluations."""
     lines = ["| | sampler | evaluations | fewer | difference to one at a time, paired |", "|---|---|---|---|---|"]
 
     def add(what: str, rule: str, nfe: float, base: float, difference: str) -> None:
@@ -262,8 +262,8 @@ def render() -> None:
         path = ROOT / "docs" / "results" / f"{name}.json"
         if path.exists():
             tables[name] = shown(json.loads(path.read_text(encoding="utf-8")))
-    fill(PAGE, tables)
-    fill(README, {"summary": summary()})
+    fill(PAGE, tables | {"summary": summary()})
+    headline.render()
     free_text.render()
     text_plane.render()
 

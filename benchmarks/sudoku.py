@@ -1,7 +1,7 @@
 """Top-1 against EB-Sampler on real Sudoku puzzles, per grade, at argmax.
 
     python -m benchmarks.sudoku validate   # chooses gamma, on validation puzzles
-    python -m benchmarks.sudoku test       # the README's table, on test puzzles, at most 1,000 of a grade
+    python -m benchmarks.sudoku test       # docs/results.md's table, on test puzzles, at most 1,000 of a grade
     python -m benchmarks.sudoku table      # prints the table again from the saved figures
 
 Figures go to docs/results/sudoku-{split}.json. What was measured is kept in runs/ for as long as weights and code stay
@@ -193,7 +193,7 @@ def main() -> None:
         content = reports[GAMMA] if split == "test" else {"split": split, "gammas": list(reports.values())}
         (RESULTS / f"sudoku-{split}.json").write_text(json.dumps(content, indent=1) + "\n")
         if split == "test" and arguments.per_grade is None:
-            fill(ROOT / "README.md", {"sudoku": table(content)})
+            fill(ROOT / "docs" / "results.md", {"sudoku-test": table(content)})
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def test_the_large_ones_are_from_two_seeds_of_characters_and_from_subwords():
 
 @pytest.mark.parametrize("name", LARGE)
 def test_nine_times_fewer_evaluations_than_one_at_a_time_at_equal_quality(name: str):
-    """The README says 9.7, 9.5 and 9.2: every row of ours agrees in every column, and the least takes a ninth."""
+    """The page says 9.7, 9.5 and 9.2: every row of ours agrees in every column, and the least takes a ninth."""
     ours = found(name, "dependence-bound")
     for row in ours:
         assert all(agrees(row, column) for column in COLUMNS), row

@@ -1,4 +1,4 @@
-"""Real test puzzles at argmax: what the README claims, on a sample here and on all of them in `make test-slow`."""
+"""Real test puzzles at argmax: what docs/results.md claims, on a sample here and on all of them in `make test-slow`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_a_sample_of_each_grade(grade):
 @pytest.mark.slow
 @pytest.mark.parametrize("grade", GRADES.values())
 def test_all_test_puzzles_of_a_grade(grade):
-    """What the README says: to a hundredth where the puzzles are the same, as rounding may decide a cell."""
+    """What the page of results says: to a hundredth where the puzzles are the same, as rounding may decide a cell."""
     row, known = figures(grade, None), SAVED[grade]
     print(row)
     same = row["puzzles"] == known["puzzles"]
