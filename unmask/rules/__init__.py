@@ -29,6 +29,7 @@ from .ranked import Rule
 from .remasking import Remasking
 from .scored import Noisy, Scored, ScoredOrder
 from .speculative import Speculative
+from .tempered import TemperedBound
 from .testing import IndependenceTest
 from .wino import Wino
 
@@ -74,6 +75,7 @@ __all__ = [
     "Speculative",
     "Stable",
     "Steps",
+    "TemperedBound",
     "Threshold",
     "TimeGrid",
     "TopK",

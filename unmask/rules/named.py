@@ -29,6 +29,7 @@ from .ranked import Rule
 from .remasking import STRATEGIES, Remasking
 from .scored import Noisy
 from .speculative import Speculative
+from .tempered import TemperedBound
 from .testing import IndependenceTest
 from .wino import Wino
 
@@ -189,6 +190,20 @@ FAMILIES: dict[str, Family] = {
             "aggregate": _choice(AGGREGATES, "sum"),
             "quantile": Setting(float, 0.0),
             "commitment": Setting(float, 1.0),
+        },
+    ),
+    "tempered-bound": Family(
+        "all that fit gamma by dependence and epsilon by commitment, each at the temperature of the draw",
+        lambda gamma, epsilon, temperature, profile, proxy: Rule(
+            PROXIES[proxy](),
+            TemperedBound(gamma, epsilon, temperature, None if profile == "none" else _profile(profile)),
+        ),
+        {
+            "gamma": _needed(0.4),
+            "epsilon": Setting(float, 0.01),
+            "temperature": Setting(float, 1.0),
+            "profile": Setting(str, "none"),
+            "proxy": _BY_ENTROPY,
         },
     ),
     "independence-test": Family(
