@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.test_dependence_bound import random_profile
-from unmask import Confidence, Entropy, EntropyBound, One, Rule, Threshold, TopK, sample
+from unmask import Confidence, Entropy, EntropyBound, One, Rule, Sampler, TopK, sample
 from unmask.oracles import Oracle, TableDenoiser, exact_law, random_hmm, random_table
-from unmask.rules import All, DependenceBound
+from unmask.rules import All, CarriedBound, DependenceBound
 from unmask.rules.tempered import TemperedBound, tempered_doubt
+from unmask.sampling.view import View
 
 INF = math.inf
 temperatures = st.sampled_from([0.0, 0.1, 0.3, 0.5, 0.8, 0.95])
@@ -84,6 +86,7 @@ def test_the_two_prices_bound_what_drawing_now_loses_against_waiting(seed, sharp
     known = information(p.flatten(0, 1))
     assert commitment <= min(1 - together, 2**temperature * math.sqrt(known / 2)) + SLACK
     assert 1 - together <= (1 - temperature) * float(doubts.sum()) + SLACK
+    assert commitment <= 1 - float(rest.max()) + SLACK  # what stays masked tells no more than it has to tell
 
 
 @given(seeds, st.floats(0.3, 12), temperatures)
@@ -190,10 +193,9 @@ def test_it_is_the_rules_that_it_joins(oracle, length):
     x = torch.full((40, length), oracle.mask_id)
     profile = random_profile(1, length)
     for one, other, temperature in (
-        (TemperedBound(0.3, 0.1, 1.0), EntropyBound(0.3), 1.0),
-        (TemperedBound(0.3, 0.1, 1.5, profile), DependenceBound(0.3, profile), 1.5),
-        (TemperedBound(INF, 0.4, 0.0), Threshold(0.6), 0.0),
-        (TemperedBound(INF, 0.4, 0.0, profile), Threshold(0.6), 0.0),
+        (TemperedBound(0.3, 0.0, 1.0), EntropyBound(0.3), 1.0),
+        (TemperedBound(0.3, 0.0, 1.5, profile), DependenceBound(0.3, profile), 1.5),
+        (TemperedBound(INF, 0.0, 0.0), All(), 0.0),
     ):
         order = Entropy() if temperature else Confidence()
         first = sample(oracle, x, Rule(order, one), seed=1, temperature=temperature)
@@ -202,26 +204,70 @@ def test_it_is_the_rules_that_it_joins(oracle, length):
         assert torch.equal(first.nfe, second.nfe)
 
 
+def defined(d: list[float], a: list[float], rule: TemperedBound, left: int) -> list[int]:
+    """The rule without a profile, as it is defined: on doubts in their ranking, with so many masks elsewhere."""
+    sure = {i for i, one in enumerate(d) if one <= rule.epsilon}
+    able = [i for i in range(len(d)) if i == 0 or i in sure or (1 - rule.temperature) * a[i] <= rule.epsilon]
+
+    def cost(some: list[int]) -> float:
+        charged = [a[i] for i in some if i not in sure]
+        return math.fsum(charged) - max(charged, default=0.0)
+
+    if rule.temperature < 1 and not left and cost(list(range(len(d)))) <= rule.gamma:
+        return list(range(len(d)))
+    return [i for n, i in enumerate(able) if i in sure or cost(able[: n + 1]) <= rule.gamma]
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(st.tuples(st.integers(0, 16), st.integers(0, 16)), min_size=1, max_size=7),
+    st.integers(0, 24),
+    st.integers(0, 16),
+    st.sampled_from([0.0, 0.5, 1.0]),
+    st.integers(0, 1),
+)
+def test_the_budget_is_its_definition(pairs, gamma, epsilon, temperature, left):
+    doubt, entropy = sorted(d / 16 for d, _ in pairs), [(d + more) / 16 for d, more in sorted(pairs)]
+    width = len(doubt) + left
+    far = [INF] * left
+    d, h = (torch.tensor([[*values, *far]], dtype=torch.float64) for values in (doubt, entropy))
+    masked, position = torch.ones(1, width, dtype=torch.bool), torch.arange(width).unsqueeze(0)
+    view = View(d < INF, h, d, d, position, torch.zeros_like(d), torch.empty(1, 0), masked, ~masked)
+    rule = TemperedBound(gamma / 16, epsilon / 16, temperature)
+    taken, _ = rule.admit(replace(view, memory=rule.start(masked.sum(-1))))
+    a = tempered_doubt(h, d, temperature)[0, : len(doubt)].tolist()
+    assert taken[0].nonzero().squeeze(-1).tolist() == defined(doubt, a, rule, left)
+
+
 @settings(max_examples=20)
-@given(seeds, st.floats(0, 2), st.floats(0, 1), st.sampled_from([0.0, 0.3, 0.7, 1.0]))
-def test_what_it_admits_is_within_both_limits(seed, gamma, epsilon, temperature):
-    oracle = random_table(3, 5, seed)
+@given(seeds, st.integers(0, 12), st.integers(0, 8))
+def test_with_a_profile_it_takes_what_fits_the_doubts_and_more(seed, gamma, epsilon):
+    oracle = random_table(3, 5, seed % 50)
+    x = torch.full((1, 5), oracle.mask_id)
+    sets = []
     for profile in (None, random_profile(seed, 5)):
-        rule = Rule(Confidence(), TemperedBound(gamma, epsilon, temperature, profile))
-        x = torch.full((1, 5), oracle.mask_id)
+        rule = Rule(Confidence(), TemperedBound(gamma / 8, epsilon / 8, 0.5, profile))
         step = sample(oracle, x, rule, seed=seed, max_steps=1, trace=True)
         assert step.steps is not None
-        info = step.steps[0]
-        places = info.chosen[0].nonzero().squeeze(-1).tolist()
-        p = torch.stack(
-            [oracle.weights[oracle.points[:, i] == t].sum() / oracle.total for i in places for t in range(3)]
-        )
-        p = p.reshape(len(places), 3)
-        doubts = tempered_doubt(-torch.xlogy(p, p).sum(-1), 1 - p.amax(-1), temperature)
-        if profile is None:
-            assert float(doubts.sum() - doubts.max()) <= gamma + SLACK
-        committed = ((1 - temperature) * doubts).sort().values
-        assert not len(committed) > 1 or float(committed[-2]) <= epsilon + SLACK  # but for the first, which is always
+        sets.append(step.steps[0].chosen)
+    assert bool((sets[0] <= sets[1]).all())
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.2, 0.7, INF])
+def test_a_total_is_that_of_the_whole_sequence(gamma):
+    """At temperature 1 without a profile it is `CarriedBound`, and with one the prices of all steps are within it."""
+    oracle, profile = random_hmm(3, 3, 4), random_profile(1, 6)
+    x = torch.full((40, 6), oracle.mask_id)
+    one, other = Rule(Entropy(), TemperedBound(gamma, 0.0, total=True)), Rule(Entropy(), CarriedBound(gamma))
+    assert torch.equal(sample(oracle, x, one, seed=1).tokens, sample(oracle, x, other, seed=1).tokens)
+    assert torch.equal(sample(oracle, x, one, seed=1).nfe, sample(oracle, x, other, seed=1).nfe)
+    sampler = Sampler(oracle, Rule(Entropy(), TemperedBound(gamma, 0.1, 1.0, profile, total=True)))
+    state = sampler.start(x, seed=1)
+    while not bool(state.finished.all()):
+        state, _ = sampler.step(state)
+        assert isinstance(state.memory, torch.Tensor)
+        assert bool((state.memory[:, 0] >= 0).all())
+        assert torch.equal(state.memory[:, 1], (state.x == oracle.mask_id).sum(-1).double())
 
 
 @pytest.mark.parametrize(

@@ -193,16 +193,19 @@ FAMILIES: dict[str, Family] = {
         },
     ),
     "tempered-bound": Family(
-        "all that fit gamma by dependence and epsilon by commitment, each at the temperature of the draw",
-        lambda gamma, epsilon, temperature, profile, proxy: Rule(
+        "all that fit gamma by dependence and epsilon by commitment, priced at the temperature of the draw",
+        lambda gamma, epsilon, temperature, profile, budget, proxy: Rule(
             PROXIES[proxy](),
-            TemperedBound(gamma, epsilon, temperature, None if profile == "none" else _profile(profile)),
+            TemperedBound(
+                gamma, epsilon, temperature, None if profile == "none" else _profile(profile), budget == "sequence"
+            ),
         ),
         {
             "gamma": _needed(0.4),
             "epsilon": Setting(float, 0.01),
             "temperature": Setting(float, 1.0),
             "profile": Setting(str, "none"),
+            "budget": _choice(("evaluation", "sequence"), "evaluation"),
             "proxy": _BY_ENTROPY,
         },
     ),
