@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.test_dependence_bound import random_profile
-from unmask import Confidence, Entropy, EntropyBound, One, Rule, Sampler, TopK, sample
+from unmask import Confidence, Entropy, EntropyBound, One, Rule, TopK, sample
 from unmask.oracles import Oracle, TableDenoiser, exact_law, random_hmm, random_table
-from unmask.rules import All, CarriedBound, DependenceBound
+from unmask.rules import All, DependenceBound
 from unmask.rules.tempered import TemperedBound, tempered_doubt
 from unmask.sampling.view import View
 
@@ -253,21 +253,20 @@ def test_with_a_profile_it_takes_what_fits_the_doubts_and_more(seed, gamma, epsi
     assert bool((sets[0] <= sets[1]).all())
 
 
-@pytest.mark.parametrize("gamma", [0.0, 0.2, 0.7, INF])
-def test_a_total_is_that_of_the_whole_sequence(gamma):
-    """At temperature 1 without a profile it is `CarriedBound`, and with one the prices of all steps are within it."""
-    oracle, profile = random_hmm(3, 3, 4), random_profile(1, 6)
-    x = torch.full((40, 6), oracle.mask_id)
-    one, other = Rule(Entropy(), TemperedBound(gamma, 0.0, total=True)), Rule(Entropy(), CarriedBound(gamma))
-    assert torch.equal(sample(oracle, x, one, seed=1).tokens, sample(oracle, x, other, seed=1).tokens)
-    assert torch.equal(sample(oracle, x, one, seed=1).nfe, sample(oracle, x, other, seed=1).nfe)
-    sampler = Sampler(oracle, Rule(Entropy(), TemperedBound(gamma, 0.1, 1.0, profile, total=True)))
-    state = sampler.start(x, seed=1)
-    while not bool(state.finished.all()):
-        state, _ = sampler.step(state)
-        assert isinstance(state.memory, torch.Tensor)
-        assert bool((state.memory[:, 0] >= 0).all())
-        assert torch.equal(state.memory[:, 1], (state.x == oracle.mask_id).sum(-1).double())
+@given(seeds, st.integers(0, 4), st.sampled_from([0.0, 0.1, 0.3, 1.0]))
+@settings(max_examples=20)
+def test_a_share_of_the_doubts_that_are_taken_may_be_lost(seed, gamma, share):
+    """Without a profile it is the longest prefix whose bound is within γ and the share; a share of 1 is everything."""
+    oracle = random_table(3, 5, seed % 50)
+    x = torch.full((1, 5), oracle.mask_id)
+    step = sample(
+        oracle, x, Rule(Entropy(), TemperedBound(gamma / 8, 0.0, share=share)), seed=0, max_steps=1, trace=True
+    )
+    assert step.steps is not None
+    p = torch.stack([torch.stack([oracle.weights[oracle.points[:, i] == t].sum() for t in range(3)]) for i in range(5)])
+    h = (-torch.xlogy(p / oracle.total, p / oracle.total).sum(-1)).sort().values
+    fits = [n for n in range(1, 6) if float(h[:n].sum() - h[n - 1]) <= gamma / 8 + share * float(h[:n].sum()) + SLACK]
+    assert int(step.steps[0].chosen.sum()) == fits[-1]
 
 
 @pytest.mark.parametrize(

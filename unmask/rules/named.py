@@ -194,19 +194,18 @@ FAMILIES: dict[str, Family] = {
     ),
     "tempered-bound": Family(
         "all that fit gamma by dependence and epsilon by commitment, priced at the temperature of the draw",
-        lambda gamma, epsilon, temperature, profile, budget, proxy: Rule(
-            PROXIES[proxy](),
-            TemperedBound(
-                gamma, epsilon, temperature, None if profile == "none" else _profile(profile), budget == "sequence"
-            ),
+        lambda gamma, epsilon, share, temperature, profile, proxy, noise: Rule(
+            Noisy(PROXIES[proxy](), noise) if noise else PROXIES[proxy](),
+            TemperedBound(gamma, epsilon, temperature, None if profile == "none" else _profile(profile), share),
         ),
         {
             "gamma": _needed(0.4),
             "epsilon": Setting(float, 0.01),
+            "share": Setting(float, 0.0),
             "temperature": Setting(float, 1.0),
             "profile": Setting(str, "none"),
-            "budget": _choice(("evaluation", "sequence"), "evaluation"),
             "proxy": _BY_ENTROPY,
+            "noise": Setting(float, 0.0),
         },
     ),
     "independence-test": Family(

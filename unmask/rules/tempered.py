@@ -47,7 +47,6 @@ error. What the rule can control is how much doubt it accepts.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -56,7 +55,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..sampling.view import View
-from .budget import check_gamma
+from .budget import check_gamma, no_memory, probability
 from .dependence import DependenceBound, Pairs
 from .profile import Profile
 
@@ -98,15 +97,15 @@ class TemperedBound:
     and in entropy order, `EntropyBound(gamma)`. At temperature 0 it is `Threshold(1 - epsilon)`, but that it ends a
     sequence as soon as gamma allows.
 
-    With `total`, gamma is for the whole sequence, however many evaluations it takes: a step that takes `k` of `m` masks
-    may spend `k / m` of what is left. The memory is what is left, and `m`.
+    A share adds `share · Σ a` to gamma. The dependence of a sequence is then at most that share of its entropy at
+    temperature 1, however many evaluations it takes; what is a small loss is not the same for a sum and for a text.
 
     Args:
         gamma: How much dependence an evaluation may cost: in nats at temperature 1, in lost chance to be right at 0.
         epsilon: The largest `1 - max p` of a position that is sure, and the largest commitment of any other.
         temperature: The temperature of the draw, which a rule cannot see; above 1 counts as 1.
         profile: The dependence profile of the model; `None` prices all dependence at the doubts.
-        total: Whether gamma is for a sequence, not for an evaluation.
+        share: The share of the tempered doubts admitted that dependence may cost besides.
 
     Raises:
         ValueError: If gamma or the temperature is negative or NaN, or epsilon is not in [0, 1].
@@ -116,30 +115,24 @@ class TemperedBound:
     epsilon: float
     temperature: float = 1.0
     profile: Profile | None = None
-    total: bool = False
+    share: float = 0.0
     marginal_free: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if check_gamma(self.gamma).ndim:
             raise ValueError("gamma is one number")
-        if not 0 <= self.epsilon <= 1:
-            raise ValueError(f"epsilon is a probability in [0, 1], got {self.epsilon}")
+        for name in ("epsilon", "share"):
+            probability(name, getattr(self, name))
         if not self.temperature >= 0:
             raise ValueError(f"temperature must be a number >= 0, got {self.temperature}")
-
-    @property
-    def counts(self) -> bool:
-        """Whether it remembers how much it has admitted."""
-        return self.total
 
     @cached_property
     def _pairs(self) -> DependenceBound | None:
         """What says how pairs are charged."""
         return None if self.profile is None else DependenceBound(self.gamma, self.profile)
 
-    def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch 2"]:
-        left = masked.double()
-        return torch.stack([torch.full_like(left, self.gamma), left], -1)
+    def start(self, masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch memory"]:
+        return no_memory(masked)
 
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
         tau = min(self.temperature, 1.0)
@@ -149,23 +142,12 @@ class TemperedBound:
         # The commitment is at most the doubt and (1 - τ) H, and so (1 - τ) times the tempered doubt.
         fits = ranked.candidate & (sure | (doubt * (1 - tau) <= self.epsilon) | first)
         doubt = doubt.masked_fill(sure, 0.0)
-        taken, spent = self._within(doubt, fits, sure, ranked)
+        taken = self._within(doubt, fits, sure, ranked)
         if tau < 1 and ranked.masked is not None:
-            whole, all_spent = self._within(doubt, ranked.candidate, sure, ranked)
+            whole = self._within(doubt, ranked.candidate, sure, ranked)
             ends = (whole | ~ranked.masked).all(-1, keepdim=True)  # nothing would stay masked
-            taken, spent = torch.where(ends, whole, taken), torch.where(ends, all_spent, spent)
-        if not self.total:
-            return taken, ranked.memory
-        left, masks = ranked.memory.unbind(-1)
-        left = (left - spent.squeeze(-1)).nan_to_num(nan=math.inf).clamp(min=0)  # infinity less infinity
-        return taken, torch.stack([left, masks - taken.sum(-1)], -1)
-
-    def _limit(self, count: Int[Tensor, "batch #length"], memory: Tensor) -> Float[Tensor, "batch #length"]:
-        """Returns how much a step that takes so many positions may spend."""
-        if not self.total:
-            return memory[:, :1].expand(count.shape)
-        left, masks = memory[:, :1], memory[:, 1:]
-        return torch.where(count >= masks, left, left * count / masks.clamp(min=1))
+            taken = torch.where(ends, whole, taken)
+        return taken, ranked.memory
 
     def _within(
         self,
@@ -173,41 +155,38 @@ class TemperedBound:
         fits: Bool[Tensor, "batch length"],
         sure: Bool[Tensor, "batch length"],
         ranked: View,
-    ) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch 1"]]:
-        """Returns which of the positions that fit are within γ together, and what they cost."""
+    ) -> Bool[Tensor, "batch length"]:
+        """Returns which of the positions that fit are within γ together."""
         if self._pairs is not None:
-            return self._priced(doubt, fits, Pairs(self._pairs, ranked), ranked.memory)
+            return self._priced(doubt, fits, Pairs(self._pairs, ranked))
         doubt = doubt.masked_fill(~fits, 0.0)
         # Σa - max a is a sum of the smaller of each doubt and the largest before it: exact where subtracting a maximum
         # would round.
         smaller = torch.minimum(doubt[:, 1:], doubt.cummax(-1).values[:, :-1])
         bound = torch.cat([torch.zeros_like(doubt[:, :1]), smaller.cumsum(-1)], -1)
-        within = fits & (bound <= self._limit(fits.cumsum(-1), ranked.memory))
+        within = fits & (bound <= self.gamma + self.share * doubt.cumsum(-1))
         longest = within.flip(-1).cumsum(-1).flip(-1) > 0  # a prefix, of which shorter ones may not fit
-        taken = fits & (longest | sure)
-        return taken, bound.masked_fill(~(fits & longest), 0.0).amax(-1, keepdim=True)
+        return fits & (longest | sure)
 
     def _priced(
-        self,
-        doubt: Float[Tensor, "batch length"],
-        fits: Bool[Tensor, "batch length"],
-        pairs: Pairs,
-        memory: Float[Tensor, "batch 2"],
-    ) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch 1"]]:
+        self, doubt: Float[Tensor, "batch length"], fits: Bool[Tensor, "batch length"], pairs: Pairs
+    ) -> Bool[Tensor, "batch length"]:
         """Goes through the positions that fit and takes each that keeps within γ by its dependence on those taken."""
         rank = torch.arange(doubt.shape[1], device=doubt.device)
         last, live = torch.zeros_like(fits[:, :1], dtype=torch.int64), fits[:, :1]
         taken = fits & (rank == 0)
-        spent, summed, top = torch.zeros_like(doubt[:, :1]), torch.zeros_like(doubt[:, :1]), doubt[:, :1]
+        spent, summed = torch.zeros_like(doubt[:, :1]), torch.zeros_like(doubt[:, :1])
+        top, whole = doubt[:, :1], doubt[:, :1]
         while bool(live.any()):
-            limit = self._limit(taken.sum(-1, keepdim=True) + 1, memory)
             price = torch.minimum(doubt, pairs.admit(last))
             bound = summed + torch.minimum(doubt, top)
-            able = (torch.minimum(spent + price, bound) <= limit) & fits & (rank > last) & live
+            able = torch.minimum(spent + price, bound) <= self.gamma + self.share * (whole + doubt)
+            able &= fits & (rank > last) & live
             live = able.any(-1, keepdim=True)
             last = torch.where(live, able.to(torch.uint8).argmax(-1, keepdim=True), last)
             spent = torch.where(live, spent + price.gather(1, last), spent)
             summed = torch.where(live, bound.gather(1, last), summed)
-            top = torch.where(live, torch.maximum(top, doubt.gather(1, last)), top)
+            new = doubt.gather(1, last)
+            top, whole = torch.where(live, torch.maximum(top, new), top), torch.where(live, whole + new, whole)
             taken |= live & (rank == last)
-        return taken, torch.minimum(spent, summed)
+        return taken
