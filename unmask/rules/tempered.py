@@ -87,7 +87,7 @@ class TemperedBound:
         min( Σ min(a_i, d_i), Σ a - max a ) <= gamma
 
     over those admitted that are not sure, where `a` are the tempered doubts (see the module) and `d_i` is the
-    dependence on all that were admitted before, as a profile has it. The first of the ranking is always admitted, and
+    dependence on those admitted before it, as a profile has it. The first of the ranking is always admitted, and
     what does not fit is skipped (without a profile, nothing after it can fit). Where all masks of the sequence are
     within gamma together, all are admitted: nothing stays masked, and so nothing is a commitment.
 
@@ -158,7 +158,7 @@ class TemperedBound:
     ) -> Bool[Tensor, "batch length"]:
         """Returns which of the positions that fit are within γ together."""
         if self._pairs is not None:
-            return self._priced(doubt, fits, Pairs(self._pairs, ranked))
+            return self._priced(doubt, fits & ~sure, Pairs(self._pairs, ranked)) | (fits & sure)
         doubt = doubt.masked_fill(~fits, 0.0)
         # Σa - max a is a sum of the smaller of each doubt and the largest before it: exact where subtracting a maximum
         # would round.
@@ -173,10 +173,10 @@ class TemperedBound:
     ) -> Bool[Tensor, "batch length"]:
         """Goes through the positions that fit and takes each that keeps within γ by its dependence on those taken."""
         rank = torch.arange(doubt.shape[1], device=doubt.device)
-        last, live = torch.zeros_like(fits[:, :1], dtype=torch.int64), fits[:, :1]
-        taken = fits & (rank == 0)
-        spent, summed = torch.zeros_like(doubt[:, :1]), torch.zeros_like(doubt[:, :1])
-        top, whole = doubt[:, :1], doubt[:, :1]
+        live, last = fits.any(-1, keepdim=True), fits.to(torch.uint8).argmax(-1, keepdim=True)
+        taken = live & (rank == last)
+        top = whole = doubt.gather(1, last)
+        spent = summed = torch.zeros_like(top)
         while bool(live.any()):
             price = torch.minimum(doubt, pairs.admit(last))
             bound = summed + torch.minimum(doubt, top)
