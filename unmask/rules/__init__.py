@@ -30,6 +30,7 @@ from .remasking import Remasking
 from .scored import Noisy, Scored, ScoredOrder
 from .self_speculative import SelfSpeculative
 from .speculative import Speculative
+from .tempered import TemperedBound
 from .testing import IndependenceTest
 from .wino import Wino
 
@@ -76,6 +77,7 @@ __all__ = [
     "Speculative",
     "Stable",
     "Steps",
+    "TemperedBound",
     "Threshold",
     "TimeGrid",
     "TopK",
