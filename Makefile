@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test test-slow test-page test-portable test-oldest check docs bench format build clean
+.PHONY: demo test test-slow test-page test-portable test-oldest check docs bench format build release clean
 
 demo: .venv/.minimum
 	$(BIN)/unmask demo
@@ -56,6 +56,21 @@ format: .venv/.everything
 build: .venv/.everything
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
 
+# What would be uploaded, in dist/: source archive and wheel, built and checked in an environment of their own; the wheel
+# is installed into an empty one and asked for the demo from outside the repository. Nothing is uploaded.
+RELEASE := .venv-release/bin/python
+release:
+	rm -rf dist .venv-release
+	$(PYTHON) -m venv .venv-release
+	$(RELEASE) -m pip install --quiet --disable-pip-version-check build twine
+	$(RELEASE) -m build --outdir dist .
+	$(RELEASE) -m twine check --strict dist/*
+	$(RELEASE) .ci/dist.py dist
+	$(PYTHON) -m venv .venv-release/empty
+	.venv-release/empty/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt dist/*.whl
+	cd .venv-release && env -u PYTHONPATH empty/bin/unmask demo --limit 1 --json
+	@echo "dist/ is ready; the checklist in CONTRIBUTING.md says what comes before and after"
+
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
@@ -74,4 +89,4 @@ build: .venv/.everything
 	touch $@
 
 clean:
-	rm -rf .venv .venv-oldest dist
+	rm -rf .venv .venv-oldest .venv-release dist

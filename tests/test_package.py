@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+DIST = runpy.run_path(str(ROOT / ".ci" / "dist.py"))
 
 
 @pytest.mark.slow
@@ -20,12 +22,7 @@ def test_the_wheel_runs_the_demo_elsewhere(tmp_path: Path):
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
     subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(ROOT)], check=True)
     (wheel,) = tmp_path.glob("unmask-*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
-    assert "unmask/integrations/harness/gsm8k.yaml" in names
-    for needed in ("model.safetensors", "config.json", "README.md", "demo.csv"):
-        assert f"unmask/data/sudoku/{needed}" in names
-    assert {"unmask/py.typed", "unmask/viewing/trace.html", "unmask/serving/page/app.js"} <= set(names)
-    assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
+    assert DIST["wheel_problems"](wheel) == []
     environment = tmp_path / "env"
     subprocess.run([sys.executable, "-m", "venv", str(environment)], check=True)
     python = environment / "bin" / "python"
@@ -36,6 +33,31 @@ def test_the_wheel_runs_the_demo_elsewhere(tmp_path: Path):
     command = [str(environment / "bin" / "unmask"), "demo", "--limit", "1", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=clean)
     assert json.loads(done.stdout)["rows"][-1]["puzzles"] == 5
+
+
+def test_an_archive_that_lacks_a_file_or_has_a_strange_one_is_refused(tmp_path: Path):
+    wheel = tmp_path / "unmask-0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in [*DIST["WHEEL"][1:], "unmask/__init__.py", "unmask-0.dist-info/METADATA"]:
+            archive.writestr(name, "")
+    assert DIST["wheel_problems"](wheel) == ["unmask/py.typed is missing"]
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("unmask/py.typed", "")
+    assert DIST["wheel_problems"](wheel) == []
+    with zipfile.ZipFile(wheel, "a") as archive:
+        archive.writestr("tests/test_package.py", "")
+    assert DIST["wheel_problems"](wheel) == ["tests/test_package.py does not belong there"]
+    assert all((ROOT / name).is_file() for name in (*DIST["WHEEL"], *DIST["SDIST"]))
+
+
+def test_versions_agree_or_are_refused(tmp_path: Path):
+    assert DIST["version_problems"]() == []
+    (tmp_path / "unmask").mkdir()
+    for name in ("CITATION.cff", "CHANGELOG.md"):
+        (tmp_path / name).write_text((ROOT / name).read_text(encoding="utf-8"), encoding="utf-8")
+    (tmp_path / "unmask" / "__init__.py").write_text('__version__ = "99.0"\n')
+    (problem,) = DIST["version_problems"](tmp_path)
+    assert "must agree" in problem
 
 
 def test_the_lower_bounds_are_the_releases_that_were_run():
