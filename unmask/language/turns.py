@@ -48,18 +48,22 @@ def changes(state: State, info: StepInfo) -> list[Change]:
         state: Where the batch stands after the turn.
         info: What the turn did.
     """
-    rows = info.sequence.tolist()
-    if not rows:
+    if not len(info.sequence):
         return []
-    counts = info.chosen.sum(-1).tolist()
-    position = info.chosen.nonzero()[:, 1].tolist()
-    token, log_prob, entropy = info.tokens.tolist(), info.log_prob.tolist(), info.entropy.tolist()
+    # A device is waited for three times, not once for each of these.
+    mine = info.sequence
+    columns = (mine, state.slot[mine], state.nfe[mine], state.evaluations[mine], info.tokens)
+    numbers = torch.cat(columns).tolist()
+    rows, slots, nfe, evaluations = (numbers[at * len(mine) : (at + 1) * len(mine)] for at in range(4))
+    token = numbers[4 * len(mine) :]
+    log_prob, entropy = torch.stack([info.log_prob.double(), info.entropy.double()]).tolist()
+    chosen, *masked = torch.stack([info.chosen, *([] if info.erased is None else [info.erased])]).cpu()
+    counts, position = chosen.sum(-1).tolist(), chosen.nonzero()[:, 1].tolist()
+    erased = [tuple(row.nonzero().squeeze(-1).tolist()) for row in masked[0]] if masked else [()] * len(rows)
     candidates: list[tuple[tuple[int, float], ...]] = []
     if info.top_tokens is not None and info.top_log_prob is not None:
         pairs = zip(info.top_tokens.tolist(), info.top_log_prob.tolist(), strict=True)
         candidates = [tuple(zip(*pair, strict=True)) for pair in pairs]
-    erased = [()] * len(rows) if info.erased is None else [tuple(_true(row)) for row in info.erased]
-    slot, nfe, evaluations = state.slot.tolist(), state.nfe.tolist(), state.evaluations.tolist()
     found, start = [], 0
     for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
         part = slice(start, start + count)
@@ -67,9 +71,9 @@ def changes(state: State, info: StepInfo) -> list[Change]:
         found.append(
             Change(
                 row=row,
-                slot=slot[row],
-                nfe=nfe[row],
-                evaluations=evaluations[row],
+                slot=slots[place],
+                nfe=nfe[place],
+                evaluations=evaluations[place],
                 positions=tuple(position[part]),
                 tokens=tuple(token[part]),
                 log_probs=tuple(log_prob[part]),
@@ -90,22 +94,22 @@ def settle(state: State, turned: Sequence[tuple[Change, Canvas]]) -> State:
         state: Where the batch stands after the turn.
         turned: What the turn did to some of its sequences, and their canvases.
     """
-    anew: list[tuple[int, Canvas]] = []
+    rows, masks, stopped = [], [], []
     for change, canvas in turned:
         cut = canvas.cut
         canvas.turn(change.nfe, change.positions, change.tokens, change.log_probs, change.erased)
         if canvas.cut != cut or (change.erased and cut < len(canvas.tokens)):
-            anew.append((change.row, canvas))
-    if not anew:
+            rows.append(change.row)
+            masks.append(canvas.open)
+            stopped.append(canvas.stopped is not None)
+    if not rows:
         return state
-    pending, more = state.pending.clone(), state.more.clone()
-    for row, canvas in anew:
-        pending[row] = False
-        pending[row, torch.tensor(canvas.open, dtype=torch.int64, device=pending.device)] = True
-        if canvas.stopped is not None:
-            more[row] = False
-    return replace(state, pending=pending, more=more)
-
-
-def _true(row: torch.Tensor) -> list[int]:
-    return row.nonzero().squeeze(-1).tolist()
+    device, pending = state.pending.device, torch.zeros(len(rows), state.pending.shape[1], dtype=torch.bool)
+    for row, mask in zip(pending, masks, strict=True):
+        row[mask] = True
+    at, over = torch.tensor(rows, device=device), torch.tensor(stopped, device=device)
+    return replace(
+        state,
+        pending=state.pending.index_copy(0, at, pending.to(device)),
+        more=state.more.index_copy(0, at, state.more[at] & ~over),
+    )

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from .. import __version__
-from .answering import Gone, submit
+from .answering import Gone, Mailbox, submit
 from .asking import Wanted, wanted_chat, wanted_completion, wanted_unmasking
 from .bodies import ChatBody, CompletionBody, Draw, UnmaskBody
 from .engine import Engine
@@ -60,6 +60,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.mailbox = Mailbox(asyncio.get_running_loop())
         engine.start()
         yield
         await asyncio.to_thread(engine.stop)
