@@ -1,4 +1,4 @@
-"""The rule of users who name none: what it is at each temperature, with and without a profile, and where it is named."""
+"""The rule of users who name none: which it is, with and without a profile, at each temperature."""
 
 from __future__ import annotations
 
