@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner
 
-from unmask.cli import app
+from unmask.cli import app, common, study
 from unmask.errors import DataError
 
 MAZES = ["--task", "maze", "--limit", "3", "--batch-size", "3"]
@@ -38,6 +40,22 @@ def test_rules_are_compared_on_a_task_and_go_on_from_a_file(tmp_path: Path):
         assert [line["settings"] for line in csv.DictReader(stream)][1] == "gamma=0.1,proxy=entropy"
     assert (tmp_path / "plot.png").stat().st_size > 5_000
     assert run(*arguments, *files) == rows  # read from the file: even the seconds are the same
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"), [("80", "only in --json and --csv: nelbo, entropy, distinct_n"), ("160", "distinct_n")]
+)
+def test_no_figure_is_cut_in_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, columns: str, said: str):
+    measures = {"nelbo": 0.74, "entropy": 2.39, "distinct_n": 0.85}
+    figures = {"quality": 0.8272, "quality_ci95": 0.04, "difference": -0.009, "difference_ci95": 0.011}
+    row = {"rule": "entropy-bound", "settings": {"gamma": 0.1}, "temperature": 1.0, "nfe_mean": 6.03, "seconds": 0.8}
+    monkeypatch.setattr(common, "out", Console(width=int(columns), file=io.StringIO()))
+    study.show([{**row, **figures, **measures}], list(measures))
+    printed = common.out.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert said in printed
+    assert "…" not in printed
+    assert "0.827 ± 0.040" in printed
+    assert "-0.009 ± 0.011" in printed
 
 
 def test_tune_says_which_sampler_to_use_and_why():
@@ -89,6 +107,7 @@ def test_tune_takes_a_folder_of_prompts(tmp_path: Path):
         (["compare", "--task", "maze", "--device", "nothing"], "cannot compute on the device 'nothing'"),
         (["compare", "--task", "maze", "--rules", "topk:k=2.7"], "k must be a whole number, got '2.7'"),
         (["compare", "--task", "chess"], "chess"),
+        (["compare", "--model", "maze", "--csv", "rows.csv"], "--model, --csv: only with --task"),
         (["compare", "--task", "maze:walls=3"], "walls does not apply"),
         (["compare", "--task", "maze:walls"], "key=value"),
         (["compare", "--task", "maze", "--model", "sudoku"], "'sudoku' is one of the task sudoku, not of maze"),

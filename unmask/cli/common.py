@@ -98,8 +98,13 @@ def progress(quiet: bool = False) -> Progress | ProgressLines:
 
 def table(first: str, *columns: str) -> Table:
     """A plain table: the first column is text, the others are numbers."""
-    plain = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    plain = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     plain.add_column(first, no_wrap=True)
     for name in columns:
         plain.add_column(name, justify="right")
     return plain
+
+
+def fits(shown: Table) -> bool:
+    """Whether a table is shown whole at the width of the terminal."""
+    return out.measure(shown, options=out.options.update(width=10_000)).maximum <= out.width

@@ -62,8 +62,9 @@ def compare(
         )
         study.compare(chosen, rules, plot, csv, json)
         return
-    if encoding is not None:
-        raise ValueError("--encoding goes with --task, whose data it is of")
+    of_tasks = {"--model": model, "--data": data, "--encoding": encoding, "--judge": judge, "--out": out, "--csv": csv}
+    if alone := [name for name, value in of_tasks.items() if value is not None]:
+        raise ValueError(f"{', '.join(alone)}: only with --task; without it samplers are compared on an oracle")
     check_outputs({"--plot": plot}, [joint])
     denoiser, width = options.oracle_from(oracle, joint, oracle_seed, length, symbols, states, stay)
     texts = frontier.split_rules(rules)

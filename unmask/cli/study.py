@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from ..checks import key_values
 from ..denoiser import Denoiser
@@ -208,6 +209,20 @@ def _print(study: Study, chosen: Chosen, rows: list[dict[str, Any]]) -> None:
         highlight=False,
     )
     extra = [name for name in ("nelbo", "judge", "entropy", "distinct_n", "log_likelihood") if name in rows[0]]
+    show(rows, extra)
+
+
+def show(rows: list[dict[str, Any]], extra: list[str]) -> None:
+    """Prints rows as a table, with further figures if the terminal is wide enough for them."""
+    shown = _table(rows, extra)
+    if extra and not common.fits(shown):
+        common.out.print(f"wider than the terminal, so only in --json and --csv: {', '.join(extra)}", highlight=False)
+        shown = _table(rows, [])
+    common.out.print(shown)
+
+
+def _table(rows: list[dict[str, Any]], extra: list[str]) -> Table:
+    """The rows with further figures."""
     several = len({row["temperature"] for row in rows}) > 1
     table = common.table("rule", *(["T"] if several else []), "quality", "difference", "NFE", "seconds", *extra)
     for row in rows:
@@ -220,7 +235,7 @@ def _print(study: Study, chosen: Chosen, rows: list[dict[str, Any]]) -> None:
             f"{row['seconds']:.1f}",
             *(f"{row[name]:.3f}" for name in extra),
         )
-    common.out.print(table)
+    return table
 
 
 def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
