@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from ..sampling.host import to_lists
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 from .canvas import Canvas
@@ -48,29 +51,27 @@ def changes(state: State, info: StepInfo) -> list[Change]:
         state: Where the batch stands after the turn.
         info: What the turn did.
     """
-    rows = info.sequence.tolist()
-    if not rows:
+    if not len(info.sequence):
         return []
-    counts = info.chosen.sum(-1).tolist()
-    position = info.chosen.nonzero()[:, 1].tolist()
-    token, log_prob, entropy = info.tokens.tolist(), info.log_prob.tolist(), info.entropy.tolist()
+    where = [_true(row) for row in info.chosen.cpu().numpy()]
+    rows, nfe, evaluations, slot = to_lists(info.sequence, state.nfe, state.evaluations, state.slot)
+    token, log_prob, entropy = to_lists(info.tokens, info.log_prob, info.entropy)
     candidates: list[tuple[tuple[int, float], ...]] = []
     if info.top_tokens is not None and info.top_log_prob is not None:
         pairs = zip(info.top_tokens.tolist(), info.top_log_prob.tolist(), strict=True)
         candidates = [tuple(zip(*pair, strict=True)) for pair in pairs]
-    erased = [()] * len(rows) if info.erased is None else [tuple(_true(row)) for row in info.erased]
-    slot, nfe, evaluations = state.slot.tolist(), state.nfe.tolist(), state.evaluations.tolist()
+    erased = [()] * len(rows) if info.erased is None else [_true(row) for row in info.erased.cpu().numpy()]
     found, start = [], 0
-    for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
-        part = slice(start, start + count)
-        start += count
+    for place, (row, positions) in enumerate(zip(rows, where, strict=True)):
+        part = slice(start, start + len(positions))
+        start += len(positions)
         found.append(
             Change(
                 row=row,
                 slot=slot[row],
                 nfe=nfe[row],
                 evaluations=evaluations[row],
-                positions=tuple(position[part]),
+                positions=positions,
                 tokens=tuple(token[part]),
                 log_probs=tuple(log_prob[part]),
                 entropies=tuple(entropy[part]),
@@ -107,5 +108,5 @@ def settle(state: State, turned: Sequence[tuple[Change, Canvas]]) -> State:
     return replace(state, pending=pending, more=more)
 
 
-def _true(row: torch.Tensor) -> list[int]:
-    return row.nonzero().squeeze(-1).tolist()
+def _true(row: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(row).tolist())
