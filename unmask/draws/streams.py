@@ -71,22 +71,47 @@ def derive(seed: int, *parts: int | bytes | str | Iterable[int]) -> int:
     Raises:
         ValueError: If `seed` is not an integer.
     """
+    digest = _seeded(seed)
+    for part in parts:
+        digest.update(_label(part))
+    return int.from_bytes(digest.digest(), "little")
+
+
+def row_streams(seed: int, rows: int, device: torch.device | str | None = None) -> Int[Tensor, " rows"]:
+    """Returns `derive(seed, row)` for so many rows, packed as by `as_streams`, in a fraction of the time.
+
+    Raises:
+        ValueError: If `seed` is not an integer.
+    """
+    seeded, found = _seeded(seed), []
+    for row in range(rows):
+        digest = seeded.copy()
+        digest.update(_label(row))
+        found.append(digest.digest())
+    packed = [int.from_bytes(word, "little", signed=True) for word in found]
+    return torch.tensor(packed, dtype=torch.int64, device=device)
+
+
+def _seeded(seed: int) -> hashlib.blake2b:
+    """The hash of a seed, to which labels are added."""
     try:
         seed = operator.index(seed)
     except TypeError:
         raise ValueError(f"seed is an integer, got {seed!r:.80}") from None
-    digest = hashlib.blake2b(digest_size=8, person=b"unmask.stream")
-    for part in (seed, *parts):
-        if isinstance(part, str):
-            blob = b"s" + part.encode()
-        elif isinstance(part, bytes):
-            blob = b"b" + part
-        elif isinstance(part, int):
-            blob = b"i" + str(int(part)).encode()
-        else:
-            blob = b"l" + ",".join(str(int(value)) for value in part).encode()
-        digest.update(len(blob).to_bytes(8, "little") + blob)
-    return int.from_bytes(digest.digest(), "little")
+    return hashlib.blake2b(_label(seed), digest_size=8, person=b"unmask.stream")
+
+
+def _label(part: int | bytes | str | Iterable[int]) -> bytes:
+    """A label as it is hashed, behind its length."""
+    if isinstance(part, str):
+        blob = b"s" + part.encode()
+    elif isinstance(part, bytes):
+        blob = b"b" + part
+    elif isinstance(part, int):
+        blob = b"i%d" % part
+    else:
+        blob = b"l" + ",".join(str(int(value)) for value in part).encode()
+    return len(blob).to_bytes(8, "little") + blob
 
 
 def prompt_streams(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from ..sampling.host import to_lists
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 from .canvas import Canvas
@@ -50,31 +53,25 @@ def changes(state: State, info: StepInfo) -> list[Change]:
     """
     if not len(info.sequence):
         return []
-    # A device is waited for three times, not once for each of these.
-    mine = info.sequence
-    columns = (mine, state.slot[mine], state.nfe[mine], state.evaluations[mine], info.tokens)
-    numbers = torch.cat(columns).tolist()
-    rows, slots, nfe, evaluations = (numbers[at * len(mine) : (at + 1) * len(mine)] for at in range(4))
-    token = numbers[4 * len(mine) :]
-    log_prob, entropy = torch.stack([info.log_prob.double(), info.entropy.double()]).tolist()
-    chosen, *masked = torch.stack([info.chosen, *([] if info.erased is None else [info.erased])]).cpu()
-    counts, position = chosen.sum(-1).tolist(), chosen.nonzero()[:, 1].tolist()
-    erased = [tuple(row.nonzero().squeeze(-1).tolist()) for row in masked[0]] if masked else [()] * len(rows)
+    where = [_true(row) for row in info.chosen.cpu().numpy()]
+    rows, nfe, evaluations, slot = to_lists(info.sequence, state.nfe, state.evaluations, state.slot)
+    token, log_prob, entropy = to_lists(info.tokens, info.log_prob, info.entropy)
     candidates: list[tuple[tuple[int, float], ...]] = []
     if info.top_tokens is not None and info.top_log_prob is not None:
         pairs = zip(info.top_tokens.tolist(), info.top_log_prob.tolist(), strict=True)
         candidates = [tuple(zip(*pair, strict=True)) for pair in pairs]
+    erased = [()] * len(rows) if info.erased is None else [_true(row) for row in info.erased.cpu().numpy()]
     found, start = [], 0
-    for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
-        part = slice(start, start + count)
-        start += count
+    for place, (row, positions) in enumerate(zip(rows, where, strict=True)):
+        part = slice(start, start + len(positions))
+        start += len(positions)
         found.append(
             Change(
                 row=row,
-                slot=slots[place],
-                nfe=nfe[place],
-                evaluations=evaluations[place],
-                positions=tuple(position[part]),
+                slot=slot[row],
+                nfe=nfe[row],
+                evaluations=evaluations[row],
+                positions=positions,
                 tokens=tuple(token[part]),
                 log_probs=tuple(log_prob[part]),
                 entropies=tuple(entropy[part]),
@@ -113,3 +110,7 @@ def settle(state: State, turned: Sequence[tuple[Change, Canvas]]) -> State:
         pending=state.pending.index_copy(0, at, pending.to(device)),
         more=state.more.index_copy(0, at, state.more[at] & ~over),
     )
+
+
+def _true(row: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(row).tolist())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -412,7 +412,8 @@ class _Chain:
 
 def _rows(view: View, rows: Int[Tensor, " rows"]) -> View:
     """Takes rows of a view, perhaps several times."""
-    return replace(view, **{name: values[rows] for name, values in vars(view).items() if values is not None})
+    columns = {column.name: getattr(view, column.name) for column in fields(view)}
+    return replace(view, **{name: values[rows] for name, values in columns.items() if values is not None})
 
 
 def _successors(after: Tensor, memory: Tensor, own: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:

@@ -47,9 +47,10 @@ class Budget(Protocol):
         ...
 
 
-def leading(count: Int[Tensor, " batch"], like: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
-    """Marks the first `count` columns of each row."""
-    return torch.arange(like.shape[1], device=like.device) < count.unsqueeze(-1)
+def leading(count: Int[Tensor, " batch"] | int, like: Bool[Tensor, "batch length"]) -> Bool[Tensor, "_ length"]:
+    """Marks the first `count` columns of each row: one row for all if there is one count for all."""
+    place = torch.arange(like.shape[1], device=like.device)
+    return place < (count.unsqueeze(-1) if isinstance(count, Tensor) else count)
 
 
 def no_memory(masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch 0"]:
@@ -81,8 +82,7 @@ class TopK:
         return no_memory(masked)
 
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
-        count = torch.full((len(ranked.candidate),), self.k, device=ranked.candidate.device)
-        return leading(count, ranked.candidate) & ranked.candidate, ranked.memory
+        return leading(self.k, ranked.candidate) & ranked.candidate, ranked.memory
 
 
 def One() -> TopK:

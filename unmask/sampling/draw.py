@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..draws.categorical import Marginals, check_draw, divergence, draw_rows, marginals, most_probable
+from ..draws.categorical import Marginals, check_draw, divergence, draw_rows, ids, marginals, most_probable
 
 
 @runtime_checkable
@@ -88,11 +88,13 @@ class Draw:
         temperature: Divides the logits of a draw; 0 takes the argmax. Planning does not see it.
         kind: Index in `settings` of each sequence's settings; on the host.
         settings: The distinct settings.
+        common: The temperature of all sequences, if it is the same: known without asking the device.
     """
 
     temperature: Float[Tensor, " batch"]
     kind: Int[Tensor, " batch"]
     settings: tuple[Settings, ...]
+    common: float | None = None
 
     @staticmethod
     def of(temperature: Float[Tensor, " batch"], settings: Sequence[Settings]) -> Draw:
@@ -105,12 +107,13 @@ class Draw:
             kind = torch.zeros(len(temperature), dtype=torch.int64)
         else:
             kind = torch.tensor([distinct.index(one) for one in settings], dtype=torch.int64)
-        return Draw(temperature, kind, tuple(distinct))
+        values = set(temperature.tolist())
+        return Draw(temperature, kind, tuple(distinct), values.pop() if len(values) == 1 else None)
 
     def select(self, rows: Int[Tensor, " kept"]) -> Draw:
         """Returns some of the sequences, in the given order."""
         kind = torch.zeros(len(rows), dtype=torch.int64) if len(self.settings) == 1 else self.kind[rows.cpu()]
-        return Draw(self.temperature[rows], kind, self.settings)
+        return Draw(self.temperature[rows], kind, self.settings, self.common)
 
     @staticmethod
     def join(parts: Sequence[Draw]) -> Draw:
@@ -123,7 +126,8 @@ class Draw:
                     settings.append(one)
             number = torch.tensor([settings.index(one) for one in part.settings])
             kinds.append(number[part.kind])
-        return Draw(torch.cat([part.temperature for part in parts]), torch.cat(kinds), tuple(settings))
+        common = parts[0].common if len({part.common for part in parts}) == 1 else None
+        return Draw(torch.cat([part.temperature for part in parts]), torch.cat(kinds), tuple(settings), common)
 
     def parts(self, row: Int[Tensor, " values"]) -> Iterator[tuple[Settings, Int[Tensor, " part"] | slice]]:
         """Which of some values, each of a sequence, have which settings: indices, or everything if all are alike."""
@@ -191,13 +195,18 @@ class Draw:
             stats: Statistics of the same logits, if known: they save work and change no draw.
             power: The power to which the marginals are raised before drawing.
         """
-        tau = self.temperature[row]
+        if self.common == 0 and stats is not None:  # the argmax, which is known
+            return stats.token if rows is None else stats.token[rows]
+        tau = 1.0 if self.common == 1 else self.temperature[row]
         tau = tau if power is None else tau / power
         if len(self.settings) == 1:
             one = self.settings[0]
             return draw_rows(logits, rows, uniform, tau, one.top_k, one.top_p, one.forbidden, stats)
         rows = torch.arange(len(row), device=row.device) if rows is None else rows
-        drawn = torch.empty_like(row)
+        tau, drawn = (
+            torch.as_tensor(tau, dtype=torch.float64, device=row.device).expand(len(row)),
+            torch.empty_like(row),
+        )
         for one, index in self.parts(row):
             drawn[index] = draw_rows(
                 logits, rows[index], uniform[index], tau[index], one.top_k, one.top_p, one.forbidden, stats
@@ -237,7 +246,14 @@ class Draw:
 
     def late(self, token: Int[Tensor, " rows"], row: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
         """True where a token is one that has to wait for the others in its sequence."""
+        if len(self.settings) == 1:
+            return _among(token, self.settings[0].last)
         late = torch.zeros(len(token), dtype=torch.bool, device=token.device)
         for one, index in self.parts(row):
-            late[index] = torch.isin(token[index], torch.tensor(one.last, dtype=token.dtype, device=token.device))
+            late[index] = _among(token[index], one.last)
         return late
+
+
+def _among(token: Int[Tensor, " rows"], some: tuple[int, ...]) -> Bool[Tensor, " rows"]:
+    """True where a token is one of some."""
+    return token == some[0] if len(some) == 1 else torch.isin(token, ids(some, token.device))

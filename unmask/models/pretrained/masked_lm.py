@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForMaskedLM, PreTrainedModel
 from transformers.utils import ModelOutput
 
 from ...denoiser import NetworkDenoiser, Query
+from ...draws.categorical import ids
 from ...draws.smoothing import without_smoothing
 from ...errors import AdapterError
 from ...files.writing import flush
@@ -92,7 +93,7 @@ class MaskedLM(nn.Module):
             if isinstance(block_causal, bool) or not isinstance(block_causal, int) or block_causal < 1:
                 raise ValueError(f"block_causal is a whole number of positions >= 1, got {block_causal!r}")
             check_attention(model, "block-causal attention")
-        self.block_causal, self.smoothing = block_causal, 0.0
+        self.block_causal, self.smoothing, self._taken = block_causal, 0.0, 0
         self.model, self.vocab_size, self.mask_id, self.shift = model, vocab_size, mask_id, shift
         pad = getattr(model.config.get_text_config(), "pad_token_id", None) if pad_id is None else pad_id
         self.pad_id, self.hides_pad = mask_id if pad is None else pad, pad_id is not None
@@ -177,9 +178,13 @@ class MaskedLM(nn.Module):
         seen: Tensor = torch.ones_like(where) if valid is None else valid
         if self.hides_pad:
             seen = seen & x.ne(self.pad_id)
-        limit = self.max_length
-        if limit is not None and x.shape[1] > limit:
-            raise ValueError(f"{type(self.model).__name__} cannot take {x.shape[1]} tokens: it has {limit} positions")
+        if x.shape[1] > self._taken:  # reading the limit from a configuration takes longer than what follows
+            limit = self.max_length
+            if limit is not None and x.shape[1] > limit:
+                raise ValueError(
+                    f"{type(self.model).__name__} cannot take {x.shape[1]} tokens: it has {limit} positions"
+                )
+            self._taken = x.shape[1]
         return torch.where(seen, x, self.pad_id), seen
 
     def sources(self, where: Bool[Tensor, "batch length"]) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"]]:
@@ -230,7 +235,7 @@ class MaskedLM(nn.Module):
     def counted(self, logits: Float[Tensor, "rows tokens"]) -> Float[Tensor, "rows vocab"]:
         """Returns the logits of the tokens that count, the mask token's `-inf`, without label smoothing."""
         rows = without_smoothing(logits, self.smoothing)[:, : self.vocab_size]
-        mask = torch.tensor([self.mask_id], device=rows.device)
+        mask = ids((self.mask_id,), rows.device)
         # In place where nothing is differentiated: these rows are most of the memory of a step.
         return rows.index_fill(-1, mask, -torch.inf) if rows.requires_grad else rows.index_fill_(-1, mask, -torch.inf)
 

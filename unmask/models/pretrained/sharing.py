@@ -205,8 +205,10 @@ def _call(
 
 def _unmoved(model: PreTrainedModel, sharing: Sharing, shape: torch.Size, evaluation: Callable[[], Tensor]) -> Tensor:
     """Evaluates a model so that nothing matters that was asked before: with the same random numbers, and unchanged."""
-    device = next(model.parameters()).device
     watch = shape[1] not in sharing.watched
+    if not (watch or sharing.changes or sharing.random):
+        return _tried(model, shape, evaluation)
+    device = next(model.parameters()).device
     snapshot = Snapshot(model) if watch or sharing.changes else None
     before = random_state(device) if watch and not sharing.random else None
     try:
@@ -215,13 +217,7 @@ def _unmoved(model: PreTrainedModel, sharing: Sharing, shape: torch.Size, evalua
                 stack.enter_context(quiet())  # a model that is put back would give its advice every time
             if sharing.random:
                 stack.enter_context(seeded(device, _SEED))
-            result = evaluation()
-    except torch.OutOfMemoryError:
-        raise
-    except _FAULTS as error:
-        batch = f"{shape[0]} sequence{'s' if shape[0] > 1 else ''} of {shape[1]} tokens"
-        name = type(model).__name__
-        raise ValueError(f"{name} cannot be evaluated on {batch} ({type(error).__name__}: {error})") from error
+            result = _tried(model, shape, evaluation)
     finally:
         if snapshot is not None and snapshot.restore():
             sharing.changes = True
@@ -231,6 +227,18 @@ def _unmoved(model: PreTrainedModel, sharing: Sharing, shape: torch.Size, evalua
     sharing.random = True
     set_random_state(before, device)
     return _unmoved(model, sharing, shape, evaluation)
+
+
+def _tried(model: PreTrainedModel, shape: torch.Size, evaluation: Callable[[], Tensor]) -> Tensor:
+    """Evaluates a model, with an error in plain words."""
+    try:
+        return evaluation()
+    except torch.OutOfMemoryError:
+        raise
+    except _FAULTS as error:
+        batch = f"{shape[0]} sequence{'s' if shape[0] > 1 else ''} of {shape[1]} tokens"
+        name = type(model).__name__
+        raise ValueError(f"{name} cannot be evaluated on {batch} ({type(error).__name__}: {error})") from error
 
 
 def _try(model: PreTrainedModel, sharing: Sharing, pad_id: int) -> None:
