@@ -273,6 +273,11 @@ def check_gamma(gamma: float | Tensor) -> Float[Tensor, "..."]:
     return values
 
 
+def same_numbers(one: float | Tensor, other: float | Tensor) -> bool:
+    """Whether two settings are the same number; those with a number for each sequence only if they are one object."""
+    return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other)
+
+
 @dataclass(frozen=True, eq=False)
 class EntropyBound:
     """The EB-Sampler's budget: the longest prefix with `ΣH - max H <= gamma` nats (arXiv:2505.24857).
@@ -302,6 +307,12 @@ class EntropyBound:
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
         fits = _dependence(ranked.entropy) <= ranked.memory[:, :1]
         return fits & ranked.candidate, ranked.memory
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EntropyBound) and same_numbers(self.gamma, other.gamma)
+
+    def __hash__(self) -> int:
+        return hash(self.gamma)
 
     def __repr__(self) -> str:
         shown = self.gamma if isinstance(self.gamma, (int, float)) else torch.as_tensor(self.gamma).tolist()

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..sampling.view import View
-from .budget import check_gamma
+from .budget import check_gamma, same_numbers
 from .profile import Line, Profile
 
 AGGREGATES = ("sum", "largest", "nearest")
@@ -126,6 +126,20 @@ class DependenceBound:
     def pairs(self, view: View) -> Pairs:
         """Returns what this budget charges: the dependence of every position of a view on a set that grows."""
         return Pairs(self, view)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DependenceBound):
+            return False
+        numbers = zip((self.gamma, self.commitment), (other.gamma, other.commitment), strict=True)
+        return all(same_numbers(*pair) for pair in numbers) and self._read == other._read
+
+    def __hash__(self) -> int:
+        return hash((self.gamma, self.commitment, self._read))
+
+    @property
+    def _read(self) -> tuple[Profile, str, bool, float | None]:
+        """How dependence is read off the profile."""
+        return self.profile, self.aggregate, self.scaled, self.quantile
 
     def __repr__(self) -> str:
         def shown(value: float | Tensor) -> object:

@@ -6,9 +6,11 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from ..checks import key_values
+from ..folders import EMBEDDED
 from ..sampling.conversation import AnyRule
 from ..schedule import SCHEDULES
 from .auto import LOSS, auto_choice, auto_expects
@@ -114,7 +116,13 @@ NO_PROFILE = "none"
 
 def _profile(profile: str | Profile) -> Profile:
     """The profile itself, or the one that lies beside a model."""
-    return profile if isinstance(profile, Profile) else load_profile(profile)
+    if isinstance(profile, Profile):
+        return profile
+    return _shipped_profile(profile) if profile in EMBEDDED else load_profile(profile)
+
+
+_shipped_profile = lru_cache(load_profile)
+"""What is shipped does not change; sequences whose rules have the same profile can be worked on together."""
 
 
 def _perhaps(profile: str | Profile) -> Profile | None:
