@@ -184,7 +184,7 @@ def test_folders_that_are_no_judge_are_refused(tmp_path: Path, task: TextTask):
     with pytest.raises(AdapterError, match="silent has no tokenizer: expected"):
         load_judge(tmp_path / "silent", task)
     (tmp_path / "begin" / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(AdapterError, match=r"begin/model.safetensors is no complete safetensors file"):
+    with pytest.raises(AdapterError, match=r"begin/model.safetensors is not a complete safetensors file"):
         load_judge(tmp_path / "begin", task)
     (tmp_path / "begin" / "model.safetensors").rename(tmp_path / "begin" / "pytorch_model.bin")
     with pytest.raises(AdapterError, match=r"has no model\.safetensors"):

@@ -219,7 +219,7 @@ def test_settings_that_make_no_model_are_refused(tmp_path: Path):
         ({"model_type": "gpt2"}, "a gpt2 model, a causal model"),
         ({"model_type": "bart"}, "a bart model, a sequence-to-sequence model"),
         ({"model_type": "bert", "is_decoder": True}, "a bert model, a causal model"),
-        ({"model_type": "bert", "hiden_size": 8}, "hiden_size: no setting of bert; it has"),
+        ({"model_type": "bert", "hiden_size": 8}, "hiden_size: not a setting of bert; it has"),
         (
             {"model_type": "bert", "hidden_size": 7, "num_attention_heads": 2},
             "not a multiple of the number of attention",

@@ -66,9 +66,9 @@ def unmask(*arguments: str) -> str:
     [
         ({"stpes": 5}, r"given\.yaml: stpes: Extra inputs are not permitted, got 5"),
         ({"network": {"widht": 8}}, r"network\.widht: Extra inputs are not permitted, got 8"),
-        ({"network": {"width": 10, "heads": 3}}, "width 10 is no multiple of heads 3"),
-        ({"network": {"rows": 5}}, "length 16 is no multiple of rows x channels = 5 x 1"),
-        ({"network": {"time": True}, "objective": "causal"}, "a causal network reads a line"),
+        ({"network": {"width": 10, "heads": 3}}, "width 10 is not a multiple of heads 3"),
+        ({"network": {"rows": 5}}, "length 16 is not a multiple of rows x channels = 5 x 1"),
+        ({"network": {"time": True}, "objective": "causal"}, "a causal network is for a line"),
         ({"network": {"time": True, "rows": "two"}}, r"network\.rows: Input should be a valid integer, got 'two'"),
         ({"steps": 0, "lr": -1}, r"steps: Input should be greater than or equal to 1, got 0; lr: .*greater than 0"),
         ({"steps": None}, "steps: Input should be a valid integer"),
