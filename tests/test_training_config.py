@@ -73,7 +73,7 @@ def unmask(*arguments: str) -> str:
         ({"steps": 0, "lr": -1}, r"steps: Input should be greater than or equal to 1, got 0; lr: .*greater than 0"),
         ({"steps": None}, "steps: Input should be a valid integer"),
         ({"decay_steps": 3}, r"decay_steps \(3\) must not exceed steps \(2\)"),
-        ({"batch_size": 3, "accumulate": 2}, "batch_size 3 is no multiple of accumulate 2"),
+        ({"batch_size": 3, "accumulate": 2}, "batch_size 3 is not a multiple of accumulate 2"),
         ({"schedule": "log-linear"}, "schedule: Input should be 'linear'"),
         ({"dtype": "float16"}, "dtype: Input should be 'float32' or 'bfloat16', got 'float16'"),
         ({"samples": {"rule": "best"}}, r"samples\.rule: unknown rule 'best'"),
@@ -111,7 +111,7 @@ def test_a_text_that_cannot_be_used_is_refused_before_any_compute(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("steps: [", "is no YAML"), ("- steps", "must hold keys and values"), ("", "must hold keys and values")],
+    [("steps: [", "is not valid YAML"), ("- steps", "must hold keys and values"), ("", "must hold keys and values")],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str, message: str):
     path = tmp_path / "given.yaml"
