@@ -95,8 +95,8 @@ def test_a_bad_configuration_is_refused_before_any_compute(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no text"),
-        (b"\n\n", "holds no text"),
+        (b"", "does not hold any text"),
+        (b"\n\n", "does not hold any text"),
         (b"to be\nor n\xff\n", r"is not UTF-8 text: byte 0xff in line 2"),
         (TEXT.encode() * 2, "split has 4 tokens, fewer than one window of 16"),
     ],
