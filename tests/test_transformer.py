@@ -151,7 +151,7 @@ def test_a_timed_network_needs_the_time_and_heeds_it():
     assert bool((early != late).any(1).all())
     denoiser = NetworkDenoiser(made, 6, 5, 12, wants_time=True)
     answers = tokens(made.config).masked_fill(x == 5, 1)
-    with pytest.raises(ValueError, match="wants to know the time"):
+    with pytest.raises(ValueError, match="is conditioned on time"):
         unmask.nelbo(denoiser, answers, seed=0)
     assert bool(unmask.nelbo(denoiser, answers, seed=0, schedule=SCHEDULES["linear"]).nelbo.isfinite().all())
 
