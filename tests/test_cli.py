@@ -172,7 +172,7 @@ def test_nothing_is_written_over_what_is_read(puzzles: Path, tmp_path: Path):
 
 def test_a_model_of_another_task_is_refused_by_name():
     for model in ("text", "chat", "working", "maze", "maze-loops", "judge", "arithmetic", "music"):
-        kind = "reads from left to right" if model == "judge" else "not of sudoku"
+        kind = "is causal" if model == "judge" else "not on sudoku"
         with pytest.raises(ValueError, match=f"the model '{model}' .*{kind}.*; give one of sudoku, such as sudoku"):
             run("solve", "--model", model)
     for command in (
@@ -183,7 +183,7 @@ def test_a_model_of_another_task_is_refused_by_name():
         ("schedule", "text", "--task", "sudoku", "--evaluations", "4"),
         ("compare", "--task", "music:model=text", "--limit", "1", "--rules", "all", "--batch-size", "1"),
     ):
-        with pytest.raises(ValueError, match="the model 'text' is one of the task text, not of"):
+        with pytest.raises(ValueError, match="the model 'text' was trained on the task text, not on"):
             run(*command)
     with pytest.raises(ValueError, match="the model 'text' is not one of chorales"):
         run("compose", "--model", "text")
