@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ..files.jsonl import strict
 from ..viewing.progress import ProgressLines
 from ..viewing.progress import progress as shared_progress
 
@@ -61,17 +61,7 @@ def device_named(name: str) -> torch.device:
 
 def print_json(value: Any) -> None:
     """Prints strict JSON: numbers that are not finite become strings (`"inf"`) or null (NaN)."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+    print(json.dumps(strict(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def progress(quiet: bool = False) -> Progress | ProgressLines:

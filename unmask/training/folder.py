@@ -62,26 +62,6 @@ def continues(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], step: 
 
 
 @contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Keeps a second process from training in the same folder, and removes what a killed one left half-written.
-
-    Raises:
-        ValueError: If another process is training there.
-    """
-    with (out / ".lock").open("w") as lock:
-        with contextlib.suppress(ImportError):  # no fcntl on Windows
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"another process is training in {out}") from error
-        for left in out.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
-        yield
-
-
-@contextlib.contextmanager
 def log(path: Path, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Appends lines to a JSONL log, after dropping those of steps that are to be taken again."""
     kept = []
