@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ from ..checks import key_values
 from ..denoiser import Denoiser
 from ..evaluation import frontier
 from ..evaluation.batching import best_batch
-from ..evaluation.study import Measure, Study, at_equal_entropy, check_fit, code_fingerprint, fingerprint
+from ..evaluation.study import Measure, Part, Share, Study, at_equal_entropy, check_fit, code_fingerprint, fingerprint
 from ..evaluation.tuning import Trial, fewest, tune
 from ..files.writing import check_outputs, write_output
 from ..rules import Entropy, MaskedFraction, One, Rule
@@ -24,6 +26,7 @@ from ..sampling.loop import Sampler
 from ..schedule import Linear
 from ..tasks.task import Task
 from . import common
+from .engines import HERE, EngineOptions
 from .groups import NEWEST, FromHub
 
 TaskOption = Annotated[
@@ -66,6 +69,7 @@ class Chosen:
     device: str = "cpu"
     prompts: Path | None = None
     encoding: str | None = None
+    engine: EngineOptions = HERE
 
     @property
     def temperatures(self) -> list[float]:
@@ -90,6 +94,22 @@ class Chosen:
 
 _FILES = ("data", "test_data")
 """Settings of tasks that name files."""
+
+
+def shared_study(chosen: Chosen) -> tuple[Study, Share | None]:
+    """Loads model, task and prompts, and with an engine says who answers: workers that load them, too."""
+    engine = chosen.engine.chosen()
+    if engine is None:
+        return study_of(chosen), None
+    # How long a batch takes here says nothing about the workers; the model is needed for its vocabulary only.
+    chosen = replace(chosen, batch_size=chosen.batch_size or 64)
+    study = study_of(replace(chosen, device="meta"))
+    make = partial(_worker, replace(chosen, out=None))
+    return study, lambda parts: engine(make, list(enumerate(parts)))
+
+
+def _worker(chosen: Chosen) -> Callable[[Part], dict[str, Any]]:
+    return study_of(chosen).answer
 
 
 def study_of(chosen: Chosen) -> Study:
@@ -174,17 +194,21 @@ def compare(chosen: Chosen, rules: str, plot: Path | None, csv_file: Path | None
     """Runs every rule, and prints, writes and draws the rows."""
     check_outputs({"--plot": plot, "--csv": csv_file, "--out": chosen.out}, chosen.inputs, made=("--out",))
     temperatures = chosen.temperatures
-    study = study_of(chosen)
+    study, share = shared_study(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
     own = chosen.own
     named = [one for text in frontier.split_rules(rules) for one in frontier.sweep(text, masks, own)]
     rows: list[dict[str, Any]] = []
     with common.progress(quiet=json) as bar:
         job = bar.add_task("comparing", total=len(named) * len(temperatures) * study.batches())
+        on_batch = partial(bar.advance, job)
+        if share is not None:
+            study.prepare([(one, temperature) for temperature in temperatures for one in named], share, on_batch)
+            on_batch = None
         for temperature in temperatures:
             first = None
             for one in named:
-                outcome = study.run(one, temperature, on_batch=lambda: bar.advance(job))
+                outcome = study.run(one, temperature, on_batch)
                 first = first or outcome
                 difference, ci95 = outcome.difference(first)
                 row = {**outcome.row(one, temperature), "difference": difference, "difference_ci95": ci95}
@@ -258,6 +282,7 @@ def tune_command(
     out: Store = None,
     device: Device = "cpu",
     hub: FromHub = NEWEST,
+    engine: EngineOptions = HERE,
     json: common.Json = False,
 ) -> None:
     """Find the sampler with the fewest evaluations that keeps the quality of one token at a time.
@@ -269,10 +294,23 @@ def tune_command(
     """
     model = hub.pinned(model)
     chosen = Chosen(
-        task, model, data, split, limit, seeds, str(temperature), batch_size, None, out, device, prompts, encoding
+        task,
+        model,
+        data,
+        split,
+        limit,
+        seeds,
+        str(temperature),
+        batch_size,
+        None,
+        out,
+        device,
+        prompts,
+        encoding,
+        engine,
     )
     check_outputs({"--out": out}, chosen.inputs, made=("--out",))
-    study = study_of(chosen)
+    study, share = shared_study(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
     base_rule = usual_rule(reference, chosen.own, temperature)
     own = chosen.own
@@ -287,6 +325,7 @@ def tune_command(
             confidence=confidence,
             temperature=temperature,
             on_batch=lambda: bar.advance(job),
+            share=share,
         )
     best = fewest(trials)
     chosen_rule = str(best.named if best else base_rule)
