@@ -54,7 +54,7 @@ def test_compare_gives_the_same_table(shared: list[str], tmp_path: Path):
 
 
 def test_tune_gives_the_same_trials(shared: list[str]):
-    arguments = ["tune", *SUDOKU, "--rules", "topk,threshold:threshold=0.1", "--reference", "topk:k=40"]
+    arguments = ["tune", *SUDOKU, "--rules", "threshold,topk:k=30", "--reference", "topk:k=40"]
     alone = table(*arguments, "--tolerance", "1")
     assert len(alone["trials"]) > 2
     assert table(*arguments, "--tolerance", "1", *shared) == alone
@@ -70,3 +70,18 @@ def test_samples_that_are_judged_are_judged_by_the_workers(shared: list[str]):
 def test_an_oracle_is_computed_here(shared: list[str]):
     with pytest.raises(ValueError, match="--engine goes with --task"):
         run("compare", *shared)
+
+
+def test_eval_gives_the_same_table(shared: list[str], tmp_path: Path):
+    arguments = ["eval", "chat", "--tasks", "instructions", "--limit", "4", "--batch-size", "2", "--temperature", "1"]
+    alone = table(*arguments, "--out", str(tmp_path / "kept.jsonl"))
+    assert alone["tasks"][0]["nfe_mean"] > 0
+    assert table(*arguments, *shared, "--out", str(tmp_path / "others.jsonl")) == alone
+    kept, others = (answers_in(tmp_path / name) for name in ("kept.jsonl", "others.jsonl"))
+    assert kept == others
+    assert len(kept) == 4
+
+
+def answers_in(path: Path) -> dict[str, Any]:
+    lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+    return {line["key"]: without_seconds(line["value"]) for line in lines}
