@@ -71,7 +71,10 @@ class Cluster:
         if address in (None, "local"):
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody unasked
             slots = max(os.cpu_count() or 1, (self.workers or 1) * self.cpus) + _SPARE
-            ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
+            try:
+                ray.init(address="local", num_cpus=slots, include_dashboard=False, **quiet)
+            except Exception as error:  # a bare one, if a process of Ray does not start in time
+                raise UnmaskError(f"Ray could not be started on this machine: {str(error).splitlines()[0]}") from error
             return
         try:
             _knock(str(address))
