@@ -4,8 +4,8 @@
     python -m benchmarks.ray faults --rows 10000       # a worker killed, the driver killed, the disk full
 
 `overhead` wants a quiet machine, and rows enough for five minutes. It runs the plain command with two threads, then two
-workers of one thread each, and tells the seconds of both. `faults` compares files byte for byte; the full disk is a small
-file system in memory, which needs root (without, that part is left out).
+workers of one thread each, and tells the seconds of both. `faults` compares files byte for byte; the full disk is a
+small file system in memory, which needs root (without, that part is left out).
 """
 
 from __future__ import annotations

@@ -118,8 +118,7 @@ def generate(
         "cache_refresh": cache_refresh,
         "end_last": end_last,
     }
-    job = Job("generate", model, loading, named, settings, seed, batch_size, output, engine)
-    _answer(job, prompts, json)
+    Job("generate", model, loading, named, settings, seed, batch_size, output, engine).answer(prompts, json)
 
 
 def infill(
@@ -153,8 +152,7 @@ def infill(
         raise ValueError("nothing to fill in: give -t TEXT, or --input FILE")
     _check_field(input, field, encoding)
     settings = {"rule": named.rule, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    job = Job("infill", model, loading, named, settings, seed, batch_size, output, engine)
-    _answer(job, texts, json)
+    Job("infill", model, loading, named, settings, seed, batch_size, output, engine).answer(texts, json)
 
 
 def chat(
@@ -197,26 +195,6 @@ def chat(
         note = f"{answer.nfe} evaluations, {answer.new_tokens} tokens, {answer.seconds:.2f} s, {answer.finish_reason}"
         common.out.print(Text(answer.text))
         common.out.print(f"[dim]{note}[/]", highlight=False)
-
-
-def _answer(job: Job, prompts: Sequence[Any], json: bool) -> None:
-    """Answers to the screen, or into a folder."""
-    if job.output.output is not None:
-        job.run(prompts, json)
-        return
-    job.check_screen()
-    network = job.loading.model(job.model)
-    ask = network.generate if job.kind == "generate" else network.infill
-    with common.progress(quiet=json) as bar:
-        task = bar.add_task("evaluations", total=None)
-        completions = ask(
-            prompts,
-            **job.filled(network),
-            seed=job.seed,
-            batch_size=job.batch_size,
-            on_step=lambda state, info: bar.advance(task),
-        )
-    _show(completions, job.named, json)
 
 
 def _check_field(input: Path | None, field: str | None, encoding: str | None) -> None:
@@ -294,13 +272,3 @@ def _lines() -> Any:
             return
         if line.strip():
             yield line.strip()
-
-
-def _show(completions: list[Completion], named: NamedRule, json: bool) -> None:
-    if json:
-        common.print_json([{**one.as_json(), "rule": str(named)} for one in completions])
-        return
-    for one in completions:
-        common.out.print(Text(one.text))
-        note = f"{one.nfe} evaluations, {one.new_tokens} tokens, {one.seconds:.2f} s, {one.finish_reason}"
-        common.out.print(f"[dim]{note}[/]", highlight=False)

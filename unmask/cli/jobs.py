@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.text import Text
 
 from ..evaluation.study import code_fingerprint, fingerprint
 from ..fleet.answering import Answering, digest, fill
 from ..fleet.engine import here
 from ..fleet.formats import FORMATS
 from ..fleet.shards import Shards, usual_rows
-from ..language import LanguageModel
+from ..language import Completion, LanguageModel
 from ..rules.named import NamedRule
 from . import common
 from .engines import HERE, EngineOptions
@@ -55,24 +56,41 @@ class Job:
     output: Output
     engine: EngineOptions
 
-    def filled(self, model: LanguageModel) -> dict[str, Any]:
+    def answer(self, prompts: Sequence[Any], json: bool) -> None:
+        """Answers the prompts to the screen, or into a folder."""
+        if self.output.output is not None:
+            self._into(self.output.output, prompts, json)
+            return
+        self._check_screen()
+        network = self.loading.model(self.model)
+        ask = network.generate if self.kind == "generate" else network.infill
+        with common.progress(quiet=json) as bar:
+            task = bar.add_task("evaluations", total=None)
+            completions = ask(
+                prompts,
+                **self._filled(network),
+                seed=self.seed,
+                batch_size=self.batch_size,
+                on_step=lambda state, info: bar.advance(task),
+            )
+        _show(completions, self.named, json)
+
+    def _filled(self, model: LanguageModel) -> dict[str, Any]:
         """The settings, with the length of answers that is usual for a model where none was given."""
         if self.kind == "infill" or self.settings["max_new_tokens"] is not None:
             return self.settings
         return {**self.settings, "max_new_tokens": model.usual_new_tokens}
 
-    def check_screen(self) -> None:
+    def _check_screen(self) -> None:
         """Raises `ValueError` if options are given that go with a folder for the answers."""
         if self.engine != HERE:
             raise ValueError("--engine goes with --output FOLDER, where the workers' answers are kept")
         if self.output != SCREEN:
             raise ValueError(f"--{'shard-rows' if self.output.shard_rows else 'format'} goes with --output FOLDER")
 
-    def run(self, prompts: Sequence[Any], json: bool) -> None:
-        """Answers the prompts, and prints what was done."""
+    def _into(self, out: Path, prompts: Sequence[Any], json: bool) -> None:
+        """Answers the prompts into a folder, and prints what was done."""
         began = time.perf_counter()
-        out = self.output.output
-        assert out is not None
         engine = self.engine.chosen()
         # With other workers, this process needs to know the tokenizer and the lengths, not the weights.
         model = (self.loading if engine is None else replace(self.loading, device="meta")).model(self.model)
@@ -96,11 +114,11 @@ class Job:
             "new_tokens": totals.new_tokens,
             "seconds": time.perf_counter() - began,
         }
-        _show(report, json)
+        _tell(report, json)
 
     def _answering(self, model: LanguageModel) -> Answering:
         load, weights = partial(self.loading.model, self.model), fingerprint(self.model)
-        return Answering(load, self.model, weights, self.kind, self.filled(model), self.batch_size)
+        return Answering(load, self.model, weights, self.kind, self._filled(model), self.batch_size)
 
     def _identity(self, answering: Answering, prompts: Sequence[Any]) -> dict[str, Any]:
         settings = {name: value for name, value in answering.settings.items() if name != "rule"}
@@ -118,7 +136,7 @@ class Job:
         }
 
 
-def _show(report: dict[str, Any], json: bool) -> None:
+def _tell(report: dict[str, Any], json: bool) -> None:
     if json:
         common.print_json(report)
         return
@@ -131,3 +149,13 @@ def _show(report: dict[str, Any], json: bool) -> None:
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _show(completions: list[Completion], named: NamedRule, json: bool) -> None:
+    if json:
+        common.print_json([{**one.as_json(), "rule": str(named)} for one in completions])
+        return
+    for one in completions:
+        common.out.print(Text(one.text))
+        note = f"{one.nfe} evaluations, {one.new_tokens} tokens, {one.seconds:.2f} s, {one.finish_reason}"
+        common.out.print(f"[dim]{note}[/]", highlight=False)

@@ -67,6 +67,8 @@ class Cluster:
 
     def _connect(self) -> None:
         quiet = {"log_to_driver": False, "logging_level": logging.CRITICAL}
+        if not os.environ.get("UNMASK_DEBUG"):
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # of its C++, which writes to standard error
         address = self.address or os.environ.get("RAY_ADDRESS")
         if address in (None, "local"):
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to anybody unasked
