@@ -245,3 +245,9 @@ def test_work_is_done_in_order_and_a_worker_only_made_for_work():
 )
 def test_shards_are_whole_batches(rows: int, batch_size: int, size: int):
     assert usual_rows(rows, batch_size) == size
+
+
+def test_the_command_line_imports_nothing_of_ray():
+    code = "import sys, unmask.cli, unmask.fleet.answering, unmask.fleet.shards; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

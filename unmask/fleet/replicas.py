@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from fastapi import FastAPI
 
-from .cluster import Cluster, ray  # first: it says which extra is missing
+from .cluster import Cluster  # first: it says which extra is missing
 
 from ray import serve  # isort: skip
+from ray.exceptions import RayError  # isort: skip
 
 from ..errors import UnmaskError
 from ..serving.app import create_app
@@ -211,6 +212,6 @@ def deploy(serving: Serving, replicas: Replicas) -> None:
         options["ray_actor_options"]["runtime_env"] = {"env_vars": {KEY: key}}
     try:
         serve.run(Replica.options(**options).bind(serving), name=NAME)
-    except (RuntimeError, ray.exceptions.RayError) as error:
+    except (RuntimeError, RayError) as error:
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise UnmaskError(f"the replicas could not be started: {lines[-1] if lines else error}") from None
