@@ -77,7 +77,7 @@ def tempered_doubt(
     return entropy if temperature == 1 else torch.minimum(entropy, doubt.double() / (1 - temperature))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class TemperedBound:
     """Takes what is sure, and of the rest what two prices let pass, at the temperature of the draw.
 
