@@ -1,4 +1,4 @@
-"""The rule of users who name none: what it is at each temperature, with and without a profile, and where it is named."""
+"""The rule of users who name none: what it is at each temperature, with a profile and without, wherever it is named."""
 
 from __future__ import annotations
 
@@ -95,7 +95,9 @@ def test_a_server_takes_the_temperature_and_the_profile_of_the_model_that_is_ask
     from unmask.serving.named import rule_of
 
     for served in models:
-        named = rule_of(UnmaskBody(model=served.name, rule="auto", temperature=0.7), served, models)
+        named = rule_of(
+            UnmaskBody.model_validate({"model": served.name, "rule": "auto", "temperature": 0.7}), served, models
+        )
         assert named.settings["temperature"] == 0.7
         assert named.settings["profile"] == served.folder
 
