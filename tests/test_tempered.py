@@ -213,7 +213,7 @@ def defined(d: list[float], a: list[float], rule: TemperedBound, left: int) -> l
         charged = [a[i] for i in some if i not in sure]
         return math.fsum(charged) - max(charged, default=0.0)
 
-    if rule.temperature < 1 and not left and cost(list(range(len(d)))) <= rule.gamma:
+    if rule.temperature < 1 and not left and math.fsum(a[i] for i in range(len(d)) if i not in sure) <= rule.gamma:
         return list(range(len(d)))
     return [i for n, i in enumerate(able) if i in sure or cost(able[: n + 1]) <= rule.gamma]
 

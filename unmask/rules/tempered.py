@@ -88,8 +88,9 @@ class TemperedBound:
 
     over those admitted that are not sure, where `a` are the tempered doubts (see the module) and `d_i` is the
     dependence on those admitted before it, as a profile has it. The first of the ranking is always admitted, and
-    what does not fit is skipped (without a profile, nothing after it can fit). Where all masks of the sequence are
-    within gamma together, all are admitted: nothing stays masked, and so nothing is a commitment.
+    what does not fit is skipped (without a profile, nothing after it can fit). Below temperature 1, where the doubts of
+    all masks of the sequence that are not sure add up to at most gamma, all are admitted: nothing stays masked, and so
+    nothing is a commitment.
 
     The sure ones are not added up: a sum of many small doubts says more about the softness of a network than about its
     errors. On puzzles, mazes and sums a limit to each doubt takes fewer evaluations than one to their sum, at the same
@@ -144,9 +145,9 @@ class TemperedBound:
         doubt = doubt.masked_fill(sure, 0.0)
         taken = self._within(doubt, fits, sure, ranked)
         if tau < 1 and ranked.masked is not None:
-            whole = self._within(doubt, ranked.candidate, sure, ranked)
-            ends = (whole | ~ranked.masked).all(-1, keepdim=True)  # nothing would stay masked
-            taken = torch.where(ends, whole, taken)
+            left = doubt.masked_fill(~ranked.candidate, 0.0).sum(-1, keepdim=True)
+            whole = (ranked.candidate | ~ranked.masked).all(-1, keepdim=True)  # nothing would stay masked
+            taken = torch.where(whole & (left <= self.gamma), ranked.candidate, taken)
         return taken, ranked.memory
 
     def _within(
