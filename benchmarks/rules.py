@@ -79,7 +79,7 @@ class Row:
     model: str
     temperature: float
     settings: dict[str, Any] = field(default_factory=dict)
-    validation: int = 300
+    validation: int = 200
     test: int = 200
     tolerance: float = 0.01
     options: dict[str, Any] = field(default_factory=dict)
@@ -89,7 +89,7 @@ _LOOPS, _SUMS, _GAPS = {"kind": "loops", "size": 8}, {"kind": "addition"}, {"gap
 _RANDOM, _HEAVY = {"kind": "random", "length": 132}, {"chain": "heavy", "kind": "random"}
 _HALF = {"dtype": torch.bfloat16}
 ROWS = {
-    "sudoku-0": Row("Sudoku", "sudoku", "sudoku", 0.0),
+    "sudoku-0": Row("Sudoku", "sudoku", "sudoku", 0.0, validation=600),
     "maze-0": Row("mazes", "maze", "maze", 0.0),
     "sums-0": Row("sums", "arithmetic", "arithmetic", 0.0, _SUMS),
     "reactions-0": Row("reactions, 40 % masked", "reactions", "rxnmapper", 0.0, _RANDOM, 235, 209, options=_HALF),
@@ -98,9 +98,9 @@ ROWS = {
     "working-0": Row("problems with working", "working", "working", 0.0, tolerance=0.02),
     "gaps-0": Row("gaps in text", "text", "text", 0.0, _GAPS),
     "heavy-0": Row("antibody chains", "antibodies", "sapiens-vh", 0.0, _HEAVY),
-    "sums-1": Row("sums", "arithmetic", "arithmetic", 1.0, _SUMS, tolerance=0.005),
+    "sums-1": Row("sums", "arithmetic", "arithmetic", 1.0, _SUMS, tolerance=0.002),
     "maze-1": Row("mazes", "maze", "maze", 1.0),
-    "sudoku-1": Row("Sudoku", "sudoku", "sudoku", 1.0, tolerance=0.02),
+    "sudoku-1": Row("Sudoku", "sudoku", "sudoku", 1.0, validation=400, tolerance=0.02),
     "reactions-1": Row("reactions, 40 % masked", "reactions", "rxnmapper", 1.0, _RANDOM, 235, 209, options=_HALF),
     "loops-1": Row("mazes with loops", "maze", "maze-loops", 1.0, _LOOPS, tolerance=0.03),
     "gaps-1": Row("gaps in text", "text", "text", 1.0, _GAPS),

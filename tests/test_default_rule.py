@@ -49,10 +49,10 @@ def test_uncertain_tokens_are_drawn_together_where_data_are_open_only():
         assert budget(unmask.default_rule("text", temperature).rule).share == LOSS
         assert budget(unmask.default_rule("text", temperature).rule).profile is not None
         closed = budget(unmask.default_rule("sudoku", temperature).rule)
-        assert (closed.share, closed.temperature) == (0, 0)
+        assert (closed.share, closed.temperature) == (0, temperature)
     drawn, cold = (budget(unmask.default_rule("sudoku", temperature).rule) for temperature in (1.0, 0.0))
     assert drawn.epsilon < cold.epsilon == LOSS
-    assert drawn.gamma < cold.gamma
+    assert drawn.ending < cold.ending
 
 
 def test_without_a_profile_it_says_so():

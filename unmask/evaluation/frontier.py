@@ -14,6 +14,7 @@ from ..files.writing import write_figure
 from ..oracles import Oracle, exact_law
 from ..rules.named import FAMILIES, NamedRule, named_rule
 from ..rules.profile import Profile
+from ..rules.usual import suited
 from ..viewing import drawing
 
 GAMMAS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, math.inf)
@@ -24,10 +25,11 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 DELTAS = (0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97)
 
 
-def sweep(text: str, length: int, own: str | Profile | None = None) -> list[NamedRule]:
+def sweep(text: str, length: int, own: str | Profile | None = None, temperature: float = 1.0) -> list[NamedRule]:
     """Turns a rule's name into rules: one with the settings given, or one for each value of a grid.
 
     Rules that read a dependence profile, and are told no other, take `own`: a model's name, a folder, or the profile.
+    Rules that are told the temperature of the draw take the one given.
 
     Grids are `GAMMAS` (`DEPENDENCE_GAMMAS`), `EPSILONS`, `THRESHOLDS`, `FACTORS`, `DELTAS`, `k` from 1 to the length,
     and steps from 1 to the length (time steps of `ancestral`: powers of two up to 8 times the length); above 16, only
@@ -38,7 +40,9 @@ def sweep(text: str, length: int, own: str | Profile | None = None) -> list[Name
     """
     name, _, inline = text.partition(":")
     setting = FAMILIES[name].setting if name in FAMILIES else None
-    needs: dict[str, Any] = {"profile": own} if name in FAMILIES and "profile" in FAMILIES[name].settings else {}
+    needs = suited(text, own, temperature)
+    if name in FAMILIES and "profile" in FAMILIES[name].settings:
+        needs.setdefault("profile", own)
     grid: dict[str, list[float]] = {
         "gamma": list(DEPENDENCE_GAMMAS if needs else GAMMAS),
         "epsilon": list(EPSILONS),

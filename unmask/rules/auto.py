@@ -10,13 +10,13 @@ from .profile import Profile
 LOSS = 0.01
 """The loss that one can bear where none is said. Chosen on validation data (docs/results.md)."""
 
-SURE = (1.0, 0.2)
-"""The largest chance that a token is wrong, as a multiple of the loss: at temperature 0, and at 1.
+SURE = (1.0, 0.3)
+"""The largest chance that a token is wrong, as a multiple of the loss: at temperature 0, and at 1 (there gamma, too).
 
 A token that is drawn is wrong with just this chance, where the argmax is wrong less often than the model fears.
 """
 
-ENDING = (100.0, 2.0)
+ENDING = (100.0, 3.0)
 """The doubts with which a sequence is ended, as a multiple of the loss: at temperature 0, and at 1."""
 
 OPEN = 0.05
@@ -40,8 +40,8 @@ def auto_choice(loss: float, temperature: float, profile: Profile | None) -> tup
 
     It is a tempered bound. Where data are open, waiting does not make tokens certain, and none is a commitment: tokens
     are drawn together if their dependence is within `loss` of their entropy. Everywhere else a token is taken beside
-    others if it is wrong with a chance of at most `loss`, by the model's own account, and a sequence is ended at once
-    where little doubt is left.
+    others if it is wrong with a chance of at most `loss`, by the model's own account, and a sequence is ended where
+    little doubt is left; at temperature 1 the limits are lower, and there is one to the dependence besides.
 
     Args:
         loss: The loss that one can bear, in [0, 1].
@@ -53,11 +53,13 @@ def auto_choice(loss: float, temperature: float, profile: Profile | None) -> tup
     """
     probability("loss", loss)
     if is_open(profile):
-        return "tempered-bound", {"gamma": 0.0, "epsilon": loss, "share": loss, "temperature": 1.0}
+        own = {"gamma": 0.0, "epsilon": loss, "share": loss, "ending": 0.0}
+        return "tempered-bound", {**own, "temperature": 1.0, "proxy": "entropy"}
     hot = min(temperature, 1.0)
     sure, ending = (loss * ((1 - hot) * cold + hot * warm) for cold, warm in (SURE, ENDING))
-    # Priced as at temperature 0: what is uncertain is a commitment, whatever the draw.
-    return "tempered-bound", {"gamma": ending, "epsilon": sure, "temperature": 0.0, "proxy": "confidence"}
+    own = {"gamma": loss * SURE[1] if hot == 1 else 0.0, "epsilon": sure, "share": 0.0, "ending": ending}
+    # Below 1 it is priced as at 0: what is uncertain is a commitment.
+    return "tempered-bound", {**own, "temperature": float(hot == 1), "proxy": "entropy" if hot == 1 else "confidence"}
 
 
 def auto_expects(loss: float, temperature: float, profile: Profile | None) -> str:

@@ -151,7 +151,7 @@ def _auto(loss: float, temperature: float, profile: str | Profile) -> AnyRule:
 def _auto_choice(loss: float, temperature: float, profile: str | Profile) -> NamedRule:
     """The same with its name and settings."""
     name, settings = auto_choice(loss, temperature, _perhaps(profile))
-    return named_rule(name, **settings, profile=profile if settings.get("share") else NO_PROFILE)
+    return named_rule(name, **settings, profile=profile if settings["temperature"] else NO_PROFILE)
 
 
 def _auto_says(loss: float, temperature: float, profile: str | Profile) -> str:
@@ -229,14 +229,15 @@ FAMILIES: dict[str, Family] = {
     ),
     "tempered-bound": Family(
         "all that fit gamma by dependence and epsilon by commitment, priced at the temperature of the draw",
-        lambda gamma, epsilon, share, temperature, profile, proxy, noise: Rule(
+        lambda gamma, epsilon, share, ending, temperature, profile, proxy, noise: Rule(
             Noisy(PROXIES[proxy](), noise) if noise else PROXIES[proxy](),
-            TemperedBound(gamma, epsilon, temperature, _perhaps(profile), share),
+            TemperedBound(gamma, epsilon, temperature, _perhaps(profile), share, ending),
         ),
         {
             "gamma": _needed(0.4),
             "epsilon": Setting(float, 0.01),
             "share": Setting(float, 0.0),
+            "ending": Setting(float, 0.0),
             "temperature": Setting(float, 1.0),
             "profile": Setting(str, NO_PROFILE),
             "proxy": _BY_ENTROPY,
