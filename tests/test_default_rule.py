@@ -1,4 +1,4 @@
-"""The rule of users who name none: which it is, with and without a profile, at each temperature."""
+"""The rule of users who name none: what it is for each kind of data and temperature, wherever it is named."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import unmask
 from unmask.cli.app import app
 from unmask.oracles import MarkovDenoiser, random_table
 from unmask.oracles.law import exact_law
-from unmask.rules.auto import LOSS, auto_choice
+from unmask.rules.auto import LOSS, is_open
 from unmask.rules.named import named_rule
-from unmask.rules.profile import load_profile
+from unmask.rules.profile import Line, Profile, load_profile
 from unmask.rules.ranked import Rule
 from unmask.rules.tempered import TemperedBound
 from unmask.rules.usual import usual_rule
@@ -26,24 +26,42 @@ def budget(rule: object) -> TemperedBound:
     return rule.budget
 
 
+@pytest.mark.parametrize("model", ["text", "sudoku", None])
 @pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0])
-def test_it_is_the_rule_that_it_says(temperature):
-    found = unmask.default_rule("text", temperature, loss=0.02)
+def test_it_is_the_rule_that_it_says(model, temperature):
+    found = unmask.default_rule(model, temperature, loss=0.02)
     said, _, expects = found.says.partition(": ")
     again = named_rule(said)
     assert repr(again.rule) == repr(found.rule)
-    assert "2 %" in expects
-    assert budget(found.rule).temperature == temperature
-    assert budget(found.rule).profile is not None
+    assert " %" in expects
 
 
-def test_without_a_profile_it_says_so_and_bears_no_more():
+def test_a_profile_tells_open_data_from_what_is_determined():
+    for name in ("text", "sapiens-vh", "sapiens-vl"):
+        assert is_open(load_profile(name)), name
+    for name in ("sudoku", "maze", "maze-loops", "arithmetic", "rxnmapper", "chat", "working"):
+        assert not is_open(load_profile(name)), name
+    assert not is_open(Profile.empty(Line.of(9)))
+
+
+def test_uncertain_tokens_are_drawn_together_where_data_are_open_only():
+    for temperature in (0.0, 1.0):
+        assert budget(unmask.default_rule("text", temperature).rule).share == LOSS
+        assert budget(unmask.default_rule("text", temperature).rule).profile is not None
+        closed = budget(unmask.default_rule("sudoku", temperature).rule)
+        assert (closed.share, closed.temperature) == (0, temperature)
+    drawn, cold = (budget(unmask.default_rule("sudoku", temperature).rule) for temperature in (1.0, 0.0))
+    assert drawn.epsilon < cold.epsilon == LOSS
+    assert drawn.ending < cold.ending
+
+
+def test_without_a_profile_it_says_so():
     found = unmask.default_rule()
     assert "without a dependence profile" in found.says
     assert budget(found.rule).profile is None
     assert found.settings == {"loss": LOSS, "temperature": 1.0, "profile": "none"}
     assert "without" not in unmask.default_rule("text").says
-    assert budget(unmask.default_rule(load_profile("text")).rule).profile is not None
+    assert unmask.default_rule(load_profile("text")).says.startswith("tempered-bound")
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -72,8 +90,8 @@ def test_on_chains_it_loses_no_more_than_it_says(stay, loss):
 
 
 def test_the_temperature_is_that_of_the_draw_wherever_a_rule_is_named(model):
-    assert budget(usual_rule("auto", "chat", 0.0).rule).temperature == 0
-    assert budget(usual_rule("auto:temperature=0.5", "chat", 0.0).rule).temperature == 0.5
+    assert usual_rule("auto", "chat", 0.0).settings["temperature"] == 0
+    assert usual_rule("auto:temperature=0.5", "chat", 0.0).settings["temperature"] == 0.5
     assert budget(usual_rule("tempered-bound:gamma=0.1", "chat", 0.3).rule).temperature == 0.3
     prompt = [[3, 4, 5]]
     auto = model.generate(prompt, rule="auto", max_new_tokens=8, temperature=0.0)
@@ -95,7 +113,9 @@ def test_a_server_takes_the_temperature_and_the_profile_of_the_model_that_is_ask
     from unmask.serving.named import rule_of
 
     for served in models:
-        named = rule_of(UnmaskBody(model=served.name, rule="auto", temperature=0.7), served, models)
+        named = rule_of(
+            UnmaskBody.model_validate({"model": served.name, "rule": "auto", "temperature": 0.7}), served, models
+        )
         assert named.settings["temperature"] == 0.7
         assert named.settings["profile"] == served.folder
 
@@ -104,9 +124,3 @@ def test_a_server_takes_the_temperature_and_the_profile_of_the_model_that_is_ask
 def test_a_loss_out_of_range_is_refused(loss):
     with pytest.raises(ValueError, match=r"loss is a probability in \[0, 1\]"):
         unmask.default_rule(None, 1.0, loss)
-
-
-def test_it_changes_little_near_temperature_one():
-    """What may be left at the end, and the commitment that is free, go to 0 and to everything with 1 - temperature."""
-    _, settings = auto_choice(0.01, 0.999)
-    assert settings["gamma"] < 0.002

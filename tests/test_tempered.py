@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.test_dependence_bound import random_profile
-from unmask import Confidence, Entropy, EntropyBound, One, Rule, TopK, sample
+from unmask import Confidence, Entropy, EntropyBound, One, Rule, Threshold, TopK, sample
 from unmask.oracles import Oracle, TableDenoiser, exact_law, random_hmm, random_table
 from unmask.rules import All, DependenceBound
 from unmask.rules.tempered import TemperedBound, tempered_doubt
@@ -195,7 +195,8 @@ def test_it_is_the_rules_that_it_joins(oracle, length):
     for one, other, temperature in (
         (TemperedBound(0.3, 0.0, 1.0), EntropyBound(0.3), 1.0),
         (TemperedBound(0.3, 0.0, 1.5, profile), DependenceBound(0.3, profile), 1.5),
-        (TemperedBound(INF, 0.0, 0.0), All(), 0.0),
+        (TemperedBound(0.0, 0.4, 0.0), Threshold(0.6), 0.0),
+        (TemperedBound(0.0, 0.0, 0.0, ending=INF), All(), 0.0),
     ):
         order = Entropy() if temperature else Confidence()
         first = sample(oracle, x, Rule(order, one), seed=1, temperature=temperature)
@@ -207,15 +208,12 @@ def test_it_is_the_rules_that_it_joins(oracle, length):
 def defined(d: list[float], a: list[float], rule: TemperedBound, left: int) -> list[int]:
     """The rule without a profile, as it is defined: on doubts in their ranking, with so many masks elsewhere."""
     sure = {i for i, one in enumerate(d) if one <= rule.epsilon}
-    able = [i for i in range(len(d)) if i == 0 or i in sure or (1 - rule.temperature) * a[i] <= rule.epsilon]
-
-    def cost(some: list[int]) -> float:
-        charged = [a[i] for i in some if i not in sure]
-        return math.fsum(charged) - max(charged, default=0.0)
-
-    if rule.temperature < 1 and not left and cost(list(range(len(d)))) <= rule.gamma:
+    if not left and math.fsum(one for i, one in enumerate(d) if i not in sure) <= rule.ending:
         return list(range(len(d)))
-    return [i for n, i in enumerate(able) if i in sure or cost(able[: n + 1]) <= rule.gamma]
+    able = [i for i in range(len(d)) if i == 0 or i in sure or (1 - rule.temperature) * a[i] <= rule.epsilon]
+    prefixes = [able[:n] for n in range(1, len(able) + 1)]
+    fits = [u for u in prefixes if math.fsum(a[i] for i in u) - max(a[i] for i in u) <= rule.gamma]
+    return sorted(sure | set(fits[-1]))
 
 
 @settings(max_examples=60)
@@ -225,15 +223,16 @@ def defined(d: list[float], a: list[float], rule: TemperedBound, left: int) -> l
     st.integers(0, 16),
     st.sampled_from([0.0, 0.5, 1.0]),
     st.integers(0, 1),
+    st.sampled_from([0.0, 0.5, 2.0]),
 )
-def test_the_budget_is_its_definition(pairs, gamma, epsilon, temperature, left):
+def test_the_budget_is_its_definition(pairs, gamma, epsilon, temperature, left, ending):
     doubt, entropy = sorted(d / 16 for d, _ in pairs), [(d + more) / 16 for d, more in sorted(pairs)]
     width = len(doubt) + left
     far = [INF] * left
     d, h = (torch.tensor([[*values, *far]], dtype=torch.float64) for values in (doubt, entropy))
     masked, position = torch.ones(1, width, dtype=torch.bool), torch.arange(width).unsqueeze(0)
     view = View(d < INF, h, d, d, position, torch.zeros_like(d), torch.empty(1, 0), masked, ~masked)
-    rule = TemperedBound(gamma / 16, epsilon / 16, temperature)
+    rule = TemperedBound(gamma / 16, epsilon / 16, temperature, ending=ending)
     taken, _ = rule.admit(replace(view, memory=rule.start(masked.sum(-1))))
     a = tempered_doubt(h, d, temperature)[0, : len(doubt)].tolist()
     assert taken[0].nonzero().squeeze(-1).tolist() == defined(doubt, a, rule, left)

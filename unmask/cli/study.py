@@ -195,17 +195,19 @@ def compare(chosen: Chosen, rules: str, plot: Path | None, csv_file: Path | None
     study, share = shared_study(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
     own = chosen.own
-    named = [one for text in frontier.split_rules(rules) for one in frontier.sweep(text, masks, own)]
+    texts = frontier.split_rules(rules)
+    named = {t: [one for text in texts for one in frontier.sweep(text, masks, own, t)] for t in temperatures}
     rows: list[dict[str, Any]] = []
     with common.progress(quiet=json) as bar:
-        job = bar.add_task("comparing", total=len(named) * len(temperatures) * study.batches())
+        job = bar.add_task("comparing", total=sum(map(len, named.values())) * study.batches())
         on_batch = partial(bar.advance, job)
         if share is not None:
-            study.prepare([(one, temperature) for temperature in temperatures for one in named], share, on_batch)
+            pairs = [(one, temperature) for temperature in temperatures for one in named[temperature]]
+            study.prepare(pairs, share, on_batch)
             on_batch = None
         for temperature in temperatures:
             first = None
-            for one in named:
+            for one in named[temperature]:
                 outcome = study.run(one, temperature, on_batch)
                 first = first or outcome
                 difference, ci95 = outcome.difference(first)
@@ -213,7 +215,7 @@ def compare(chosen: Chosen, rules: str, plot: Path | None, csv_file: Path | None
                 rows.append({"quality_is": study.task.quality, **row})
     if "entropy" in rows[0] and len(temperatures) > 1:
         name = "judge" if "judge" in rows[0] else "nelbo"
-        at_equal_entropy(rows, rows[:: len(named)], name)
+        at_equal_entropy(rows, rows[:: len(rows) // len(temperatures)], name)
     if csv_file is not None:
         _write_csv(csv_file, rows)
     if plot is not None:

@@ -74,7 +74,8 @@ def tune_command(
     masks = int((own_study.prompts.tokens == own_study.task.mask_id).sum(-1).max())
     base_rule = usual_rule(reference, chosen.own, temperature)
     own = chosen.own
-    families = [frontier.gentlest_first(frontier.sweep(text, masks, own)) for text in frontier.split_rules(rules)]
+    texts = frontier.split_rules(rules)
+    families = [frontier.gentlest_first(frontier.sweep(text, masks, own, temperature)) for text in texts]
     with common.progress(quiet=json) as bar:
         job = bar.add_task("tuning", total=None)
         base, trials = tune(

@@ -14,6 +14,7 @@ from ..files.writing import write_figure
 from ..oracles import Oracle, exact_law
 from ..rules.named import FAMILIES, NamedRule, named_rule
 from ..rules.profile import Profile
+from ..rules.usual import suited
 from ..viewing import drawing
 
 GAMMAS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0, math.inf)
@@ -24,7 +25,7 @@ THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 DELTAS = (0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97)
 
 
-def sweep(text: str, length: int, own: str | Profile | None = None) -> list[NamedRule]:
+def sweep(text: str, length: int, own: str | Profile | None = None, temperature: float = 1.0) -> list[NamedRule]:
     """Returns the rules that a name stands for: one if its main setting is given, and one per value of a grid if not.
 
     The grids are `GAMMAS` (for rules that read a dependence profile, `DEPENDENCE_GAMMAS`), `EPSILONS`, `THRESHOLDS`,
@@ -37,13 +38,16 @@ def sweep(text: str, length: int, own: str | Profile | None = None) -> list[Name
         length: Tokens per sequence.
         own: The dependence profile for rules that read one, unless their settings name another: a model's name, a
             folder, or the profile itself.
+        temperature: The temperature of the draw, for rules that depend on it.
 
     Raises:
         ValueError: If the name or a setting is unknown or out of range.
     """
     name, _, inline = text.partition(":")
     setting = FAMILIES[name].setting if name in FAMILIES else None
-    needs: dict[str, Any] = {"profile": own} if name in FAMILIES and "profile" in FAMILIES[name].settings else {}
+    needs = suited(text, own, temperature)
+    if name in FAMILIES and "profile" in FAMILIES[name].settings:
+        needs.setdefault("profile", own)
     grid: dict[str, list[float]] = {
         "gamma": list(DEPENDENCE_GAMMAS if needs else GAMMAS),
         "epsilon": list(EPSILONS),

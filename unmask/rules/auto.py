@@ -5,47 +5,72 @@ from __future__ import annotations
 from typing import Any
 
 from .budget import probability
+from .profile import Profile
 
 LOSS = 0.01
-"""The loss that one can bear where none is said. Chosen on validation data of every task (docs/results.md)."""
+"""The loss that one can bear where none is said. Chosen on validation data (docs/results.md)."""
 
-NOISE = 1.0
-"""Noise of the order by entropy at temperature 1."""
+SURE = (1.0, 0.3)
+"""The largest chance that a token is wrong, as a multiple of the loss: at temperature 0, and at 1 (there gamma, too).
 
-ENDING = 100.0
-"""At temperature 0, the doubts that may be left when a sequence is ended, as a multiple of the loss."""
+A token that is drawn is wrong with just this chance, where the argmax is wrong less often than the model fears.
+"""
+
+ENDING = (100.0, 3.0)
+"""The doubts with which a sequence is ended, as a multiple of the loss: at temperature 0, and at 1."""
+
+OPEN = 0.05
+"""Nats: data are open if this is left of the entropy of a position when nearly all others are known."""
 
 
-def auto_choice(loss: float, temperature: float) -> tuple[str, dict[str, Any]]:
-    """Returns the name and the settings of a rule; a profile of the model is still to be given.
+def is_open(profile: Profile | None) -> bool:
+    """Whether what is masked is left uncertain by the rest, as in text; not in puzzles, sums or chemical reactions.
 
-    A tempered bound: a token is taken beside others if it is wrong with a chance of at most `loss`, by the model's own
-    account, and at temperature 1 also if the dependence of those taken together is within `loss` of their entropy.
-    There the order by entropy has noise, for neighbours are equally uncertain and depend on each other most.
+    It is read off the smallest masked shares that were measured: the mean of the smaller entropy of two positions.
+    """
+    if profile is None:
+        return False
+    pairs, smaller = profile.pairs.sum((0, 2, 3)), profile.smaller.sum((0, 2, 3))
+    seen = pairs > 0
+    return bool(seen.any()) and float((smaller[seen] / pairs[seen])[0]) > OPEN
+
+
+def auto_choice(loss: float, temperature: float, profile: Profile | None) -> tuple[str, dict[str, Any]]:
+    """Returns the name and the settings of a rule, but for the profile.
+
+    It is a tempered bound. Where data are open, waiting does not make tokens certain, and none is a commitment: tokens
+    are drawn together if their dependence is within `loss` of their entropy. Everywhere else a token is taken beside
+    others if it is wrong with a chance of at most `loss`, by the model's own account, and a sequence is ended where
+    little doubt is left; at temperature 1 the limits are lower, and there is one to the dependence besides.
 
     Args:
         loss: The loss that one can bear, in [0, 1].
         temperature: The temperature of the draw.
+        profile: The dependence profile of the model; `None` if there is none, and then data count as not open.
 
     Raises:
         ValueError: If the loss is not in [0, 1].
     """
     probability("loss", loss)
-    own = {"epsilon": loss, "share": loss, "temperature": temperature}
-    if temperature >= 1:
-        return "tempered-bound", {"gamma": 0.0, **own, "noise": NOISE}
-    return "tempered-bound", {"gamma": ENDING * loss * (1 - temperature), **own, "proxy": "confidence"}
+    if is_open(profile):
+        own = {"gamma": 0.0, "epsilon": loss, "share": loss, "ending": 0.0}
+        return "tempered-bound", {**own, "temperature": 1.0, "proxy": "entropy"}
+    hot = min(temperature, 1.0)
+    sure, ending = (loss * ((1 - hot) * cold + hot * warm) for cold, warm in (SURE, ENDING))
+    own = {"gamma": loss * SURE[1] if hot == 1 else 0.0, "epsilon": sure, "share": 0.0, "ending": ending}
+    # Below 1 it is priced as at 0: what is uncertain is a commitment.
+    return "tempered-bound", {**own, "temperature": float(hot == 1), "proxy": "entropy" if hot == 1 else "confidence"}
 
 
-def auto_expects(loss: float, temperature: float, profile: bool) -> str:
+def auto_expects(loss: float, temperature: float, profile: Profile | None) -> str:
     """Says what is expected to be lost, and whether a profile of the model was there to say how."""
-    sure = f"a token taken beside others is wrong with a chance of at most {100 * loss:g} %, as the model has it"
-    if temperature < 1:
-        return sure
-    shared = f"at most {100 * loss:g} % of the entropy of a sequence is lost by drawing tokens together; {sure}"
-    if profile:
-        return shared
+    if is_open(profile):
+        return f"at most {100 * loss:g} % of the entropy of a sequence is lost by drawing tokens together"
+    sure = auto_choice(loss, temperature, profile)[1]["epsilon"]
+    told = f"a token taken beside others is wrong with a chance of at most {100 * sure:.2g} %, as the model has it"
+    if profile is not None:
+        return told
     return (
-        f"{shared}; without a dependence profile of the model, dependence is priced at entropies, as EB does, in more"
-        " evaluations (unmask profile measures one)"
+        f"{told}; without a dependence profile of the model, tokens that are uncertain are never drawn together"
+        " (unmask profile measures one)"
     )

@@ -154,17 +154,19 @@ class Family:
 
 def _auto(loss: float, temperature: float, profile: str | Profile) -> AnyRule:
     """The rule that `auto` stands for."""
-    name, settings = auto_choice(loss, temperature)
-    return FAMILIES[name].build(
-        **{key: one.default for key, one in FAMILIES[name].settings.items()} | settings | {"profile": profile}
-    )
+    return _auto_choice(loss, temperature, profile).rule
 
 
-def _auto_says(loss: float, temperature: float, profile: str) -> str:
+def _auto_choice(loss: float, temperature: float, profile: str | Profile) -> NamedRule:
+    """The same with its name and settings."""
+    name, settings = auto_choice(loss, temperature, _perhaps(profile))
+    return named_rule(name, **settings, profile=profile if settings["temperature"] else NO_PROFILE)
+
+
+def _auto_says(loss: float, temperature: float, profile: str | Profile) -> str:
     """Which rule `auto` stands for, and what it expects to lose."""
-    name, settings = auto_choice(loss, temperature)
-    chosen = NamedRule(name, settings | {"profile": profile}, _auto(loss, temperature, NO_PROFILE))
-    return f"{chosen}: {auto_expects(loss, temperature, profile != NO_PROFILE)}"
+    expects = auto_expects(loss, temperature, _perhaps(profile))
+    return f"{_auto_choice(loss, temperature, profile)}: {expects}"
 
 
 FAMILIES: dict[str, Family] = {
@@ -236,14 +238,15 @@ FAMILIES: dict[str, Family] = {
     ),
     "tempered-bound": Family(
         "all that fit gamma by dependence and epsilon by commitment, priced at the temperature of the draw",
-        lambda gamma, epsilon, share, temperature, profile, proxy, noise: Rule(
+        lambda gamma, epsilon, share, ending, temperature, profile, proxy, noise: Rule(
             Noisy(PROXIES[proxy](), noise) if noise else PROXIES[proxy](),
-            TemperedBound(gamma, epsilon, temperature, _perhaps(profile), share),
+            TemperedBound(gamma, epsilon, temperature, _perhaps(profile), share, ending),
         ),
         {
             "gamma": _needed(0.4),
             "epsilon": Setting(float, 0.01),
             "share": Setting(float, 0.0),
+            "ending": Setting(float, 0.0),
             "temperature": Setting(float, 1.0),
             "profile": Setting(str, NO_PROFILE),
             "proxy": _BY_ENTROPY,
@@ -404,17 +407,19 @@ def register(name: str, family: Family) -> None:
 
 @dataclass(frozen=True)
 class NamedRule:
-    """A rule with the name and the settings by which it was requested."""
+    """A rule with the name and the settings by which it was requested.
+
+    Attributes:
+        name: The name.
+        settings: The settings.
+        rule: The rule.
+        says: What a user should know of a choice that the rule makes; empty for most rules.
+    """
 
     name: str
     settings: dict[str, Any]
     rule: AnyRule
-
-    @property
-    def says(self) -> str:
-        """What a user should know of a choice that the rule makes; empty for most rules."""
-        says = FAMILIES[self.name].says if self.name in FAMILIES else None
-        return says(**self.settings) if says is not None else ""
+    says: str = ""
 
     def __str__(self) -> str:
         inner = ",".join(f"{key}={value}" for key, value in self.settings.items())
@@ -460,4 +465,5 @@ def named_rule(name: str, **settings: Any) -> NamedRule:
             raise ValueError(f"the rule {name} needs a value for {key}")
         used[key] = setting.parse(key, given.get(key, setting.default))
     own = {key: value for key, value in given.items() if isinstance(value, Profile)}
-    return NamedRule(name, used | dict.fromkeys(own, "measured"), family.build(**used | own))
+    says = "" if family.says is None else family.says(**used | own)
+    return NamedRule(name, used | dict.fromkeys(own, "measured"), family.build(**used | own), says)

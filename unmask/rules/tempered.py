@@ -81,21 +81,22 @@ def tempered_doubt(
 class TemperedBound:
     """Takes what is sure, and of the rest what two prices let pass, at the temperature of the draw.
 
-    A position is *sure* if `1 - max p <= epsilon`. All that are sure are admitted, and charged nothing. Of the others,
-    in their ranking, one is admitted if its commitment `min(1 - max p, (1 - τ) H)` is at most epsilon, and with it
+    A position is *sure* if `1 - max p <= epsilon`, and all that are sure are admitted. Of the others, in their ranking,
+    one is admitted if its commitment `min(1 - max p, (1 - τ) H)` is at most epsilon, and with it
 
         min( Σ min(a_i, d_i), Σ a - max a ) <= gamma
 
-    over those admitted that are not sure, where `a` are the tempered doubts (see the module) and `d_i` is the
-    dependence on those admitted before it, as a profile has it. The first of the ranking is always admitted, and
-    what does not fit is skipped (without a profile, nothing after it can fit). Where all masks of the sequence are
-    within gamma together, all are admitted: nothing stays masked, and so nothing is a commitment.
+    over those admitted so far, where `a` are the tempered doubts (see the module) and `d_i` is the dependence on those
+    admitted before it, as a profile has it. The first of the ranking is always admitted, and what does not fit is
+    skipped (without a profile, nothing after it can fit). Where the doubts `1 - max p` of all masks of a sequence that
+    are not sure add up to at most `ending`, all are admitted: nothing stays masked, and so nothing is a commitment.
 
-    The sure ones are not added up: a sum of many small doubts says more about the softness of a network than about its
-    errors. On puzzles, mazes and sums a limit to each doubt takes fewer evaluations than one to their sum, at the same
-    quality. With `epsilon = 0` and temperature 1 the rule is `DependenceBound(gamma, profile)`, or, without a profile
-    and in entropy order, `EntropyBound(gamma)`. At temperature 0 it is `Threshold(1 - epsilon)`, but that it ends a
-    sequence as soon as gamma allows.
+    So a step admits whatever `Threshold(1 - epsilon)` admits, and at temperature 1 whatever
+    `DependenceBound(gamma, profile)` does, which is whatever `EntropyBound(gamma)` does. A limit to each doubt is there
+    beside that to the sum because a sum of many small doubts says more about the softness of a network than about its
+    errors; on puzzles, mazes and sums it takes fewer evaluations at the same quality (docs/results.md). At the end the
+    largest doubt counts, too, though the theorem would let it pass: a network finds out more with every evaluation,
+    which the chain rule does not know.
 
     A share adds `share · Σ a` to gamma. The dependence of a sequence is then at most that share of its entropy at
     temperature 1, however many evaluations it takes; what is a small loss is not the same for a sum and for a text.
@@ -106,6 +107,7 @@ class TemperedBound:
         temperature: The temperature of the draw, which a rule cannot see; above 1 counts as 1.
         profile: The dependence profile of the model; `None` prices all dependence at the doubts.
         share: The share of the tempered doubts admitted that dependence may cost besides.
+        ending: The sum of doubts with which a sequence is ended.
 
     Raises:
         ValueError: If gamma or the temperature is negative or NaN, or epsilon is not in [0, 1].
@@ -116,6 +118,7 @@ class TemperedBound:
     temperature: float = 1.0
     profile: Profile | None = None
     share: float = 0.0
+    ending: float = 0.0
     marginal_free: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -123,8 +126,9 @@ class TemperedBound:
             raise ValueError("gamma is one number")
         for name in ("epsilon", "share"):
             probability(name, getattr(self, name))
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be a number >= 0, got {self.temperature}")
+        for name in ("temperature", "ending"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be a number >= 0, got {getattr(self, name)}")
 
     @cached_property
     def _pairs(self) -> DependenceBound | None:
@@ -141,32 +145,26 @@ class TemperedBound:
         sure = ranked.doubt.double() <= self.epsilon
         # The commitment is at most the doubt and (1 - τ) H, and so (1 - τ) times the tempered doubt.
         fits = ranked.candidate & (sure | (doubt * (1 - tau) <= self.epsilon) | first)
-        doubt = doubt.masked_fill(sure, 0.0)
-        taken = self._within(doubt, fits, sure, ranked)
-        if tau < 1 and ranked.masked is not None:
-            whole = self._within(doubt, ranked.candidate, sure, ranked)
-            ends = (whole | ~ranked.masked).all(-1, keepdim=True)  # nothing would stay masked
-            taken = torch.where(ends, whole, taken)
+        taken = self._within(doubt, fits, ranked) | (ranked.candidate & sure)
+        if ranked.masked is not None:
+            left = ranked.doubt.double().masked_fill(~ranked.candidate | sure, 0.0).sum(-1, keepdim=True)
+            whole = (ranked.candidate | ~ranked.masked).all(-1, keepdim=True)  # nothing would stay masked
+            taken = torch.where(whole & (left <= self.ending), ranked.candidate, taken)
         return taken, ranked.memory
 
     def _within(
-        self,
-        doubt: Float[Tensor, "batch length"],
-        fits: Bool[Tensor, "batch length"],
-        sure: Bool[Tensor, "batch length"],
-        ranked: View,
+        self, doubt: Float[Tensor, "batch length"], fits: Bool[Tensor, "batch length"], ranked: View
     ) -> Bool[Tensor, "batch length"]:
         """Returns which of the positions that fit are within γ together."""
         if self._pairs is not None:
-            return self._priced(doubt, fits & ~sure, Pairs(self._pairs, ranked)) | (fits & sure)
+            return self._priced(doubt, fits, Pairs(self._pairs, ranked))
         doubt = doubt.masked_fill(~fits, 0.0)
         # Σa - max a is a sum of the smaller of each doubt and the largest before it: exact where subtracting a maximum
         # would round.
         smaller = torch.minimum(doubt[:, 1:], doubt.cummax(-1).values[:, :-1])
         bound = torch.cat([torch.zeros_like(doubt[:, :1]), smaller.cumsum(-1)], -1)
         within = fits & (bound <= self.gamma + self.share * doubt.cumsum(-1))
-        longest = within.flip(-1).cumsum(-1).flip(-1) > 0  # a prefix, of which shorter ones may not fit
-        return fits & (longest | sure)
+        return fits & (within.flip(-1).cumsum(-1).flip(-1) > 0)  # the longest prefix, though shorter ones may not fit
 
     def _priced(
         self, doubt: Float[Tensor, "batch length"], fits: Bool[Tensor, "batch length"], pairs: Pairs
