@@ -189,6 +189,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     )
 
 
+def on_page_context(context: Any, page: Any, **_: Any) -> Any:
+    """Gives a page that stands by itself the width of a navigation that would list nothing but it."""
+    if page.parent is None:
+        page.meta.setdefault("hide", ["navigation"])
+    return context
+
+
 def on_page_content(html: str, page: Any, **_: Any) -> None:
     """Refuses a page that leads out of the site, whose headings leave out a level, or that has not one title.
 
