@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 
+from unmask.cli.common import keep_memory
 from unmask.language import LanguageModel
 from unmask.models.registry import load as load_model
 from unmask.sampling.processors import LogitBias
@@ -198,6 +199,7 @@ def overhead_part(count: int = 200, repeats: int = 3) -> dict[str, Any]:
     model = load_model("chat")
     assert isinstance(model, LanguageModel)
     torch.set_num_threads(1)
+    keep_memory()  # as the command does
     rule, length = "top1-entropy", 24
     prompts = [f"{number}+{number * 7 % 90}=" for number in range(10, 10 + count)]
     own = {"rule": rule, "max_tokens": length, "temperature": 0, "seed": 0, "logit_bias": NO_END}

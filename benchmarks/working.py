@@ -27,7 +27,8 @@ from unmask.evaluation.store import Store
 from unmask.evaluation.study import code_fingerprint, fingerprint
 from unmask.language import Completion, LanguageModel
 from unmask.models.registry import load
-from unmask.rules.named import FAMILIES, NamedRule, named_rule
+from unmask.rules.named import NamedRule
+from unmask.rules.usual import usual_rule
 from unmask.tasks.of_model import task_of
 from unmask.tasks.working import Problem, WorkingTask
 
@@ -45,6 +46,7 @@ LOSS = 0.01
 REFERENCE = "top1-entropy"
 SETTINGS: dict[str, tuple[str, ...]] = {
     REFERENCE: ("",),
+    "auto": ("",),
     "top1-confidence": ("",),
     "top1-margin": ("",),
     "uniform": ("",),
@@ -54,10 +56,11 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "threshold": ("threshold=0.95", "threshold=0.8", "threshold=0.6"),
     "factor": ("factor=0.3", "factor=1"),
     "klass": ("threshold=0.9",),
-    "entropy-bound": ("gamma=0.03", "gamma=0.1", "gamma=0.3", "gamma=1"),
+    "entropy-bound": ("gamma=0.003", "gamma=0.01", "gamma=0.03", "gamma=0.1"),
     "carried-bound": ("epsilon=0.3", "epsilon=1"),
     "noisy-bound": ("gamma=0.1",),
     "dependence-bound": ("gamma=0.03", "gamma=0.1", "gamma=0.3"),
+    "tempered-bound": ("gamma=0,epsilon=0.02,proxy=confidence", "gamma=0,epsilon=0.1,proxy=confidence"),
     "independence-test": ("epsilon=0.3",),
     "random-k": ("k=2",),
     "groups": ("sizes=1+1+2+4+8+16",),
@@ -81,6 +84,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "wino": ("threshold=0.6,back=0.9",),
     "edit": ("threshold=0.7,edit=0.5",),
     "lookahead": ("depth=2",),
+    "s2d2": ("draft=4",),
     "gibbs": ("sweeps=0.5",),
 }
 """What is tried of each named rule: what its paper sets (docs/settings.md), or several values."""
@@ -141,9 +145,7 @@ class Asked:
         return found
 
     def _rule(self, text: str) -> NamedRule:
-        name = text.partition(":")[0]
-        own = {"profile": self.name} if "profile" in FAMILIES[name].settings else {}
-        return named_rule(text, **own)
+        return usual_rule(text, self.name, temperature=0.0)
 
 
 def judge(asked: Problem, one: Completion) -> dict[str, Any]:

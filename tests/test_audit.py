@@ -91,7 +91,7 @@ def test_it_changes_no_sample_and_depends_on_no_batch():
 
 def test_what_cannot_be_audited_is_refused():
     rule = Rule(Entropy(), DependenceBound(0.2, oracle_profile(CHAIN, 3)))
-    with pytest.raises(ValueError, match="prices of a DependenceBound"):
+    with pytest.raises(ValueError, match="budget that charges for dependence"):
         audited_sample(CHAIN, masks(1, 3), Rule(Entropy(), EntropyBound(0.1)), seed=0)
     for share in (-0.1, 1.1, math.nan):
         with pytest.raises(ValueError, match=r"in \[0, 1\]"):

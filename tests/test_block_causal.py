@@ -65,13 +65,13 @@ def test_a_model_in_memory_can_be_block_causal(tmp_path):
 
 @pytest.mark.parametrize("size", [0, -3, 2.5, True])
 def test_blocks_that_are_none_are_refused(size, tmp_path):
-    with pytest.raises(ValueError, match="block_causal is a whole number of positions >= 1"):
+    with pytest.raises(ValueError, match="block_causal must be a whole number of positions >= 1"):
         adapted(tmp_path, block_causal=size)
 
 
 def test_models_that_look_everywhere_are_not_made_block_causal(tmp_path):
     for layout in ("llada", "dream"):
-        with pytest.raises(ValueError, match=f"block_causal does not apply.*a {layout} looks at all"):
+        with pytest.raises(ValueError, match=f"block_causal does not apply.*a {layout} attends to all"):
             unmask.load(write(tmp_path / layout, layout), block_causal=4)
     with pytest.raises(ValueError, match="block_causal does not apply"):
         unmask.load("sudoku", block_causal=4)

@@ -48,10 +48,10 @@ def test_the_blocks_are_what_the_configuration_says(layout, tmp_path):
     assert torch.equal(logits(load(tmp_path / "same", layout, block_causal=SIZE)), logits(plain))
     other = logits(load(tmp_path / "other", layout, **{field: 6}))
     assert (other - logits(plain)).abs().max() > 1e-3
-    words = rf"config.json says {field} = {SIZE}, and block_causal=8 is given; leave it out"
+    words = rf"config.json says {field} = {SIZE}, but block_causal=8 is given; leave block_causal out"
     with pytest.raises(AdapterError, match=words):
         load(tmp_path / "against", layout, block_causal=8)
-    with pytest.raises(AdapterError, match=f"{field} is a whole number of positions >= 1, got 0"):
+    with pytest.raises(AdapterError, match=f"{field} must be a whole number of positions >= 1, got 0"):
         load(tmp_path / "none", layout, **{field: 0})
 
 

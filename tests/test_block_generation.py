@@ -153,7 +153,9 @@ def test_the_command_line_has_the_same_defaults(tmp_path):
         ["12+35=", "What is 9 plus 4?"], rule="entropy-bound:gamma=0.1", max_new_tokens=10, temperature=1.0
     )
     assert found == [list(one.tokens) for one in answers]
-    with pytest.raises(unmask.errors.AdapterError, match=r"block_size = 4, and block_causal=8 is given; leave it out"):
+    with pytest.raises(
+        unmask.errors.AdapterError, match=r"block_size = 4, but block_causal=8 is given; leave block_causal out"
+    ):
         tokens("--block-causal", "8")
 
 

@@ -361,7 +361,7 @@ def test_models_that_cannot_keep_anything_are_refused(models):
     options = {"rule": ONE, "max_new_tokens": 8, "block_length": 4, "cache": "dual"}
     with pytest.raises(ValueError, match=r"a cache is for LLaDA, Dream, .*; this is a BertForMaskedLM"):
         bert.generate(prompts(5), **options)
-    with pytest.raises(ValueError, match="looks in one direction"):
+    with pytest.raises(ValueError, match="is causal"):
         check_attention(LlamaForCausalLM(LlamaConfig(vocab_size=VOCAB, **sizes)), "a cache")
     with pytest.raises(ValueError, match="this is a Linear"):
         Cached(LanguageModel(torch.nn.Linear(1, 1), VOCAB, MASK), "dual", 1)

@@ -171,5 +171,5 @@ def test_a_damaged_checkpoint_is_refused(copied: Path):
     with pytest.raises(AdapterError, match=r"layers\.3\.1\.running_var holds NaN"):
         load(copied)
     (copied / "model.safetensors").write_bytes(b"no tensors")
-    with pytest.raises(AdapterError, match="no complete safetensors"):
+    with pytest.raises(AdapterError, match="not a complete safetensors"):
         load(copied)

@@ -93,6 +93,14 @@ def test_a_sequence_is_what_it_is_alone_among_its_own_and_among_other_rules(name
             assert found.bounds[i] == one.bounds[0]
 
 
+@pytest.mark.parametrize("name", sorted(OWN))
+def test_it_equals_another_with_the_same_settings_so_that_their_sequences_share_a_batch(name):
+    one, other = RULES[name], example(name, FAMILIES[name])
+    assert one == other
+    assert hash(one) == hash(other)
+    assert all(one != RULES[another] for another in OWN - {name})
+
+
 @every_rule
 def test_slots_are_refilled_whatever_others_do(name):
     rows = [*ROWS, *ROWS]

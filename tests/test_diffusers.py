@@ -249,7 +249,7 @@ def test_what_does_not_fit_is_refused():
     logits, x = torch.zeros(1, 4, 5), torch.full((1, 4), 4)
     with pytest.raises(ValueError, match="for masked models"):
         scheduler.step(logits, 0, x)
-    with pytest.raises(ValueError, match="do not go with a block"):
+    with pytest.raises(ValueError, match="do not fit a block"):
         scheduler.step(logits[:, :3], 0, x, mask_token_id=4)
     with pytest.raises(ValueError, match="sampling_method"):
         scheduler.step(logits, 0, x, mask_token_id=4, sampling_method="best")
@@ -314,7 +314,7 @@ def test_a_prompt_mask_is_heeded_and_checked():
     assert after.prev_sample[:, prompt].tolist() == [[4, 4], [4, 4]]
     assert bool((after.prev_sample[:, ~prompt] != 4).all())
     for wrong in (prompt[:3], prompt.long(), prompt.expand(2, 4)):
-        with pytest.raises(ValueError, match="prompt_mask is one truth value per position"):
+        with pytest.raises(ValueError, match="prompt_mask must be one boolean per position"):
             scheduler.step(logits, 0, x, mask_token_id=4, prompt_mask=wrong)
 
 

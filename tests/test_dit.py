@@ -42,7 +42,7 @@ def test_what_the_files_leave_unsaid(tmp_path):
     for layout in ("mdlm", "bd3lm"):
         with pytest.raises(AdapterError, match="mask token 50257 is outside the vocabulary of 40 tokens"):
             unmask.load(write(tmp_path / layout, layout))
-    with pytest.raises(ValueError, match=r"block_causal does not apply to .*: a MDLM looks at all positions"):
+    with pytest.raises(ValueError, match=r"block_causal does not apply to .*: a MDLM attends to all positions"):
         loaded(tmp_path / "mdlm", "mdlm", block_causal=4)
     network = loaded(tmp_path / "bd3lm", "bd3lm").network
     assert (network.block_causal, network.shift, network.max_length) == (BLOCK, False, 64)
@@ -55,11 +55,11 @@ def test_what_the_files_leave_unsaid(tmp_path):
         ("mdlm", {"time_conditioning": "absent"}, "lacks time_conditioning"),
         ("mdlm", {"causal": True}, "unsupported: causal True"),
         ("mdlm", {"cond_dim": None}, "lacks cond_dim"),
-        ("mdlm", {"n_heads": 3}, "hidden_dim 32 cannot be shared by n_heads 3 heads of an even size"),
+        ("mdlm", {"n_heads": 3}, "hidden_dim 32 cannot be divided among n_heads 3 heads of an even size"),
         ("mdlm", {"mlp_ratio": 2}, "unsupported: mlp_ratio 2"),
         ("mdlm", {"block_size": 4}, "unsupported: block_size 4"),
         ("bd3lm", {"cross_attn": False}, "unsupported: cross_attn False"),
-        ("bd3lm", {"block_size": "absent"}, "does not say of how many positions"),
+        ("bd3lm", {"block_size": "absent"}, "does not give their length"),
         ("bd3lm", {"n_blocks": 0}, "n_blocks must be a whole number >= 1, got 0"),
     ],
 )
@@ -75,7 +75,9 @@ def test_missing_and_extra_tensors_are_named(tmp_path):
         with pytest.raises(AdapterError, match=f"lacks weights of DiTForMaskedLM: {name}"):
             unmask.load(tmp_path, mask_id=MASK)
     write_files(tmp_path, CONFIGS["mdlm"], {**tensors, "backbone.blocks.0.surplus": torch.ones(3)})
-    with pytest.raises(AdapterError, match=r"has weights that DiTForMaskedLM has not: backbone\.blocks\.0\.surplus"):
+    with pytest.raises(
+        AdapterError, match=r"has weights that DiTForMaskedLM does not have: backbone\.blocks\.0\.surplus"
+    ):
         unmask.load(tmp_path, mask_id=MASK)
 
 

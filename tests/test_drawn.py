@@ -129,7 +129,7 @@ def test_sets_that_follow_from_the_ranking_may_be_of_any_size():
     law = exact_law(oracle, rule, x)
     assert law.pvalue(drawn(oracle, rule, x)) > 1e-6
     assert 1 < law.nfe_mean < 4
-    with pytest.raises(ValueError, match="do not look at the marginals"):
+    with pytest.raises(ValueError, match="do not depend on the marginals"):
         exact_law(oracle, Rule(DrawnConfidence(1.0), EntropyBound(0.9)), x)
 
 

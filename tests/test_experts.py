@@ -89,7 +89,7 @@ def test_what_the_files_leave_unsaid(tmp_path):
     other = write(tmp_path / "b", "llada-moe")
     with pytest.raises(AdapterError, match="mask token 156895 is outside the vocabulary of 40 tokens"):
         unmask.load(other)
-    with pytest.raises(ValueError, match=r"block_causal does not apply .* looks at all positions"):
+    with pytest.raises(ValueError, match=r"block_causal does not apply .* attends to all positions"):
         unmask.load(other, mask_id=MASK, block_causal=4)
     with pytest.raises(AdapterError, match="LLaDA2 models are read with shift=False, not True"):
         unmask.load(folder, mask_id=MASK, shift=True)
@@ -144,13 +144,13 @@ def test_half_precision_keeps_its_type(layout, attention, tmp_path):
         ("llada2", {"num_shared_experts": 0}, "num_shared_experts must be a whole number >= 1, got 0"),
         ("llada2", {"num_shared_experts": None}, "lacks num_shared_experts"),
         ("llada2", {"n_group": "absent"}, "lacks n_group"),
-        ("llada2", {"n_group": 3}, "num_experts 8 cannot be put into n_group 3 groups"),
+        ("llada2", {"n_group": 3}, "num_experts 8 cannot be divided into n_group 3 groups"),
         ("llada2", {"n_group": 8}, "num_experts must be a whole number >= 16, got 8"),
         ("llada2", {"topk_group": 5}, "topk_group must be a whole number from 1 to 4, got 5"),
         ("llada2", {"num_experts_per_tok": 5}, "num_experts_per_tok must be a whole number from 1 to 4, got 5"),
         ("llada2", {"first_k_dense_replace": -1}, "first_k_dense_replace must be a whole number >= 0, got -1"),
-        ("llada2", {"intermediate_size": None}, "lacks intermediate_size, of the first 1 layers"),
-        ("llada2", {"rotary_dim": 4}, "rotary_dim 4 is not partial_rotary_factor of head_dim, 8"),
+        ("llada2", {"intermediate_size": None}, "lacks intermediate_size, the MLP size of the first 1 layers"),
+        ("llada2", {"rotary_dim": 4}, "rotary_dim 4 does not fit: partial_rotary_factor times head_dim is 8"),
         ("llada-moe", {"hidden_act": "gelu"}, "unsupported: hidden_act 'gelu'"),
         ("llada-moe", {"moe_router_score_function": "sigmoid"}, "unsupported: moe_router_score_function 'sigmoid'"),
         ("llada-moe", {"moe_router_enable_expert_bias": True}, "unsupported: moe_router_enable_expert_bias True"),
@@ -161,9 +161,9 @@ def test_half_precision_keeps_its_type(layout, attention, tmp_path):
         ("llada-moe", {"qk_layernorm": False}, "unsupported: qk_layernorm False"),
         ("llada-moe", {"clip_qkv": 8.0}, "unsupported: clip_qkv 8.0"),
         ("llada-moe", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "unsupported: rope_scaling"),
-        ("llada-moe", {"moe_layer_freq": [1, 0]}, "not a list of 3 times 0 or 1"),
+        ("llada-moe", {"moe_layer_freq": [1, 0]}, "not a list of 3 numbers 0 or 1"),
         ("llada-moe", {"moe_layer_freq": 1}, "moe_layer_freq 1 is not a list"),
-        ("llada-moe", {"dense_intermediate_size": None}, "lacks dense_intermediate_size, of layers 1"),
+        ("llada-moe", {"dense_intermediate_size": None}, "lacks dense_intermediate_size, the MLP size of layers 1"),
         ("llada-moe", {"num_experts": "absent"}, "lacks num_experts"),
         ("llada-moe", {"num_experts_per_tok": 9}, "num_experts_per_tok must be a whole number from 1 to 8, got 9"),
         ("llada-moe", {"rope_theta": "absent"}, "lacks rope_theta"),
@@ -192,7 +192,7 @@ def test_missing_and_extra_tensors_are_named(layout, name, tmp_path):
     with pytest.raises(AdapterError, match=rf"lacks weights of \w+: {re.escape(asked)}"):
         unmask.load(tmp_path, mask_id=MASK)
     save_file({**tensors, "model.layers.1.extra.weight": torch.ones(3)}, path, metadata={"format": "pt"})
-    with pytest.raises(AdapterError, match=r"has weights that .* has not: .*layers.1.extra"):
+    with pytest.raises(AdapterError, match=r"has weights that .* does not have: .*layers.1.extra"):
         unmask.load(tmp_path, mask_id=MASK)
 
 

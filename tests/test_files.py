@@ -205,7 +205,7 @@ def test_bad_prompts_name_their_line_and_what_would_work(tmp_path: Path):
         ("9" * 5000, None, "line 1: this is not JSON"),
         (good + "[1]", None, "line 2: expected"),
         ("\n\n", None, "holds no prompts"),
-        (good, " ,", "--field names fields"),
+        (good, " ,", "--field must name fields"),
     ]:
         path.write_text(text)
         with pytest.raises(ValueError, match=words) as caught:

@@ -195,7 +195,7 @@ def test_settings_of_a_task_reach_the_model_or_are_refused(tmp_path: Path):
     assert len(set(settings["streams"])) == 2  # equal requests, different answers
     ask(until="\n", do_sample=False, temperature=0.7, top_p=0.9)
     assert (model.settings[-1]["temperature"], model.settings[-1]["top_p"]) == (0.0, None)
-    with pytest.raises(ValueError, match="num_beams has no meaning here"):
+    with pytest.raises(ValueError, match="num_beams is not supported"):
         ask(until=[], num_beams=4)
 
 

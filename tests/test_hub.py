@@ -137,7 +137,12 @@ def strip(hub: Hub) -> None:
     [
         ("no/model", {}, None, r"neither a folder 'no/model' nor such a model at http://127.*check the name.*HF_TOKEN"),
         (NAME, {"revision": "no"}, None, r"somebody/model has no revision 'no'; give a branch, tag or whole commit"),
-        (NAME, {}, gate, r"only for those who accepted its terms: do so at http.*/somebody/model.*in HF_TOKEN or as"),
+        (
+            NAME,
+            {},
+            gate,
+            r"only for users who accepted its terms: accept them at http.*/somebody/model.*in HF_TOKEN or as",
+        ),
         (NAME, {"token": "hf_wrong"}, None, r"does not accept the token.*make another at http.*/settings/tokens"),
         (NAME, {}, break_down, r"cannot download somebody/model from http.*503.*try again"),
         (
@@ -154,7 +159,7 @@ def strip(hub: Hub) -> None:
             NAME,
             {"local_files_only": True},
             None,
-            r"no folder 'somebody/model', and no such model was downloaded to .*cache; the hub is only asked without",
+            r"no folder 'somebody/model', and no such model was downloaded to .*cache; the hub is contacted only",
         ),
     ],
 )
@@ -227,7 +232,7 @@ def test_a_disk_that_fills_up_is_named(hub: Hub, tmp_path: Path):
 def test_a_disk_without_room_is_named_before(hub: Hub, monkeypatch: pytest.MonkeyPatch):
     full = shutil.disk_usage("/")._replace(free=1000)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda place: full)
-    with pytest.raises(AdapterError, match=r"needs .* MB more, and the disk of .*cache has 0.0 MB left; make room"):
+    with pytest.raises(AdapterError, match=r"needs .* MB more, but the disk of .*cache has 0.0 MB left; make room"):
         fetch(HubName(NAME))
     assert hub.files == set()
 

@@ -117,7 +117,7 @@ def test_reactions_of_ones_own(tmp_path: Path):
     with pytest.raises(DataError, match=r"line 2: expected SMILES as reactants>>products: CCO\.CC=O"):
         read_reactions(file)
     file.write_text("[Xx]CO>>CC=O\n")
-    with pytest.raises(DataError, match=r"line 1: '\[Xx\]' is no token of the model"):
+    with pytest.raises(DataError, match=r"line 1: '\[Xx\]' is not a token of the model"):
         read_reactions(file)
     file.write_text("hello\n")
     with pytest.raises(DataError, match="line 1: expected SMILES"):

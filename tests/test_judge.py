@@ -138,10 +138,10 @@ def test_samples_that_cannot_be_judged_are_refused(tmp_path: Path, task: TextTas
     judge = load_judge(own(tmp_path / "own"), Short())  # pyright: ignore
     with pytest.raises(ValueError, match="contain the mask token"):
         judge(torch.tensor([[0, 1, 3, 2]]))
-    with pytest.raises(ValueError, match="this judge reads 4 tokens, the samples have 5"):
+    with pytest.raises(ValueError, match="this judge takes 4 tokens, but the samples have 5"):
         judge(torch.zeros(1, 5, dtype=torch.long))
     sample = task.examples("test")[0][0].unsqueeze(0)
-    with pytest.raises(ValueError, match=r"reads 3 tokens, a sample has \d"):
+    with pytest.raises(ValueError, match=r"takes 3 tokens, but a sample has \d"):
         load_judge(foreign(tmp_path / "short", task, gpt2(n_positions=3)), task)(sample)
     blind = foreign(tmp_path / "blind", task, gpt2(), known="to be")
     with pytest.raises(ValueError, match="tokenizer does not know every character of"):
@@ -156,11 +156,11 @@ def test_folders_that_are_no_judge_are_refused(tmp_path: Path, task: TextTask):
         GPT2Config(vocab_size=60, n_positions=8, n_embd=8, n_layer=1, n_head=1, tie_word_embeddings=False)
     )
     for name, folder, message in [
-        ("masked", own(tmp_path / "masked", causal=False), "holds a masked model; a judge is trained with"),
+        ("masked", own(tmp_path / "masked", causal=False), "holds a masked model; a judge must be trained with"),
         (
             "vocabulary",
             own(tmp_path / "vocabulary", vocab_size=9),
-            f"has vocab_size 9, the task text {task.vocab_size}",
+            f"has vocab_size 9, but the task text has {task.vocab_size}",
         ),
         ("bert", foreign(tmp_path / "bert", task, BertForMaskedLM(bert)), "BertForMaskedLM, a masked model"),
         ("t5", foreign(tmp_path / "t5", task, T5ForConditionalGeneration(t5)), "a sequence-to-sequence model"),
@@ -177,14 +177,14 @@ def test_folders_that_are_no_judge_are_refused(tmp_path: Path, task: TextTask):
         assert name
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "config.json").write_text(json.dumps({"name": "other"}))
-    with pytest.raises(AdapterError, match="neither of this package nor of the Transformers library"):
+    with pytest.raises(AdapterError, match="neither by this package nor by the Transformers library"):
         load_judge(tmp_path / "other", task)
     with quiet():
         gpt2().save_pretrained(tmp_path / "silent")
     with pytest.raises(AdapterError, match="silent has no tokenizer: expected"):
         load_judge(tmp_path / "silent", task)
     (tmp_path / "begin" / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(AdapterError, match=r"begin/model.safetensors is no complete safetensors file"):
+    with pytest.raises(AdapterError, match=r"begin/model.safetensors is not a complete safetensors file"):
         load_judge(tmp_path / "begin", task)
     (tmp_path / "begin" / "model.safetensors").rename(tmp_path / "begin" / "pytorch_model.bin")
     with pytest.raises(AdapterError, match=r"has no model\.safetensors"):

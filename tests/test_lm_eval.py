@@ -163,7 +163,7 @@ def test_settings_out_of_range_are_refused(model: LanguageModel):
         UnmaskLM(model, "entropybound")
     with pytest.raises(ValueError, match="gama does not apply"):
         UnmaskLM(model, "entropy-bound", gama=0.1)
-    with pytest.raises(ValueError, match="is no language model"):
+    with pytest.raises(ValueError, match="is not a language model"):
         UnmaskLM("maze", EB)
     with pytest.raises(ValueError, match="unknown dtype 'int4'"):
         UnmaskLM(model, EB, dtype="int4")

@@ -219,7 +219,7 @@ def test_settings_that_make_no_model_are_refused(tmp_path: Path):
         ({"model_type": "gpt2"}, "a gpt2 model, a causal model"),
         ({"model_type": "bart"}, "a bart model, a sequence-to-sequence model"),
         ({"model_type": "bert", "is_decoder": True}, "a bert model, a causal model"),
-        ({"model_type": "bert", "hiden_size": 8}, "hiden_size: no setting of bert; it has"),
+        ({"model_type": "bert", "hiden_size": 8}, "hiden_size: not a setting of bert; it has"),
         (
             {"model_type": "bert", "hidden_size": 7, "num_attention_heads": 2},
             "not a multiple of the number of attention",
@@ -240,13 +240,13 @@ def test_settings_that_make_no_model_are_refused(tmp_path: Path):
     enough = {"model_type": "roberta", **SMALL, "max_position_embeddings": 8}
     build_network(parse_config(settings(tmp_path, network={"kind": "masked_lm", "config": enough}), "it"), Parity())
     for network, message in [
-        ({"kind": "masked_lm"}, "either config .* or pretrained"),
+        ({"kind": "masked_lm"}, "exactly one of config .* and pretrained"),
         ({"kind": "masked_lm", "config": {"hidden_size": 8}}, "needs a model_type"),
         ({"kind": "rnn"}, "'rnn' found"),
     ]:
         with pytest.raises(ValueError, match=message):
             parse_config(settings(tmp_path, network=network), "settings")
     both = settings(tmp_path, network={"kind": "masked_lm", "config": {"model_type": "bert"}}, objective="causal")
-    with pytest.raises(ValueError, match="reads in both directions: objective must be masked"):
+    with pytest.raises(ValueError, match="has bidirectional attention: objective must be masked"):
         parse_config(both, "settings")
     assert not list(tmp_path.iterdir())

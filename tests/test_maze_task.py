@@ -251,24 +251,24 @@ def test_bad_mazes_and_settings_say_what_is_wrong(tmp_path: Path):
     path = tmp_path / "mazes.csv"
     for drawing, message in [
         (TREE[:-1], r"line 2: a drawn maze has \(2n \+ 1\)² characters, got 48"),
-        (TREE.replace("S", "."), "line 2: a drawn maze has one S, one E"),
-        (TREE.replace("S", "x"), "one S, one E, and else"),
+        (TREE.replace("S", "."), "line 2: a drawn maze has one S and one E"),
+        (TREE.replace("S", "x"), "one S and one E; all other"),
         (TREE.replace("S.", "#S"), "start and end must be cells"),
-        (TREE[:11] + "##" + TREE[13:], "the cell in row 1, column 3 is walled up"),
+        (TREE[:11] + "##" + TREE[13:], "the cell in row 1, column 3 is drawn as a wall"),
         ("." + TREE[1:7] + "." + TREE[8:], "the outer wall is open"),
-        (HALL, "maze 1 is no tree"),
-        (APART, "maze 1 is no tree"),
+        (HALL, "maze 1 is not a tree"),
+        (APART, "maze 1 is not a tree"),
         (TREE, "maze 1 has 3×3 cells, not 4×4"),
     ]:
         write(path, [drawing])
         with pytest.raises(DataError, match=message):
             MazeTask(size=4, data=path)
-    with pytest.raises(DataError, match="no way from start to end"):
+    with pytest.raises(DataError, match="no path from start to end"):
         MazeTask("loops", size=4, data=write(path, [APART]))
     with pytest.raises(DataError, match="has 4×4 cells, not 6×6; set size=4"):
         MazeTask(data=write(path, [HALL]))
     path.write_text("maze\n")
-    with pytest.raises(DataError, match="holds no maze"):
+    with pytest.raises(DataError, match="does not hold any maze"):
         MazeTask(data=path)
     path.write_text("a,b\n1,2\n")
     with pytest.raises(DataError, match="column 'maze'"):

@@ -161,7 +161,7 @@ def test_a_damaged_tokenizer_beside_a_model_is_refused(llama: LlamaForCausalLM, 
     loaded.config.is_causal, loaded.config.mask_token_id = False, MASK
     saying_what_is_beyond(loaded)
     options = {"custom_generate": generate, "rule": "topk:k=2", "max_new_tokens": 8}
-    with pytest.raises(AdapterError, match=r"tokenizer.*mend it, or give vocabulary=tokenizer") as caught:
+    with pytest.raises(AdapterError, match=r"tokenizer.*repair its files, or give vocabulary=tokenizer") as caught:
         loaded.generate(torch.tensor([[5, 6, 7]]), **options)
     assert "\n" not in str(caught.value)
     assert int(loaded.generate(torch.tensor([[5, 6, 7]]), vocabulary=TOKENIZER, **options).max()) < NAMED

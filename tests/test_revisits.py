@@ -391,7 +391,7 @@ def test_bad_settings_are_refused():
         (lambda: Gibbs(Rule(Entropy(), One()), 0.0), "sweeps"),
         (lambda: Gibbs(Rule(LeftToRight(), Steps(3))), "keeps no count"),
         (lambda: Gibbs(Rule(Entropy(), Speculative(2))), "keeps no count"),
-        (lambda: exact_law(random_table(3, 4, 0), Remasking(3), torch.full((4,), 3), blocks=2), "clock of its own"),
+        (lambda: exact_law(random_table(3, 4, 0), Remasking(3), torch.full((4,), 3), blocks=2), "has its own clock"),
     ):
         with pytest.raises(ValueError, match=match):
             build()

@@ -65,7 +65,7 @@ def test_a_mask_that_nothing_names_is_given(folder):
     assert load(folder, mask_id=MASK_ID).mask_id == MASK_ID
     assert UnmaskLM(folder, "all", mask_id=MASK_ID).model.mask_id == MASK_ID
     for given in (-1, True, "5", 1.0):
-        with pytest.raises(ValueError, match="mask_id is the id of a token"):
+        with pytest.raises(ValueError, match="mask_id must be the id of a token"):
             unmask.load(folder, mask_id=given)  # pyright: ignore[reportArgumentType]
     with pytest.raises(AdapterError, match="outside the vocabulary"):
         unmask.load(folder, mask_id=10**6)
@@ -146,5 +146,5 @@ def test_a_model_in_memory_names_its_ends_and_takes_a_mask(folder):
     inner = model.network.model  # pyright: ignore[reportAttributeAccessIssue]
     inner.generation_config.eos_token_id = [5, 7]  # pyright: ignore
     assert LanguageModel.of(inner, model.tokenizer).end_ids == (5, 7, END_ID)  # pyright: ignore
-    with pytest.raises(ValueError, match="mask_id is the id of a token"):
+    with pytest.raises(ValueError, match="mask_id must be the id of a token"):
         LanguageModel.of(inner, model.tokenizer, mask_id="x")  # pyright: ignore

@@ -109,10 +109,10 @@ def test_the_base_of_positions_is_read_wherever_it_is_said(layout, tmp_path):
     assert torch.equal(unmask.load(same)(query), plain)
     different = write(tmp_path / "c", layout, rope_theta=100.0)
     assert (unmask.load(different)(query) - plain)[:, :MASK].abs().max() > 1e-3
-    with pytest.raises(AdapterError, match="said twice"):
+    with pytest.raises(AdapterError, match="given twice"):
         unmask.load(write(tmp_path / "d", layout, rope_parameters={**other, "rope_theta": 7.0}))
     for odd in (0, -1.0, "1e6", True, float("inf")):
-        with pytest.raises(AdapterError, match=r"rope_theta is a number > 0"):
+        with pytest.raises(AdapterError, match=r"rope_theta must be a number > 0"):
             unmask.load(write(tmp_path / "e", layout, rope_theta=odd))
 
 

@@ -205,7 +205,7 @@ def test_sequences_that_notice_any_company_are_evaluated_one_at_a_time():
 def test_models_that_cannot_unmask_are_refused_by_name():
     mamba = MambaForCausalLM(MambaConfig(vocab_size=VOCAB, hidden_size=16, num_hidden_layers=1, state_size=4))
     for model, message in (
-        (mamba, "MambaForCausalLM looks to the left only"),
+        (mamba, "MambaForCausalLM sees only the tokens to its left"),
         (tiny("mra"), "MraForMaskedLM sees no token but the one it is asked about"),
     ):
         made = LanguageModel.of(model, mask_id=MASK, end_ids=[])

@@ -104,7 +104,7 @@ def test_the_floor_tells_the_smoothing():
     floor = entropy_floor(Smoothed(exact, 0.2), x)
     assert floor.smoothing == pytest.approx(0.2, rel=1e-3)
     assert floor.entropy == pytest.approx(smoothed_entropy(0.2, exact.vocab_size, 1))
-    assert "smoothing=0.2 undoes it" in str(floor)
+    assert "smoothing=0.2 undoes the smoothing" in str(floor)
     clear = entropy_floor(exact, x)
     assert clear.entropy == pytest.approx(0.0, abs=1e-9)
     assert "no label smoothing hides what the model is certain of" in str(clear)

@@ -137,7 +137,7 @@ def test_several_grids_are_told_apart(tmp_path: Path):
     path.write_text("\n".join([*ROWS[:4], "12345678", *ROWS[5:]]) + f"\n\n{other}\n")
     file = read_puzzles(path)
     assert [p.cells for p in file.puzzles] == [FULL]
-    assert "line 5 is not a row of a grid: '12345678' has not nine cells" in file.rejected[0].reason
+    assert "line 5 is not a row of a grid: '12345678' does not have nine cells" in file.rejected[0].reason
 
 
 def test_what_a_spreadsheet_did_is_named(tmp_path: Path):

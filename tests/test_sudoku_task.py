@@ -176,7 +176,7 @@ def test_a_task_refuses_files_it_cannot_judge(tmp_path):
     for text, message in [
         (f"puzzle,solution\n{PUZZLE},{SOLUTION}\n{PUZZLE[:-1]},\n", "line 3: a puzzle has 81 characters, got 80"),
         (f"puzzle\n{PUZZLE}\n", "line 2: no solution"),
-        ("puzzle,solution\n", "holds no puzzle"),
+        ("puzzle,solution\n", "does not hold any puzzle"),
         ("puzle\n", "column 'puzzle'"),
         (f"puzzle,solution\n{empty},{SOLUTION[:80]}0\n", "line 2: the solution has empty cells"),
         (f"puzzle,solution\n{empty},{wrong}\n", "line 2: contradictory clues"),

@@ -164,7 +164,7 @@ def test_bad_texts_and_settings_say_what_is_wrong(cats: Path, tmp_path: Path):
     with pytest.raises(DataError, match="cannot read"):
         TextTask(tmp_path)
     (tmp_path / "empty.txt").write_text(" \n\n")
-    with pytest.raises(DataError, match="holds no text"):
+    with pytest.raises(DataError, match="does not hold any text"):
         TextTask(tmp_path / "empty.txt")
     (tmp_path / "latin.txt").write_bytes(b"one\ntwo\ncaf\xe9\n")
     with pytest.raises(DataError, match=r"not UTF-8 text: byte 0xe9 in line 3"):

@@ -14,9 +14,6 @@ from unmask.rules.ties import place, settled
 SYMMETRIC = MarkovDenoiser.lazy(3, 0.7)
 """A chain whose symbols, and whose two directions, are alike: most positions tie with another one."""
 
-TOKENS = {"credit"}
-"""Rules that look at which token is the most probable, where tokens tie."""
-
 
 def example(name: str):
     setting = FAMILIES[name].setting
@@ -30,7 +27,7 @@ def law(name: str, denoiser: MarkovDenoiser | PerturbedDenoiser) -> torch.Tensor
 
 def ranks(name: str) -> bool:
     """Whether a rule ranks by what it sees."""
-    return name not in TOKENS and name != "dependence-bound" and not getattr(example(name), "blind", False)
+    return name != "dependence-bound" and not getattr(example(name), "blind", False)
 
 
 @pytest.mark.parametrize("name", list(filter(ranks, FAMILIES)))

@@ -116,7 +116,7 @@ def test_a_finished_run_stays_as_it_is(finished: Path):
 
 
 def test_another_recipe_is_refused_by_the_field_that_differs(finished: Path):
-    with pytest.raises(ValueError, match=r"lr: 0\.003 there, 0\.001 asked"):
+    with pytest.raises(ValueError, match=r"lr: 0\.003 there, 0\.001 here"):
         train_sudoku(finished, dataclasses.replace(TINY, lr=1e-3))
 
 
@@ -124,7 +124,7 @@ def test_the_length_may_change_until_the_decay_begins(tmp_path: Path, finished: 
     train_sudoku(tmp_path, dataclasses.replace(TINY, steps=9, decay_steps=3), stop_after=4)
     train_sudoku(tmp_path, TINY)
     assert_same_bits(finished / "state.pt", tmp_path / "state.pt")
-    with pytest.raises(ValueError, match="steps: 6 there, 9 asked"):
+    with pytest.raises(ValueError, match="steps: 6 there, 9 here"):
         train_sudoku(tmp_path, dataclasses.replace(TINY, steps=9))
 
 

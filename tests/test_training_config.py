@@ -66,14 +66,14 @@ def unmask(*arguments: str) -> str:
     [
         ({"stpes": 5}, r"given\.yaml: stpes: Extra inputs are not permitted, got 5"),
         ({"network": {"widht": 8}}, r"network\.widht: Extra inputs are not permitted, got 8"),
-        ({"network": {"width": 10, "heads": 3}}, "width 10 is no multiple of heads 3"),
-        ({"network": {"rows": 5}}, "length 16 is no multiple of rows x channels = 5 x 1"),
-        ({"network": {"time": True}, "objective": "causal"}, "a causal network reads a line"),
+        ({"network": {"width": 10, "heads": 3}}, "width 10 is not a multiple of heads 3"),
+        ({"network": {"rows": 5}}, "length 16 is not a multiple of rows x channels = 5 x 1"),
+        ({"network": {"time": True}, "objective": "causal"}, "a causal network is for a line"),
         ({"network": {"time": True, "rows": "two"}}, r"network\.rows: Input should be a valid integer, got 'two'"),
         ({"steps": 0, "lr": -1}, r"steps: Input should be greater than or equal to 1, got 0; lr: .*greater than 0"),
         ({"steps": None}, "steps: Input should be a valid integer"),
         ({"decay_steps": 3}, r"decay_steps \(3\) must not exceed steps \(2\)"),
-        ({"batch_size": 3, "accumulate": 2}, "batch_size 3 is no multiple of accumulate 2"),
+        ({"batch_size": 3, "accumulate": 2}, "batch_size 3 is not a multiple of accumulate 2"),
         ({"schedule": "log-linear"}, "schedule: Input should be 'linear'"),
         ({"dtype": "float16"}, "dtype: Input should be 'float32' or 'bfloat16', got 'float16'"),
         ({"samples": {"rule": "best"}}, r"samples\.rule: unknown rule 'best'"),
@@ -95,8 +95,8 @@ def test_a_bad_configuration_is_refused_before_any_compute(
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "holds no text"),
-        (b"\n\n", "holds no text"),
+        (b"", "does not hold any text"),
+        (b"\n\n", "does not hold any text"),
         (b"to be\nor n\xff\n", r"is not UTF-8 text: byte 0xff in line 2"),
         (TEXT.encode() * 2, "split has 4 tokens, fewer than one window of 16"),
     ],
@@ -111,7 +111,7 @@ def test_a_text_that_cannot_be_used_is_refused_before_any_compute(tmp_path: Path
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("steps: [", "is no YAML"), ("- steps", "must hold keys and values"), ("", "must hold keys and values")],
+    [("steps: [", "is not valid YAML"), ("- steps", "must hold keys and values"), ("", "must hold keys and values")],
 )
 def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str, message: str):
     path = tmp_path / "given.yaml"

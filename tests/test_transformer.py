@@ -151,7 +151,7 @@ def test_a_timed_network_needs_the_time_and_heeds_it():
     assert bool((early != late).any(1).all())
     denoiser = NetworkDenoiser(made, 6, 5, 12, wants_time=True)
     answers = tokens(made.config).masked_fill(x == 5, 1)
-    with pytest.raises(ValueError, match="wants to know the time"):
+    with pytest.raises(ValueError, match="is conditioned on time"):
         unmask.nelbo(denoiser, answers, seed=0)
     assert bool(unmask.nelbo(denoiser, answers, seed=0, schedule=SCHEDULES["linear"]).nelbo.isfinite().all())
 
@@ -176,14 +176,14 @@ def test_wrong_shapes_and_sizes_are_refused():
     with pytest.raises(ValueError, match="where must have the shape of x"):
         made(x, x[:2] == 5)
     changes: list[tuple[dict[str, Any], str]] = [
-        ({"width": 15}, "width 15 is no multiple of heads 2"),
-        ({"rows": 5}, "length 12 is no multiple of rows x channels = 5 x 1"),
-        ({"rows": 3, "channels": 3}, "length 12 is no multiple of rows x channels = 3 x 3"),
+        ({"width": 15}, "width 15 is not a multiple of heads 2"),
+        ({"rows": 5}, "length 12 is not a multiple of rows x channels = 5 x 1"),
+        ({"rows": 3, "channels": 3}, "length 12 is not a multiple of rows x channels = 3 x 3"),
         ({"mask_id": 6}, "mask_id 6 is outside the vocabulary"),
         ({"depth": 0}, "depth must be a whole number from 1 to 1048576, got 0"),
         ({"mlp": True}, "mlp must be a whole number from 1 to 1048576, got True"),
-        ({"causal": True, "rows": 3}, "a causal network reads a line"),
-        ({"causal": True, "time": True}, "a causal network reads a line"),
+        ({"causal": True, "rows": 3}, "a causal network is for a line"),
+        ({"causal": True, "time": True}, "a causal network is for a line"),
     ]
     for change, message in changes:
         with pytest.raises(ValueError, match=message):
@@ -219,7 +219,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path):
         ({"length": 13}, "says length = 13, expected 12"),
         ({"network": "rnn"}, "says network = 'rnn', expected one of sudoku, transformer"),
         ({"format": "unmask/9"}, "says format = 'unmask/9', expected 'unmask/1'"),
-        ({"config": {**asdict(GRID), "rows": 5}}, "does not describe a transformer .*no multiple of rows"),
+        ({"config": {**asdict(GRID), "rows": 5}}, "does not describe a transformer .*not a multiple of rows"),
         ({"config": {**asdict(GRID), "colour": 5}}, "does not describe a transformer .*colour"),
         ({"config": {**asdict(GRID), "depth": 3}}, r"missing tensors: blocks\.2\.attention_norm"),
         ({"config": {**asdict(GRID), "width": 32}}, r"head has shape \(6, 16\), expected \(6, 32\)"),
@@ -238,7 +238,7 @@ def test_checkpoints_that_do_not_fit_are_refused(tmp_path: Path):
             models.load(tmp_path)
     saved()
     weights.write_bytes(weights.read_bytes()[:-8])
-    with pytest.raises(AdapterError, match="is no complete safetensors file"):
+    with pytest.raises(AdapterError, match="is not a complete safetensors file"):
         models.load(tmp_path)
     weights.unlink()
     with pytest.raises(AdapterError, match=r"cannot read .*model\.safetensors"):

@@ -165,7 +165,7 @@ def test_a_vocabulary_that_is_another_models_is_refused(tmp_path, mark):
     folder = write_dream(tmp_path / "dream", mark)
     put(folder / "vocab.json", {text: number for text, number in VOCABULARY.items() if number < FIRST - 1})
     put(folder / "merges.txt", "#version: 0.2\n")
-    with pytest.raises(AdapterError, match=r"gives '<\|endoftext\|>' the id \d+, tokenizer_config.json says"):
+    with pytest.raises(AdapterError, match=r"gives '<\|endoftext\|>' the id \d+, but tokenizer_config.json says"):
         unmask.load(folder)
 
 

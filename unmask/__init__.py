@@ -35,6 +35,7 @@ from .rules import (
     first_hitting,
     parallel_first_hitting,
 )
+from .rules.usual import default_rule
 from .sampling import blocks
 from .sampling.loop import Sampler
 from .sampling.result import Event, Result, StepInfo
@@ -82,6 +83,7 @@ __all__ = [
     "blocks",
     "categorical",
     "chain_log_likelihood",
+    "default_rule",
     "derive",
     "errors",
     "extrapolated_first_hitting",

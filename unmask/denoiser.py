@@ -28,6 +28,9 @@ class Query:
         time: Diffusion time of each row in `(0, 1]`, for denoisers that declare `wants_time`; `None` otherwise.
         index: The positions in `where` as indices into the flattened batch, if they are known already; see `rows`.
         block: The number of the block of each position, if the sequences are sampled in blocks.
+        stepwise: True for rows that are evaluated autoregressively: in the block of the model's attention that holds
+            the first position in `where`, and after it, a position looks at those before it and itself only. `None`
+            stands for no row. A denoiser without block-causal attention need not look at it.
     """
 
     x: Int[Tensor, "batch length"]
@@ -37,6 +40,7 @@ class Query:
     time: Float[Tensor, " batch"] | None = None
     index: Int[Tensor, " rows"] | None = None
     block: Int[Tensor, "batch length"] | None = None
+    stepwise: Bool[Tensor, " batch"] | None = None
 
     @property
     def rows(self) -> Int[Tensor, " rows"]:
@@ -46,13 +50,16 @@ class Query:
         """
         return self.where.flatten().nonzero().squeeze(-1) if self.index is None else self.index
 
+    def narrow(self, rows: Int[Tensor, " kept"] | slice, length: int) -> Query:
+        """Asks about some rows only, in the given order, none of which is longer than `length`."""
+        time, stepwise = (None if field is None else field[rows] for field in (self.time, self.stepwise))
+        x, where, valid = (field[rows, :length] for field in (self.x, self.where, self.valid))
+        block = None if self.block is None else self.block[rows, :length]
+        return Query(x, where, valid, self.sequence[rows], time, None, block, stepwise)
+
     def alone(self, row: int, length: int) -> Query:
         """Asks about one row, whose sequence has this length, as if there were no others."""
-        some = slice(row, row + 1)
-        time, block = (None if field is None else field[some] for field in (self.time, self.block))
-        block = None if block is None else block[:, :length]
-        x, where, valid = (field[some, :length] for field in (self.x, self.where, self.valid))
-        return Query(x, where, valid, self.sequence[some], time, block=block)
+        return self.narrow(slice(row, row + 1), length)
 
     @staticmethod
     def of(x: Int[Tensor, "batch length"], mask_id: int) -> Query:

@@ -1,8 +1,8 @@
-"""Models of the hub: which files of a repository are wanted, fetching them, and finding them again in the cache.
+"""Models of the Hugging Face hub: selects the files of a repository, downloads them, and finds them in the cache.
 
-Everything goes through huggingface_hub and its cache, so `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and the
-other variables that it reads mean what they mean elsewhere. The list of a repository's files is read first; then its
-configuration, its tokenizer and one set of safetensors are fetched. Code and pickles are never asked for.
+Everything goes through huggingface_hub and its cache, so `HF_HOME`, `HF_ENDPOINT`, `HF_TOKEN`, `HF_HUB_OFFLINE` and its
+other environment variables have their usual meaning. First the list of a repository's files is read; then its
+configuration, its tokenizer and one set of safetensors are downloaded. Code and pickles are never downloaded.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .errors import AdapterError
 
 _NAME = re.compile(r"([\w.-]+/[\w.-]+)(?:@([^\s@]+))?")
 _TEXTS = (".json", ".jinja", ".txt", ".model", ".codes", ".spm")
-"""Endings of configurations, tokenizers and chat templates; the whole of `.model` is a vocabulary of SentencePiece."""
+"""Suffixes of configurations, tokenizers and chat templates; `.model` is a vocabulary of SentencePiece."""
 _TRIES = 3
-"""Attempts at a download that breaks off: huggingface_hub goes on where it broke, the releases before 1.20 only if they
-are asked again."""
+"""Number of attempts if a download is interrupted: before version 1.20, huggingface_hub resumes one only when called
+again."""
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".msgpack", ".h5", ".gguf")
 
 
@@ -46,11 +46,11 @@ class HubName:
 
     @classmethod
     def read(cls, text: str, revision: str | None = None) -> HubName | None:
-        """Reads a name; `None` if it cannot be one of the hub.
+        """Parses a name; returns `None` if the text cannot be the name of a model on the hub.
 
         Args:
-            text: What may be a name.
-            revision: The revision, where it is given apart.
+            text: The text.
+            revision: The revision, if it is given separately.
 
         Raises:
             ValueError: If two different revisions are given.
@@ -67,25 +67,29 @@ class HubName:
 
 
 def is_offline() -> bool:
-    """Whether `HF_HUB_OFFLINE` says that the hub is not to be asked."""
+    """Returns whether `HF_HUB_OFFLINE` forbids contacting the hub."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def fetch(
     model: HubName, *, token: str | bool | None = None, local_files_only: bool = False, variant: str | None = None
 ) -> Path:
-    """Returns the folder of a model of the hub, and downloads first what is missing there.
+    """Returns the local folder of a model on the hub, after downloading what is missing.
+
+    If the hub cannot be reached, a copy that was downloaded before is used, with a warning. A model that could not be
+    loaded, because it has no safetensors for example, is not downloaded.
 
     Args:
         model: The model.
         token: Access token of the hub; default: `HF_TOKEN`, or that of `hf auth login`. `False` sends none.
-        local_files_only: Take what was downloaded before, and ask the hub nothing; so does `HF_HUB_OFFLINE`.
+        local_files_only: Use what was downloaded before, without contacting the hub; `HF_HUB_OFFLINE` has the same
+            effect.
         variant: A variant of the weights, as in `model.VARIANT.safetensors`.
 
     Raises:
-        AdapterError: If there is no such model or revision, the token does not open it, it has no safetensors, the disk
-            is full, or the hub cannot be reached and the model was not downloaded before. Nothing is downloaded of a
-            model that could not be loaded.
+        AdapterError: If huggingface_hub is not installed, there is no such model or revision, the token gives no access
+            to it, it has no safetensors, the disk is full, or the model was not downloaded before and the hub cannot be
+            or must not be contacted.
     """
     if importlib.util.find_spec("huggingface_hub") is None:
         raise AdapterError(f"models of the hub, such as {model}, need huggingface_hub: pip install 'unmask[train]'")
@@ -96,13 +100,13 @@ def fetch(
             kept = cached(model)
             if kept is None or _lacking(kept, variant):
                 raise
-            warnings.warn(f"{error}; loading {kept.name} of it, which was downloaded before", stacklevel=2)
+            warnings.warn(f"{error}; loading its revision {kept.name}, which was downloaded before", stacklevel=2)
             return kept
     kept = cached(model)
     if kept is None:
         raise AdapterError(
-            f"there is no folder {str(model)!r}, and no such model was downloaded to {_cache()}; the hub is only asked"
-            " without local_files_only, --offline and HF_HUB_OFFLINE"
+            f"there is no folder {str(model)!r}, and no such model was downloaded to {_cache()}; the hub is contacted"
+            " only without local_files_only, --offline and HF_HUB_OFFLINE"
         )
     if lacking := _lacking(kept, variant):
         raise AdapterError(
@@ -113,7 +117,7 @@ def fetch(
 
 
 def cached(model: HubName) -> Path | None:
-    """Returns the folder that a model was downloaded to, perhaps not completely; `None` if there is none."""
+    """Returns the folder to which a model was downloaded, possibly not completely; `None` if there is none."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -127,17 +131,20 @@ def cached(model: HubName) -> Path | None:
 
 
 def wanted(files: Iterable[str], variant: str | None = None) -> tuple[list[str], str | None]:
-    """Returns which files of a repository are to be downloaded, and the index that names more of them, if there is one.
+    """Returns which files of a repository to download.
 
-    Those are the configurations, vocabularies and chat templates of its topmost folder, and `model.safetensors`, or,
-    where there is none, the files that the index names. A dependence profile comes along.
+    These are the configurations, vocabularies and chat templates in its top folder, and `model.safetensors`, or if
+    there is none, the files that `model.safetensors.index.json` names. A dependence profile is included.
 
     Args:
-        files: All of the repository.
+        files: The names of all files of the repository.
         variant: A variant of the weights, as in `model.VARIANT.safetensors`.
 
+    Returns:
+        The names of the files, and the name of the index, which names further files, or `None` if it is not needed.
+
     Raises:
-        AdapterError: If it holds nothing that could be loaded; the message says what it has instead.
+        AdapterError: If the repository holds no model that could be loaded. The message says what it has instead.
     """
     files = [file for file in files if "/" not in file]
     single, index = _weights(variant)
@@ -156,7 +163,7 @@ def wanted(files: Iterable[str], variant: str | None = None) -> tuple[list[str],
 
 
 def _weights(variant: str | None) -> tuple[str, str]:
-    """The names of weights in one file, and of the index of weights in several."""
+    """Returns the name of a single file of weights, and that of the index of several files."""
     if variant is None:
         return "model.safetensors", "model.safetensors.index.json"
     return f"model.{variant}.safetensors", f"model.safetensors.index.{variant}.json"
@@ -199,7 +206,7 @@ def _download(model: HubName, token: str | bool | None, variant: str | None) -> 
 
 
 def _shards(index: Path, model: HubName, files: Iterable[str]) -> list[str]:
-    """The files that an index names: safetensors of the same folder, and nothing else."""
+    """Returns the files that an index names, and refuses any that are not safetensors of the same folder."""
     named = _named(index)
     for file in named:
         if "/" in file or not file.endswith(".safetensors") or file not in files:
@@ -208,7 +215,7 @@ def _shards(index: Path, model: HubName, files: Iterable[str]) -> list[str]:
 
 
 def _named(index: Path) -> list[str]:
-    """The files that an index names, whatever they are."""
+    """Returns the files that an index names, unchecked."""
     try:
         return sorted({str(file) for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -216,7 +223,7 @@ def _named(index: Path) -> list[str]:
 
 
 def _lacking(folder: Path, variant: str | None) -> list[str]:
-    """The weights that are missing in a folder of the cache."""
+    """Returns the files of weights that are missing in a folder of the cache."""
     single, index = _weights(variant)
     if (folder / single).is_file():
         return []
@@ -225,14 +232,14 @@ def _lacking(folder: Path, variant: str | None) -> list[str]:
 
 
 def _check_room(model: HubName, size: int) -> None:
-    """Refuses to start a download that the disk cannot hold."""
+    """Refuses a download of `size` bytes for which the disk has not enough room."""
     place = _cache()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
     if size > free:
         raise AdapterError(
-            f"{model} needs {_bytes(size)} more, and the disk of {_cache()} has {_bytes(free)} left; {_MORE_ROOM}"
+            f"{model} needs {_bytes(size)} more, but the disk of {_cache()} has {_bytes(free)} left; {_MORE_ROOM}"
         )
 
 
@@ -250,12 +257,12 @@ def _cache() -> Path:
 
 
 class _Unreachable(AdapterError):
-    """The hub does not answer."""
+    """The hub cannot be reached."""
 
 
 @contextlib.contextmanager
 def _asking(model: HubName) -> Iterator[None]:
-    """Turns what huggingface_hub raises into an `AdapterError` that says what to do."""
+    """Turns exceptions of huggingface_hub into an `AdapterError` that says what to do."""
     try:
         yield
     except AdapterError:
@@ -285,8 +292,8 @@ def _explained(model: HubName, error: BaseException) -> AdapterError:
     refused = next((one for one in chain if isinstance(one, HfHubHTTPError)), None)
     if isinstance(refused, GatedRepoError):
         return AdapterError(
-            f"{name} is only for those who accepted its terms: do so at {page}, then give a token of that account, in"
-            " HF_TOKEN or as token="
+            f"{name} is only for users who accepted its terms: accept them at {page}, then give a token of that"
+            " account, in HF_TOKEN or as token="
         )
     if isinstance(refused, RepositoryNotFoundError):
         return AdapterError(

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..denoiser import Denoiser, Query
 from ..evaluation.runner import answer
 from ..models.registry import load
-from ..rules import Confidence, Entropy, EntropyBound, One, Rule
+from ..rules.named import named_rule
 from ..sampling.loop import Sampler
 from ..tasks.sudoku import as_tensor, demo_puzzles, solved
 
@@ -73,7 +73,7 @@ def bench(puzzles: int = 1000, slots: int = 64, gamma: float = 0.05) -> dict[str
     denoiser = load("sudoku")
     given = as_tensor(demo_puzzles())
     x = given[torch.arange(puzzles) % len(given)]
-    eb, top1 = Rule(Entropy(), EntropyBound(gamma)), Rule(Confidence(), One())
+    eb, top1 = named_rule("entropy-bound", gamma=gamma).rule, named_rule("top1-confidence").rule
     sampler = Sampler(denoiser, eb)
 
     live: list[int] = []

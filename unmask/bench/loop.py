@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..denoiser import Query
-from ..rules import Entropy, EntropyBound, Rule
+from ..rules.named import named_rule
 from ..sampling.loop import Sampler
 
 SIZES = {"10M": (384, 6), "100M": (768, 14), "1B": (2048, 20)}
@@ -57,7 +57,7 @@ def bench(names: tuple[str, ...] = ("10M", "100M"), batch: int = 1, length: int 
         model = RandomTransformer(*SIZES[name], vocab).eval()
         x = torch.randint(vocab - 1, (batch, length))
         x[:, length // 2 :] = model.mask_id
-        sampler = Sampler(model, Rule(Entropy(), EntropyBound(40.0)))  # some five positions of ten nats
+        sampler = Sampler(model, named_rule("entropy-bound", gamma=40.0).rule)  # some five positions of ten nats
         sampler.run(sampler.start(x, seed=0), max_steps=1)
         model.seconds, model.calls = 0.0, 0
         state = sampler.start(x, seed=0)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from ..denoiser import FullDenoiser
 from ..draws.categorical import draw_rows, marginals
-from ..rules import Confidence, Entropy, EntropyBound, One, Rule
+from ..rules import Entropy, EntropyBound, Rule
+from ..rules.named import named_rule
+from ..sampling.conversation import AnyRule
 from ..sampling.loop import Sampler
 from .measuring import Given, competing, exponent, first_uses, medians, peak_memory, random_logits, turns
 from .textbook import llada_step, mdlm_step
@@ -151,11 +153,11 @@ def small(length: int = 32, runs: int = 10, sizes: Sequence[int] = (102, 32_768)
     Whole runs take turns, from all masks to none; of all steps, the lowest decile, which other work on
     the machine hardly touches, and the median.
     """
-    rules = {"entropy-bound": Rule(Entropy(), EntropyBound(0.1)), "top1-confidence": Rule(Confidence(), One())}
+    rules = [named_rule("entropy-bound", gamma=0.1), named_rule("top1-confidence")]
     rows = []
     for vocab in sizes:
         logits = random_logits(length, vocab, torch.float32)
-        calls = {name: _own_loop(logits, rule) for name, rule in rules.items()}
+        calls = {named.name: _own_loop(logits, named.rule) for named in rules}
         calls["llada"] = _llada_loop(logits)
         spent: dict[str, list[float]] = {name: [] for name in calls}
         for run in range(runs + 1):
@@ -167,7 +169,7 @@ def small(length: int = 32, runs: int = 10, sizes: Sequence[int] = (102, 32_768)
     return {"length": length, "threads": torch.get_num_threads(), "steps": rows}
 
 
-def _own_loop(logits: Tensor, rule: Rule) -> Callable[[], list[float]]:
+def _own_loop(logits: Tensor, rule: AnyRule) -> Callable[[], list[float]]:
     """Runs our sampler, and returns the seconds of every step."""
     mask = logits.shape[1] - 1
     sampler = Sampler(FullDenoiser(lambda x: logits.unsqueeze(0), mask + 1, mask), rule)

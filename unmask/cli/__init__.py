@@ -13,8 +13,9 @@ __all__ = ["app", "main"]
 def main() -> None:
     """Runs `unmask`; what a user got wrong is one line on standard error and exit status 1."""
     from ..errors import UnmaskError
-    from .common import err
+    from .common import err, keep_memory
 
+    keep_memory()
     try:
         app()
     except (UnmaskError, ValueError, OSError, ImportError) as error:

@@ -285,9 +285,12 @@ def _lines() -> Any:
 
 def _show(completions: list[Completion], named: NamedRule, json: bool) -> None:
     if json:
-        common.print_json([{**one.as_json(), "rule": str(named)} for one in completions])
+        told = {"rule": str(named)} | ({"says": named.says} if named.says else {})
+        common.print_json([{**one.as_json(), **told} for one in completions])
         return
     for one in completions:
         common.out.print(Text(one.text))
         note = f"{one.nfe} evaluations, {one.new_tokens} tokens, {one.seconds:.2f} s, {one.finish_reason}"
         common.out.print(f"[dim]{note}[/]", highlight=False)
+    if named.says:
+        common.out.print(f"[dim]{escape(named.says)}[/]", highlight=False, soft_wrap=True)

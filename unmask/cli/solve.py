@@ -177,6 +177,8 @@ def _table(puzzles: list[Puzzle], columns: list[str], answers: Answers) -> str:
 
 def _print(report: dict[str, Any], by: str | None, named: NamedRule) -> None:
     common.out.print(f"{named}, temperature {report['temperature']:g}, seed {report['seed']}", highlight=False)
+    if named.says:
+        common.out.print(f"[dim]{escape(named.says)}[/]", highlight=False, soft_wrap=True)
     table = common.table(escape(by or ""), "puzzles", "solved", "cells correct", "NFE (95 % interval)")
     for row in [*report.get("by", []), {**report, "value": "all"}]:
         cells = row["cells_correct"]

@@ -18,9 +18,8 @@ from ..evaluation.batching import best_batch
 from ..evaluation.study import Measure, Study, at_equal_entropy, check_fit, code_fingerprint, fingerprint
 from ..evaluation.tuning import Trial, fewest, tune
 from ..files.writing import check_outputs, write_output
-from ..rules import Entropy, MaskedFraction, One, Rule
-from ..rules.named import brief
-from ..rules.usual import usual_rule
+from ..rules.named import brief, named_rule
+from ..rules.usual import timed, usual_rule
 from ..sampling.loop import Sampler
 from ..schedule import Linear
 from ..tasks.task import Task
@@ -98,7 +97,7 @@ def study_of(chosen: Chosen) -> Study:
     from ..evaluation.measures import measure_for
     from ..models.registry import load
     from ..tasks.fit import check_model
-    from ..tasks.named import named_task
+    from ..tasks.named import TASKS, named_task
     from ..tasks.text import TextTask
 
     if (chosen.task is None) == (chosen.prompts is None):
@@ -113,7 +112,7 @@ def study_of(chosen: Chosen) -> Study:
         settings["data"] = str(chosen.data)
     if chosen.encoding is not None:
         settings["encoding"] = chosen.encoding
-    if name == "music":
+    if name in TASKS and "device" in TASKS[name].settings():
         settings.setdefault("device", chosen.device)
     model = chosen.own
     denoiser = load(model, device=common.device_named(chosen.device))
@@ -138,8 +137,8 @@ def _study(
     if batch_size is None:
         check_fit(denoiser, task)
         # An interrupted run is found again by its batches: they must not depend on how busy the machine was.
-        timed = Sampler(denoiser, Rule(Entropy(), One(), MaskedFraction(Linear())))
-        batch_size = best_batch(timed, prompts.tokens) if chosen.out is None else 64
+        one_at_a_time = Sampler(denoiser, timed(named_rule("top1-entropy").rule, Linear()))
+        batch_size = best_batch(one_at_a_time, prompts.tokens) if chosen.out is None else 64
     return Study(
         denoiser,
         task,

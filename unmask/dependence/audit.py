@@ -24,7 +24,7 @@ from torch import Tensor
 from ..denoiser import Denoiser, Query
 from ..draws.categorical import divergence, marginals
 from ..draws.streams import Purpose, uniforms
-from ..rules.dependence import DependenceBound, Pairs
+from ..rules.dependence import Priced
 from ..rules.ranked import Rule
 from ..sampling.batch import Tokens
 from ..sampling.loop import Sampler
@@ -92,7 +92,7 @@ def audited_sample(
     Args:
         denoiser: The model; it must not want the time.
         x: See `sample`, as for what follows.
-        rule: One whose budget is a `DependenceBound`.
+        rule: One whose budget charges for dependence (see `unmask.rules.dependence.Priced`): `dependence-bound`.
         tests: The share of the steps with more than one position that are tested, by one extra evaluation each. It
             changes no sample.
         seed: Gives row `r` the stream `derive(seed, r)`. Pass either this or `streams`.
@@ -109,8 +109,11 @@ def audited_sample(
             argument is out of range.
         LogitsError: If the denoiser returns NaN, `+inf` or a row without mass.
     """
-    if not isinstance(rule.budget, DependenceBound):
-        raise ValueError(f"an audit compares movements with the prices of a DependenceBound, got {rule.budget}")
+    if not isinstance(rule.budget, Priced):
+        raise ValueError(
+            "an audit compares movements with the prices of a budget that charges for dependence, such as"
+            f" dependence-bound; got {rule.budget}"
+        )
     if not 0 <= tests <= 1:
         raise ValueError(f"tests is the share of steps tested, in [0, 1], got {tests}")
     if getattr(denoiser, "wants_time", False):
@@ -136,7 +139,7 @@ class _Step:
 class _Watch:
     """A denoiser that remembers its last answer, and compares it with the next one."""
 
-    def __init__(self, denoiser: Denoiser, bound: DependenceBound, tests: float) -> None:
+    def __init__(self, denoiser: Denoiser, bound: Priced, tests: float) -> None:
         self.denoiser, self.bound, self.tests = denoiser, bound, tests
         self.vocab_size, self.mask_id = denoiser.vocab_size, denoiser.mask_id
         self.max_length: int | None = getattr(denoiser, "max_length", None)
@@ -168,7 +171,7 @@ class _Watch:
         share, which = (uniforms(streams, torch.zeros_like(streams), Purpose.AUDIT, visit + n) for n in (1, 2))
         test = (count > 1) & (share < self.tests)
         place = 1 + (which * (count - 1)).long().clamp(max=(count - 2).clamp(min=0))
-        pairs, price, charge = Pairs(self.bound, view), torch.zeros_like(view.entropy).double(), noise[:, 0]
+        pairs, price, charge = self.bound.pairs(view), torch.zeros_like(view.entropy).double(), noise[:, 0]
         for number in range(int(count.max())):
             here = order[:, number : number + 1]
             own = price.gather(1, here).squeeze(-1)

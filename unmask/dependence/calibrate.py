@@ -15,11 +15,9 @@ from ..draws.categorical import divergence, draw, forbid, marginals
 from ..draws.streams import Purpose, derive, uniforms
 from ..oracles.oracle import Oracle
 from ..oracles.table import Sudoku4Denoiser
-from ..rules.budget import One
 from ..rules.geometry import sudoku
-from ..rules.order import LeftToRight
+from ..rules.named import named_rule
 from ..rules.profile import SUMS, Line, Profile, share_bin
-from ..rules.ranked import Rule
 from ..sampling.batch import Tokens, as_batch, stream_ids
 from ..sampling.sample import sample
 from ..sampling.view import spread
@@ -168,7 +166,7 @@ def oracle_samples(oracle: Oracle, length: int, numbers: Iterable[int], seed: in
     """Draws samples of an oracle, exactly: one token at a time. Each number names one, whatever the others are."""
     streams = [derive(seed, "data", number) for number in numbers]
     blank = torch.full((len(streams), length), oracle.mask_id)
-    return sample(oracle, blank, Rule(LeftToRight(), One()), streams=streams).tokens
+    return sample(oracle, blank, named_rule("left-to-right").rule, streams=streams).tokens
 
 
 def oracle_profile(oracle: Oracle, length: int, *, contexts: int = 400, draws: int = 4, seed: int = 0) -> Profile:

@@ -73,11 +73,12 @@ class Marginals:
 
 def forbid(logits: Float[Tensor, "rows vocab"], tokens: Sequence[int]) -> Float[Tensor, "rows vocab"]:
     """Takes tokens out of every row of a copy: their logits become `-inf`, which renormalises the rest."""
-    return logits.index_fill(1, _ids(tuple(tokens), logits.device), -torch.inf)
+    return logits.index_fill(1, ids(tuple(tokens), logits.device), -torch.inf)
 
 
 @lru_cache(maxsize=16)
-def _ids(tokens: tuple[int, ...], device: torch.device) -> Tensor:
+def ids(tokens: tuple[int, ...], device: torch.device) -> Int[Tensor, " tokens"]:
+    """Returns some tokens as a tensor, which is kept."""
     with torch.inference_mode(False):  # it may be kept for the derivatives of others
         return torch.tensor(tokens, dtype=torch.int64, device=device)
 
@@ -157,7 +158,7 @@ def _statistics(z: Tensor, power: Tensor | None) -> tuple[Tensor, ...]:
         return tuple(column[:1] for column in _statistics(z.repeat(2, 1), None if power is None else power.repeat(2)))
     top, token = z.max(-1)
     # A row without a finite maximum is reported by the caller; 0 keeps the arithmetic quiet until then.
-    d = z.sub_(torch.where(top.isfinite(), top, 0.0).unsqueeze(-1))
+    d = z.sub_(top.nan_to_num(0.0, 0.0, 0.0).unsqueeze(-1))
     d.scatter_(-1, token.unsqueeze(-1), -torch.inf)
     second = d.amax(-1).exp()
     e = d.exp()
@@ -165,7 +166,7 @@ def _statistics(z: Tensor, power: Tensor | None) -> tuple[Tensor, ...]:
     moment = None if power is None else (d * power.unsqueeze(-1)).exp().sum(-1)
     # exp underflows to 0 far above this floor, so the product is 0 where d is -inf, instead of NaN.
     t = -(e.mul_(d.clamp_(min=-1e4))).sum(-1)
-    z1 = 1 + s
+    z1 = s + 1
     log_z1 = s.log1p()
     statistics = (top, token, log_z1 + t / z1, s / z1, (s + second) / z1, top + log_z1)
     if power is None or moment is None:
@@ -257,10 +258,12 @@ def draw_rows(
 
     The statistics of the same logits with the same tokens forbidden change no draw, but save work.
     """
-    tau = torch.as_tensor(temperature, dtype=torch.float64, device=logits.device).expand(len(uniform))
     races, whole = logits.shape[1] >= RACE_FROM, top_k is None and top_p is None
     kernel = row_kernel(logits) if races and whole else None
-    if kernel is not None:
+    tau = None
+    if races or isinstance(temperature, Tensor) or temperature != 1:
+        tau = torch.as_tensor(temperature, dtype=torch.float64, device=logits.device).expand(len(uniform))
+    if kernel is not None and tau is not None:
         rows = torch.arange(len(uniform), device=logits.device) if rows is None else rows
         tops = None if stats is None else stats.tops
         return kernel.draw(logits, rows, uniform.double(), tau.contiguous(), forbidden, tops)
@@ -268,9 +271,11 @@ def draw_rows(
     size, drawn = max(1, _CHUNK // 2 // max(1, logits.shape[1])), _race if races else _invert
     if 0 < len(logits) <= size:
         return drawn(logits.double(), uniform.double(), tau, top_k, top_p)
+    chunks = logits.split(size)
+    taus = [None] * len(chunks) if tau is None else tau.split(size)
     parts = [
         drawn(z.double(), u.double(), t, top_k, top_p)
-        for z, u, t in zip(logits.split(size), uniform.split(size), tau.split(size), strict=True)
+        for z, u, t in zip(chunks, uniform.split(size), taus, strict=True)
     ]
     return torch.cat(parts) if parts else uniform.new_zeros(0, dtype=torch.int64)
 
@@ -308,27 +313,29 @@ def draw_log_prob(
     return torch.where((tau == 0).unsqueeze(-1), point, z.log_softmax(-1))
 
 
-def _tempered(z: Tensor, tau: Tensor, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:
+def _tempered(z: Tensor, tau: Tensor | None, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:
     """The logits a draw is made from, at most 0 (untempered where the temperature is 0), and the argmax."""
     top, token = z.max(-1)
     # Subtracting the maximum first keeps a tiny temperature from overflowing: the argmax stays at 0.
-    return truncate((z - top.unsqueeze(-1)) / torch.where(tau == 0, 1.0, tau).unsqueeze(-1), top_k, top_p), token
+    z = z - top.unsqueeze(-1)
+    return truncate(z if tau is None else z / torch.where(tau == 0, 1.0, tau).unsqueeze(-1), top_k, top_p), token
 
 
-def _race(z: Tensor, u: Tensor, tau: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+def _race(z: Tensor, u: Tensor, tau: Tensor | None, top_k: int | None, top_p: float | None) -> Tensor:
+    tau = torch.ones_like(u) if tau is None else tau
     if top_k is not None or top_p is not None:
         z = z.masked_fill(_tempered(z, tau, top_k, top_p)[0] == -torch.inf, -torch.inf)
     return torch.where(tau == 0, z.argmax(-1), race(z, u, torch.where(tau == 0, 1.0, tau)))
 
 
-def _invert(z: Tensor, u: Tensor, tau: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
+def _invert(z: Tensor, u: Tensor, tau: Tensor | None, top_k: int | None, top_p: float | None) -> Tensor:
     z, token = _tempered(z, tau, top_k, top_p)
     cdf = z.exp().cumsum(-1)
     total = cdf[:, -1:]
     # u·total can round up to total; one step below it still falls in the last token with mass.
     target = torch.minimum(u.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
     drawn = torch.searchsorted(cdf, target, right=True).squeeze(-1)
-    return torch.where(tau == 0, token, drawn)
+    return drawn if tau is None else torch.where(tau == 0, token, drawn)
 
 
 def check_draw(temperature: float | Tensor, top_k: int | None, top_p: float | None) -> None:

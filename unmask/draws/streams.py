@@ -15,10 +15,17 @@ import hashlib
 import operator
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+_Words = TypeVar("_Words", Tensor, "npt.NDArray[np.int64]")
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -64,22 +71,47 @@ def derive(seed: int, *parts: int | bytes | str | Iterable[int]) -> int:
     Raises:
         ValueError: If `seed` is not an integer.
     """
+    digest = _seeded(seed)
+    for part in parts:
+        digest.update(_label(part))
+    return int.from_bytes(digest.digest(), "little")
+
+
+def row_streams(seed: int, rows: int, device: torch.device | str | None = None) -> Int[Tensor, " rows"]:
+    """Returns `derive(seed, row)` for so many rows, packed as by `as_streams`, in a fraction of the time.
+
+    Raises:
+        ValueError: If `seed` is not an integer.
+    """
+    seeded, found = _seeded(seed), []
+    for row in range(rows):
+        digest = seeded.copy()
+        digest.update(_label(row))
+        found.append(digest.digest())
+    packed = [int.from_bytes(word, "little", signed=True) for word in found]
+    return torch.tensor(packed, dtype=torch.int64, device=device)
+
+
+def _seeded(seed: int) -> hashlib.blake2b:
+    """The hash of a seed, to which labels are added."""
     try:
         seed = operator.index(seed)
     except TypeError:
         raise ValueError(f"seed is an integer, got {seed!r:.80}") from None
-    digest = hashlib.blake2b(digest_size=8, person=b"unmask.stream")
-    for part in (seed, *parts):
-        if isinstance(part, str):
-            blob = b"s" + part.encode()
-        elif isinstance(part, bytes):
-            blob = b"b" + part
-        elif isinstance(part, int):
-            blob = b"i" + str(int(part)).encode()
-        else:
-            blob = b"l" + ",".join(str(int(value)) for value in part).encode()
-        digest.update(len(blob).to_bytes(8, "little") + blob)
-    return int.from_bytes(digest.digest(), "little")
+    return hashlib.blake2b(_label(seed), digest_size=8, person=b"unmask.stream")
+
+
+def _label(part: int | bytes | str | Iterable[int]) -> bytes:
+    """A label as it is hashed, behind its length."""
+    if isinstance(part, str):
+        blob = b"s" + part.encode()
+    elif isinstance(part, bytes):
+        blob = b"b" + part
+    elif isinstance(part, int):
+        blob = b"i%d" % part
+    else:
+        blob = b"l" + ",".join(str(int(value)) for value in part).encode()
+    return len(blob).to_bytes(8, "little") + blob
 
 
 def prompt_streams(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
@@ -113,8 +145,8 @@ def as_streams(streams: Iterable[int], device: torch.device | str | None = None)
     return torch.tensor(packed, dtype=torch.int64, device=device)
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-    """Evaluates the Philox4x32-10 block function on 32-bit words held in int64 tensors (broadcast together)."""
+def philox(counter: tuple[_Words, _Words, _Words, _Words], key: tuple[_Words, _Words]) -> tuple[_Words, ...]:
+    """Evaluates the Philox4x32-10 block function on 32-bit words held in int64 tensors or arrays of one shape."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):
@@ -149,7 +181,13 @@ def uniforms(
 
 
 def _uniforms(streams: Tensor, positions: Tensor, visits: Tensor, purpose: Tensor) -> Tensor:
-    counter = (positions & _WORD, visits & _WORD, purpose, torch.zeros_like(positions))
+    words = (streams, positions, visits, purpose)
+    if positions.is_cpu:  # NumPy starts an operation in a third of the time that PyTorch takes
+        return torch.from_numpy(_bits(*(word.numpy() for word in words))).double() * 2.0**-53
+    return _bits(*words).double() * 2.0**-53
+
+
+def _bits(streams: _Words, positions: _Words, visits: _Words, purpose: _Words) -> _Words:
+    counter = (positions & _WORD, visits & _WORD, purpose, positions & 0)
     w0, w1, _, _ = philox(counter, (streams & _WORD, streams >> 32 & _WORD))
-    bits = (w0 << 21) | (w1 >> 11)  # 32 + 21 = 53 random bits
-    return bits.double() * 2.0**-53
+    return (w0 << 21) | (w1 >> 11)  # 32 + 21 = 53 random bits

@@ -1,1 +1,1 @@
-"""Running samplers over many prompts, and judging the result."""
+"""Runs samplers over many prompts, and measures the quality of the results."""

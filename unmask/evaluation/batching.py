@@ -1,4 +1,4 @@
-"""How many sequences to work on at once, by measurement."""
+"""Chooses a batch size by measurement."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ SIZES = (1, 4, 16, 64)
 _ENOUGH = 2.0
 """Seconds after which no larger batch is tried."""
 _NEAR = 0.97
-"""Of the best rate, what a smaller batch needs to be preferred: it takes less memory and leaves fewer slots empty."""
+"""A smaller batch is preferred from this share of the best rate on: it takes less memory and has fewer empty slots."""
 
 _found: WeakKeyDictionary[Denoiser, dict[tuple[str, int, int], int]] = WeakKeyDictionary()
 
 
 def best_batch(sampler: Sampler, x: Int[Tensor, "prompts length"], sizes: Sequence[int] = SIZES) -> int:
-    """Measures which batch size serves most sequences a second, once per network, rule, length and number of prompts.
+    """Measures which batch size gives most sequences per second, once per network, rule, length and number of prompts.
 
-    What is timed is the first step of the first prompts, the better of two. Batches above the number of prompts are not
-    tried, nor larger ones once two seconds are spent. No answer depends on the outcome: a sequence gets what it would
-    get alone.
+    The first step of the first prompts is timed twice, and the better time counts. Batches larger than the number of
+    prompts are not tried, and after two seconds no larger batch is tried. The answers do not depend on the batch size.
 
     Args:
         sampler: Denoiser and rule.
@@ -42,8 +41,8 @@ def best_batch(sampler: Sampler, x: Int[Tensor, "prompts length"], sizes: Sequen
     if len(sizes) == 1:
         return sizes[0]
     known = _found.setdefault(sampler.denoiser, {})
-    # A rule may evaluate several states of a sequence, or more than once. What is not in its repr, the values of a
-    # profile, changes no cost.
+    # The rule is part of the key because it may evaluate several states of a sequence, or more than once. Its repr does
+    # not show the values of a dependence profile, but these do not change the cost.
     key = repr(sampler.rule), x.shape[1], sizes[-1]
     if key not in known:
         known[key] = _measured(sampler, x, sizes)
@@ -64,5 +63,5 @@ def _measured(sampler: Sampler, x: Tensor, sizes: Sequence[int]) -> int:
 def _seconds(sampler: Sampler, x: Tensor) -> float:
     state = sampler.start(x, seed=0)
     began = time.perf_counter()
-    sampler.step(state)  # waits for the device: a step ends with knowing what it chose
+    sampler.step(state)  # waits for the device, because the end of a step reads which positions it chose
     return time.perf_counter() - began

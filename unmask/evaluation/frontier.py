@@ -25,13 +25,18 @@ DELTAS = (0.0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97)
 
 
 def sweep(text: str, length: int, own: str | Profile | None = None) -> list[NamedRule]:
-    """Turns a rule's name into rules: one with the settings given, or one for each value of a grid.
+    """Returns the rules that a name stands for: one if its main setting is given, and one per value of a grid if not.
 
-    Rules that read a dependence profile, and are told no other, take `own`: a model's name, a folder, or the profile.
+    The grids are `GAMMAS` (for rules that read a dependence profile, `DEPENDENCE_GAMMAS`), `EPSILONS`, `THRESHOLDS`,
+    `FACTORS`, `DELTAS`, and for `k` and `steps` the numbers from 1 to the length, or if that is above 16, only 1, 2, 3,
+    4, 6, 8, 12, 16, ... and the length. For the time steps of `ancestral`, the grid is the powers of two up to 8 times
+    the length.
 
-    Grids are `GAMMAS` (`DEPENDENCE_GAMMAS`), `EPSILONS`, `THRESHOLDS`, `FACTORS`, `DELTAS`, `k` from 1 to the length,
-    and steps from 1 to the length (time steps of `ancestral`: powers of two up to 8 times the length); above 16, only
-    1, 2, 3, 4, 6, 8, 12, 16, ... of `k` and steps.
+    Args:
+        text: A rule's name, with or without settings, such as `entropy-bound:gamma=0.1`.
+        length: Tokens per sequence.
+        own: The dependence profile for rules that read one, unless their settings name another: a model's name, a
+            folder, or the profile itself.
 
     Raises:
         ValueError: If the name or a setting is unknown or out of range.
@@ -65,8 +70,10 @@ def _counts(length: int) -> list[float]:
 
 
 def gentlest_first(rules: list[NamedRule]) -> list[NamedRule]:
-    """Orders the settings of one rule from the most evaluations to the fewest: smaller γ, k or factor first, larger
-    threshold, number of steps or delta first."""
+    """Orders the settings of one rule from the most evaluations to the fewest.
+
+    Larger thresholds, numbers of steps and deltas come first; of all other settings, smaller values come first.
+    """
     if not rules:
         return rules
     setting = FAMILIES[rules[0].name].setting
@@ -75,16 +82,25 @@ def gentlest_first(rules: list[NamedRule]) -> list[NamedRule]:
 
 
 def split_rules(text: str) -> list[str]:
-    """Splits a comma-separated list of rules, in which `a:x=1,y=2` is one of them."""
+    """Splits a comma-separated list of rules, in which `a:x=1,y=2` is a single rule."""
     return [part.strip() for part in re.split(r",(?![a-z_]+=)", text) if part.strip()]
 
 
 def frontier(
     oracle: Oracle, length: int, rules: list[NamedRule], on_rule: Callable[[], None] | None = None
 ) -> list[dict[str, Any]]:
-    """Returns one row per rule with its exact `kl`, `tv`, `bound` (nats) and expected evaluations `nfe_mean`.
+    """Computes the exact law of each rule on an oracle, starting from a sequence that is entirely masked.
 
-    `evaluations_mean` counts states evaluated, which are more where a rule evaluates several at once.
+    Args:
+        oracle: The oracle.
+        length: Tokens per sequence.
+        rules: The rules.
+        on_rule: Called after each rule.
+
+    Returns:
+        One row per rule, with `kl` and `bound` (in nats), `tv`, and the expected numbers of evaluations: `nfe_mean`
+        under the sampler's law, `nfe_mean_data` under the data's. `evaluations_mean` counts the states evaluated, of
+        which a rule may evaluate several at once.
     """
     x = torch.full((length,), oracle.mask_id)
     rows = []
@@ -108,7 +124,7 @@ def frontier(
 
 
 def _lines(axes: Any, rows: list[dict[str, Any]], point: Callable[[dict[str, Any]], tuple[float, float]]) -> None:
-    """Draws a line per rule, proxy and temperature."""
+    """Draws a line per rule, proxy, schedule and temperature."""
     groups: dict[str, set[tuple[float, float]]] = {}
     for row in rows:
         kept = [str(value) for key, value in row["settings"].items() if key in ("proxy", "schedule")]
@@ -119,10 +135,16 @@ def _lines(axes: Any, rows: list[dict[str, Any]], point: Callable[[dict[str, Any
 
 
 def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draws KL against expected evaluations, a line per rule.
+    """Draws the KL divergence against the expected evaluations, with a line per rule.
+
+    Args:
+        rows: The rows, from `frontier`.
+        path: The file to write; its suffix determines the format.
+        title: The title of the picture.
 
     Raises:
         ImportError: If matplotlib is not installed (extra `plot`).
+        ValueError: If the file cannot be written.
     """
     pyplot = drawing.pyplot()
     figure, axes = pyplot.subplots(figsize=(7, 4.5), constrained_layout=True)
@@ -139,10 +161,16 @@ def plot(rows: list[dict[str, Any]], path: Path, title: str) -> None:
 
 
 def plot_study(rows: list[dict[str, Any]], path: Path, title: str) -> None:
-    """Draws a task's quality against evaluations and against seconds, a line per rule.
+    """Draws a task's quality against evaluations and against seconds, with a line per rule.
+
+    Args:
+        rows: The rows, from `Outcome.row`.
+        path: The file to write; its suffix determines the format.
+        title: The title of the picture.
 
     Raises:
         ImportError: If matplotlib is not installed (extra `plot`).
+        ValueError: If the file cannot be written.
     """
     pyplot = drawing.pyplot()
     from matplotlib import ticker
@@ -151,7 +179,7 @@ def plot_study(rows: list[dict[str, Any]], path: Path, title: str) -> None:
     for axes, key, label in zip(both, ("nfe_mean", "seconds"), ("evaluations", "seconds of sampling"), strict=True):
         _lines(axes, rows, lambda row, key=key: (row[key], row["quality"]))
         axes.set_xscale("log")
-        # A decade or two: 1, 2, 5, 10 as they are, where the default writes overlapping powers.
+        # The range is a decade or two: ticks are written as 1, 2, 5, 10; the default's powers of ten would overlap.
         axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
         axes.xaxis.set_minor_formatter(ticker.NullFormatter())

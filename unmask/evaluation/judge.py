@@ -1,4 +1,4 @@
-"""Judges: causal models that say how probable they find a sample, read from left to right."""
+"""Judges: autoregressive models that measure how probable a sample is."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ def load_judge(folder: Path | str, task: Task, device: torch.device | str = "cpu
 
     The folder holds one of two things:
 
-    - A causal checkpoint of this package, trained with `objective: causal` on the same vocabulary. It gives the mean of
-      `-log p(x_i | x_<i)` over the tokens of a sample, which are characters for text by characters.
-    - A causal language model of the Transformers library with its tokenizer (it needs the extra `train`). It reads
-      what `task.show` writes, after its own beginning-of-text token, and gives nats per character of that.
+    - A causal checkpoint of this package, trained with `objective: causal` on the same vocabulary. Its measure is the
+      mean of `-log p(x_i | x_<i)` over the tokens of a sample, in nats per token (per character for text by
+      characters).
+    - A causal language model of the Transformers library with its tokenizer (it needs the extra `train`). Its input is
+      the text of `task.show` after its beginning-of-text token, and its measure is in nats per character of that text.
 
     Args:
         folder: The folder, the name of a model of the hub (`owner/name`), or `"judge"`, the causal character model that
             ships with the package.
-        task: What the samples are of.
-        device: Where the judge computes.
+        task: The task of the samples.
+        device: The device of the judge.
 
     Returns:
-        A function from complete samples to nats per token or character, in float64 on the CPU, as above. It raises
-        `ValueError` for samples with masks, or of more tokens than the judge can read.
+        A function from complete samples to this measure, in float64 on the CPU. It raises `ValueError` for samples with
+        masks, with more tokens than the judge can take, or with characters that its tokenizer does not know.
 
     Raises:
-        AdapterError: If the folder holds anything else, cannot be read, or its vocabulary is not the task's.
+        AdapterError: If the folder holds another kind of model, cannot be read, or its vocabulary is not the task's.
     """
     with model_folder(folder) as found:
         return _load(found, task, torch.device(device))
@@ -56,13 +57,13 @@ def _load(folder: Path, task: Task, device: torch.device) -> Judge:
         score = _foreign(folder, config, task, device)
     else:
         raise AdapterError(
-            f"{folder / 'config.json'} is neither of this package nor of the Transformers library; a judge is a "
-            "checkpoint trained with 'objective: causal', or a folder of AutoModelForCausalLM"
+            f"{folder / 'config.json'} was written neither by this package nor by the Transformers library; a judge is"
+            " a checkpoint trained with 'objective: causal', or a folder of AutoModelForCausalLM"
         )
 
     def judge(tokens: Int[Tensor, "samples length"]) -> Float[Tensor, " samples"]:
         if bool((tokens == task.mask_id).any()):
-            raise ValueError("a judge reads complete samples; these contain the mask token")
+            raise ValueError("a judge takes complete samples; these contain the mask token")
         with torch.no_grad():
             return score(tokens.to(device)).cpu()
 
@@ -72,15 +73,15 @@ def _load(folder: Path, task: Task, device: torch.device) -> Judge:
 def _own(folder: Path, task: Task, device: torch.device) -> Judge:
     checkpoint = read_checkpoint(folder)
     if checkpoint.objective != "causal":
-        raise AdapterError(f"{folder} holds a masked model; a judge is trained with 'objective: causal'")
+        raise AdapterError(f"{folder} holds a masked model; a judge must be trained with 'objective: causal'")
     network = load_checkpoint(folder, device=device)
     assert isinstance(network, Transformer)
     ids = checkpoint.ids()
     for name in ("vocab_size", "mask_id"):
         if ids[name] != getattr(task, name):
             raise AdapterError(
-                f"{folder} has {name} {ids[name]}, the task {task.name} {getattr(task, name)}: the judge must be "
-                "trained on the same vocabulary"
+                f"{folder} has {name} {ids[name]}, but the task {task.name} has {getattr(task, name)}: the judge must"
+                " be trained on the same vocabulary"
             )
     vocabulary = (checkpoint.task or {}).get("settings", {}).get("vocabulary")
     if vocabulary is not None and vocabulary != getattr(task, "vocabulary", None):
@@ -92,8 +93,8 @@ def _own(folder: Path, task: Task, device: torch.device) -> Judge:
 
     def score(tokens: Int[Tensor, "samples length"]) -> Float[Tensor, " samples"]:
         if tokens.shape[1] > length:
-            raise ValueError(f"this judge reads {length} tokens, the samples have {tokens.shape[1]}")
-        # What comes after a token does not matter, so a shorter sample is filled up.
+            raise ValueError(f"this judge takes {length} tokens, but the samples have {tokens.shape[1]}")
+        # A causal model ignores the tokens after a position, so a shorter sample is padded on the right.
         x = F.pad(tokens, (0, length - tokens.shape[1]), value=task.mask_id)
         return causal_likelihood(network, x, x != task.mask_id).per_token
 
@@ -115,7 +116,8 @@ def _foreign(folder: Path, config: dict[str, object], task: Task, device: torch.
     size: Any = model.get_input_embeddings()
     if begin >= size.num_embeddings:
         raise AdapterError(
-            f"the tokenizer of {folder} begins a text with token {begin}, the model has {size.num_embeddings} tokens"
+            f"the tokenizer of {folder} begins a text with token {begin}, but its model has only"
+            f" {size.num_embeddings} tokens"
         )
     limit = longest(model)
 
@@ -128,8 +130,8 @@ def _foreign(folder: Path, config: dict[str, object], task: Task, device: torch.
             if max(ids) >= size.num_embeddings:
                 raise ValueError(f"the judge's tokenizer has a token for {text!r:.60} that its model does not know")
             if limit is not None and len(ids) > limit:
-                raise ValueError(f"this judge reads {limit} tokens, a sample has {len(ids)}")
-        # Padded on the right, where a causal model does not look.
+                raise ValueError(f"this judge takes {limit} tokens, but a sample has {len(ids)}")
+        # Padded on the right, to which a causal model does not attend.
         width = max(map(len, read))
         x = torch.tensor([ids + [begin] * (width - len(ids)) for ids in read], device=device)
         seen = (torch.arange(width) < torch.tensor([[len(ids)] for ids in read])).to(device)

@@ -1,4 +1,4 @@
-"""Further figures of samples that no one number judges, such as text."""
+"""Further measures of samples whose quality no single number describes, such as text."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ from .study import Measure
 
 @runtime_checkable
 class Measured(Protocol):
-    """A task whose answers no one number judges."""
+    """A task with measures of its answers besides the score."""
 
     def measures(self, tokens: Int[Tensor, "samples length"]) -> dict[str, Float[Tensor, " samples"]]:
-        """Returns figures of each sample by their names."""
+        """Returns measures of each sample, by name."""
         ...
 
 
 def measure_for(task: Task, denoiser: Denoiser, judge: str | None = None) -> Measure | None:
-    """Returns what is measured of a task's answers besides its score; nothing unless the task says what.
+    """Returns a function that measures a task's answers besides the score, or `None` if the task has no such measures.
 
-    `nelbo`, the model's own bound on -log p of the whole sequence, special tokens apart, in nats per token; what the
-    task itself measures (of text, `entropy` and `distinct_n`, see `TextTask.measures`); with a judge, `judge`: nats per
-    token under that causal model.
+    The measures are `nelbo`, the model's own bound on `-log p` of the whole sequence without its special tokens, in
+    nats per token; those of the task (for text `entropy` and `distinct_n`, see `TextTask.measures`); and with a judge
+    `judge`, the negative log-likelihood under that model (for the unit, see `load_judge`).
 
     Args:
         task: The task.
         denoiser: The model.
-        judge: Folder of a causal language model.
+        judge: Folder of a causal language model, or another name that `load_judge` takes.
 
     Raises:
-        ValueError: If a judge is given for a task that its score judges.
-        AdapterError: If there is no such judge.
+        ValueError: If a judge is given for a task without such measures.
+        AdapterError: If the judge cannot be loaded, or does not fit the task.
     """
     if not isinstance(task, Measured):
         if judge is not None:

@@ -1,4 +1,4 @@
-"""Runs one sampler over many prompts, some at a time, and keeps what each answer cost."""
+"""Runs a sampler over many prompts in batches, and records the cost of each answer."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Answers:
 
     Attributes:
         tokens: The completed sequences.
-        nfe: Evaluations each took part in.
-        evaluations: States of each that were evaluated.
-        bound: Realised `Σ(ΣH - max H)` of each, in nats.
-        streams: The random stream of each.
-        forward_passes: Evaluations of batches, all together.
+        nfe: Number of evaluations of each sequence.
+        evaluations: Number of states of each sequence that were evaluated.
+        bound: Realised `Σ(ΣH - max H)` of each sequence, in nats.
+        streams: The random stream of each sequence.
+        forward_passes: Total number of evaluations of a batch.
         seconds: Wall-clock time of the sampling.
     """
 
@@ -54,8 +54,8 @@ def answer(
 ) -> Answers:
     """Completes every prompt.
 
-    The stream of a prompt is `derive(seed, tokens, copy)`, with `copy` counting equal prompts: an answer depends
-    neither on its place in a file nor on its neighbours, and copies differ.
+    The stream of a prompt is `derive(seed, tokens, copy)`, where `copy` counts equal prompts. So an answer depends
+    neither on the prompt's position in a file nor on the other prompts, but equal prompts get different answers.
 
     Args:
         sampler: Denoiser and rule.
@@ -63,13 +63,16 @@ def answer(
         seed: The seed of the whole run.
         streams: The stream of each prompt, instead of a seed.
         temperature: The temperature of the draw.
-        batch_size: Prompts worked on at once; who is finished makes room for the next (see `unmask.sampling.queue`).
-        fill_id: The token that fills shorter prompts up to the length; the model is not shown it.
+        batch_size: Prompts that are sampled at once; a finished one is replaced by the next (see
+            `unmask.sampling.queue`).
+        fill_id: The token with which shorter prompts are padded; the model is not given it. `None`: there is no
+            padding.
         on_batch: Called with the number of prompts just completed.
         on_step: Called after each evaluation of a batch.
 
     Raises:
-        ValueError: If `batch_size` is below 1, or neither or both of seed and streams are given.
+        ValueError: If `batch_size` is below 1, neither or both of `seed` and `streams` are given, or there is not one
+            stream per prompt.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
@@ -116,7 +119,10 @@ def _filled(tokens: Int[Tensor, "1 own"], length: int, fill_id: int | None) -> I
 
 
 def mean_ci95(values: Float[Tensor, " values"]) -> tuple[float, float]:
-    """Returns the mean and the half width of its 95 % interval, `1.96 · sd/√n` (0 for a single value)."""
+    """Returns the mean and the half width of its 95 % confidence interval, `1.96 · sd/√n`.
+
+    The half width of a single value is 0; without values, both are NaN.
+    """
     values = values.double()
     if not len(values):
         return float("nan"), float("nan")

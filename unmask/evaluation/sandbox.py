@@ -1,7 +1,7 @@
-"""Running programs that a model wrote: in a process of their own, with limits on time, memory and files.
+"""Runs programs that a model wrote, in a separate process with limits on time, memory and file size.
 
-These are limits, not a jail. A program runs as the user who runs the evaluation: it can read files and reach the
-network. Evaluate models you do not trust in a container.
+These limits do not make untrusted programs safe. A program runs as the user who runs the evaluation: it can read files
+and use the network. Evaluate models that you do not trust in a container.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _DONE = 87
-"""The exit status of a program that ran to its end; one that ends earlier has another."""
+"""The exit status of a program that ran to its end; a program that ends earlier has another status."""
 
 _FILE_BYTES = 1 << 24
 
@@ -35,11 +35,11 @@ os._exit(done)
 
 @dataclass(frozen=True)
 class Ran:
-    """What became of a program.
+    """The result of a program.
 
     Attributes:
-        passed: It ran to its end without an error.
-        reason: Otherwise why not: the last line of its error output, or the limit it met.
+        passed: Whether it ran to its end without an error.
+        reason: Why it did not: the last line of its error output, or the limit that it reached.
     """
 
     passed: bool
@@ -47,16 +47,16 @@ class Ran:
 
 
 def run_program(source: str, *, seconds: float = 5.0, memory: int = 1 << 30) -> Ran:
-    """Runs a Python program that came from a model.
+    """Runs a Python program that a model wrote.
 
-    It gets a new interpreter without the environment, site-packages or standard input of this one, an empty temporary
-    folder, and limits that the operating system enforces. A program that ends early, whatever its exit status, has not
-    passed.
+    The program runs in a new interpreter without the environment variables, site-packages or standard input of this
+    one, in an empty temporary folder, with limits that the operating system enforces. A program that ends before its
+    last line has not passed, whatever its exit status.
 
     Args:
-        source: The program, tests included.
-        seconds: Time by the clock before it is killed, with all processes of its group.
-        memory: Bytes of address space.
+        source: The program, including its tests.
+        seconds: Wall-clock time after which it is killed, with all processes of its group.
+        memory: Maximum address space, in bytes.
 
     Raises:
         ValueError: If a limit is not positive.

@@ -1,4 +1,4 @@
-"""A file of results, one a line, that an interrupted run goes on from."""
+"""A file of results, one per line, from which an interrupted run continues."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _BEGINNING = '{"key": '
 
 
 class Store:
-    """Keeps values by key, in memory and in a file of JSON lines.
+    """Stores values by key, in memory and in a file of JSON lines.
 
-    A line that a killed process left unfinished is passed over: what it held is computed again.
+    A line that a killed process left unfinished is skipped, so that its value is computed again.
 
     Args:
-        path: The file; made if missing, along with its folder. `None` keeps values in memory only.
+        path: The file; made if missing, together with its folder. `None`: values are stored in memory only.
 
     Raises:
-        DataError: If the file cannot be read, or holds something else: nothing is written to it then.
-        OSError: If it cannot be written.
+        DataError: If the file cannot be read, or does not hold results; then nothing is written to it.
+        OSError: If the file cannot be written.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -35,8 +35,8 @@ class Store:
             for line in split_lines(read_text(path, "the results")):
                 if line.strip() and not line.startswith(_BEGINNING[: len(line)]):
                     raise DataError(
-                        f"{path} is not a file of results that a run goes on from: it holds {line[:40]!r}; name"
-                        " another, or one that does not exist yet"
+                        f"{path} is not a file of results from which a run can continue: it holds {line[:40]!r}; name"
+                        " another file, or one that does not exist yet"
                     )
                 try:
                     kept = json.loads(line)
@@ -44,7 +44,7 @@ class Store:
                 except (ValueError, KeyError, TypeError):
                     continue
         with path.open("a", encoding="utf-8") as stream:
-            stream.write("\n")  # whatever comes next begins a line of its own
+            stream.write("\n")  # ends an unfinished line, so that the next result begins a new one
 
     def __len__(self) -> int:
         return len(self._kept)

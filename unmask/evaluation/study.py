@@ -1,7 +1,8 @@
-"""Samplers compared on a task: every rule completes the same prompts from the same streams, and is judged on them.
+"""Compares samplers on a task: every rule completes the same prompts with the same random streams, and is scored.
 
-Answers to one prompt from one seed are coupled (see `draws.streams`), so differences between rules are paired: their
-intervals are those of the mean of differences, over prompts, after averaging over seeds.
+The answers of different rules to a prompt with the same seed are coupled (see `unmask.draws.streams`), so differences
+between rules are paired: their confidence intervals are those of the mean difference over prompts, after averaging over
+seeds.
 """
 
 from __future__ import annotations
@@ -30,21 +31,21 @@ from .runner import answer, mean_ci95
 from .store import Store
 
 Measure = Callable[[Int[Tensor, "samples length"]], Mapping[str, Float[Tensor, " samples"]]]
-"""Further figures of completed sequences, by name: one number each."""
+"""A function that returns further measures of completed sequences, by name: one number per sequence."""
 
 Judge = Callable[[Prompts, Int[Tensor, "samples length"]], Mapping[str, Float[Tensor, " samples"]]]
-"""Figures that need to know what was asked, too."""
+"""A function that returns measures which also depend on the prompts, by name: one number per sequence."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one rule did with all prompts.
+    """The results of one rule on all prompts.
 
     Attributes:
         quality: The task's score of each answer.
-        nfe: Evaluations each took part in.
-        seconds: Wall-clock time of the sampling, all seeds together.
-        measures: Further figures of each answer.
+        nfe: Number of evaluations of each answer.
+        seconds: Wall-clock time of the sampling, for all seeds together.
+        measures: Further measures of each answer, by name.
     """
 
     quality: Float[Tensor, "seeds prompts"]
@@ -53,11 +54,21 @@ class Outcome:
     measures: dict[str, Float[Tensor, "seeds prompts"]]
 
     def difference(self, other: Outcome) -> tuple[float, float]:
-        """Returns the mean of this quality minus another's, paired by prompt, and the half width of its 95 % range."""
+        """Compares the quality with that of another outcome on the same prompts and seeds.
+
+        Returns:
+            The mean of this quality minus the other's, paired by prompt, and the half width of its 95 % confidence
+            interval.
+        """
         return mean_ci95((self.quality - other.quality).mean(0))
 
     def row(self, named: NamedRule, temperature: float) -> dict[str, Any]:
-        """Summarises it as one row of a table."""
+        """Returns a summary as a row of a table.
+
+        Args:
+            named: The rule.
+            temperature: The temperature of the draw.
+        """
         quality, quality_ci95 = mean_ci95(self.quality.mean(0))
         nfe, nfe_ci95 = mean_ci95(self.nfe.mean(0))
         return {
@@ -74,33 +85,38 @@ class Outcome:
 
 
 def check_fit(denoiser: Denoiser, task: Task) -> None:
-    """Raises `DataError` if a model and a task have different vocabularies."""
+    """Refuses a model and a task with different vocabularies.
+
+    Raises:
+        DataError: If the number of token ids or the mask token differs.
+    """
     found, wanted = (denoiser.vocab_size, denoiser.mask_id), (task.vocab_size, task.mask_id)
     if found != wanted:
         raise DataError(
-            f"the model has {found[0]} token ids with mask {found[1]}, the task {task.name} has {wanted[0]} with mask"
-            f" {wanted[1]}: they do not belong together"
+            f"the model has {found[0]} token ids with mask {found[1]}, but the task {task.name} has {wanted[0]} with"
+            f" mask {wanted[1]}: they do not belong together"
         )
 
 
 class Study:
-    """Runs rules on the prompts of a task and remembers what it measured.
+    """Runs rules on the prompts of a task, and stores the results.
 
     Args:
         denoiser: The model.
-        task: Scores the answers.
-        prompts: What to complete.
+        task: The task, which scores the answers.
+        prompts: The prompts to complete.
         seeds: Each prompt is answered once per seed.
-        batch_size: Prompts per batch; changes no answer, only the time.
-        measure: Further figures of the answers.
-        judge: Figures of the answers that need to know what was asked.
-        store: A file that keeps every batch, so that an interrupted study goes on where it stopped.
-        identity: What the figures depend on besides rule, seed, temperature and prompts: the model's weights, the
-            task's settings. Kept figures of another identity are left alone.
+        batch_size: Prompts per batch; it changes the time, but no answer.
+        measure: Further measures of the answers.
+        judge: Measures of the answers that also depend on the prompts.
+        store: A file in which the results of every batch are stored, so that an interrupted study continues where it
+            stopped.
+        identity: What the results depend on besides rule, seed, temperature and prompts, such as the model's weights
+            and the task's settings. Stored results of another identity are not used.
 
     Raises:
-        ValueError: If there is no seed or a setting is out of range.
-        DataError: If the task and the denoiser have different vocabularies.
+        ValueError: If there are no seeds or no prompts, or the batch size is below 1.
+        DataError: If the task and the denoiser have different vocabularies, or the store holds something else.
         OSError: If the store cannot be written.
     """
 
@@ -131,11 +147,11 @@ class Study:
         self._kept = Store(store)
 
     def batches(self) -> int:
-        """How many batches a rule takes."""
+        """Returns how many batches a rule takes."""
         return len(self.seeds) * -(-len(self.prompts) // self.batch_size)
 
     def run(self, named: NamedRule, temperature: float = 1.0, on_batch: Callable[[], None] | None = None) -> Outcome:
-        """Answers every prompt once per seed, or reads what is kept.
+        """Answers every prompt once per seed, or reads the results from the store.
 
         Args:
             named: The rule.
@@ -184,7 +200,7 @@ class Study:
 
 
 def code_fingerprint() -> str:
-    """Identifies the package's code, the command line aside: figures of other code are not mixed with its own."""
+    """Returns a hash of the package's code without the command line, so that results of other code are not mixed in."""
     digest = hashlib.sha256()
     root = resources.files("unmask")
     with resources.as_file(root) as folder:
@@ -195,7 +211,10 @@ def code_fingerprint() -> str:
 
 
 def fingerprint(model: str | Path) -> str:
-    """Identifies the weights and configuration of an embedded model or a checkpoint folder.
+    """Returns a hash of the weights and configuration of a model.
+
+    Args:
+        model: The name of an embedded model, a checkpoint folder, or a model on the hub.
 
     Raises:
         AdapterError: If there is no such model.
@@ -208,11 +227,16 @@ def fingerprint(model: str | Path) -> str:
 
 
 def at_equal_entropy(rows: list[dict[str, Any]], reference: list[dict[str, Any]], name: str) -> None:
-    """Adds to each row the reference's figure at the row's own entropy: `reference_<name>`, and the difference.
+    """Compares a measure of each row with that of a reference of equal entropy.
 
-    A sampler can buy likelihood with diversity, so two of them are compared where their entropies agree. The reference,
-    run at several temperatures, is interpolated linearly in entropy; outside its range there is nothing to compare with
-    (`None`).
+    Samples of low diversity have a higher likelihood, so two samplers are compared where their entropies agree. The
+    reference, run at several temperatures, is interpolated linearly in entropy. Each row gets two new entries:
+    `reference_<name>` and `<name>_difference`; both are `None` outside the reference's range of entropies.
+
+    Args:
+        rows: The rows, with `entropy` and the measure; they are changed.
+        reference: The rows of the reference.
+        name: Name of the measure.
     """
     points = sorted((row["entropy"], row[name]) for row in reference)
     for row in rows:

@@ -1,4 +1,4 @@
-"""Finding the sampler with the fewest evaluations that loses no more than a tolerance."""
+"""Finds the sampler with the fewest evaluations whose loss of quality stays within a tolerance."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Trial:
     """One setting, and whether it may be used.
 
     Attributes:
-        named: The rule.
-        outcome: What it did.
+        named: The rule with its settings.
+        outcome: Its results.
         difference: Its mean quality minus the reference's, on the same prompts.
         lower: The one-sided lower confidence limit of that difference.
-        accepted: True if the limit is no more than the tolerance below 0, and so was every gentler setting's of the
-            same rule.
+        accepted: Whether this limit is at most the tolerance below 0, for this setting and all gentler ones of the same
+            rule.
     """
 
     named: NamedRule
@@ -32,7 +32,11 @@ class Trial:
     accepted: bool
 
     def row(self, temperature: float) -> dict[str, Any]:
-        """Summarises it as one row of a table."""
+        """Returns a summary as a row of a table.
+
+        Args:
+            temperature: The temperature of the draw.
+        """
         return {
             **self.outcome.row(self.named, temperature),
             "difference": self.difference,
@@ -52,26 +56,27 @@ def tune(
     on_trial: Callable[[Trial], None] | None = None,
     on_batch: Callable[[], None] | None = None,
 ) -> tuple[Outcome, list[Trial]]:
-    """Tries the settings of each rule from the gentlest on, until one loses too much.
+    """Tries the settings of each rule, beginning with the gentlest, until one loses too much quality.
 
-    A setting is accepted if, with the given confidence, its quality is no more than `tolerance` below the reference's:
-    `mean(d) - z · sd(d)/√n >= -tolerance` over the paired differences `d`. Settings of one rule are tested in the order
-    given, and testing stops at the first that fails. In such a fixed sequence the chance of accepting any setting that
-    loses more is at most `1 - confidence` for each rule, however many settings it has.
+    A setting is accepted if, with the given confidence, its quality is at most `tolerance` below the reference's:
+    `mean(d) - z · sd(d)/√n >= -tolerance` over the paired differences `d`. The settings of a rule are tested in the
+    given order, and testing stops at the first one that fails. With such a fixed order, the probability of accepting
+    any setting that loses more than the tolerance is at most `1 - confidence` for each rule, however many settings it
+    has.
 
     Args:
-        study: Prompts of the *validation* split.
-        reference: What quality is compared with.
-        families: For each rule its settings, gentlest first.
-        tolerance: The loss that is allowed, in units of quality.
+        study: A study with prompts of the *validation* split.
+        reference: The rule whose quality the others are compared with.
+        families: The settings of each rule, the gentlest (most evaluations) first.
+        tolerance: The allowed loss, in units of quality.
         confidence: The confidence of each acceptance, in `(0.5, 1)`.
         temperature: The temperature of the draw.
         on_trial: Called with each trial.
         on_batch: Called after each batch.
 
     Returns:
-        The reference's outcome, and the trials. The one to use is the accepted trial with the fewest evaluations; if
-        there is none, the reference itself.
+        The reference's outcome, and the trials. The setting to use is the accepted trial with the fewest evaluations,
+        or if there is none, the reference itself.
 
     Raises:
         ValueError: If tolerance or confidence is out of range.
@@ -97,6 +102,6 @@ def tune(
 
 
 def fewest(trials: Sequence[Trial]) -> Trial | None:
-    """Returns the accepted trial with the fewest evaluations, if any was accepted."""
+    """Returns the accepted trial with the fewest evaluations, or `None` if none was accepted."""
     accepted = [trial for trial in trials if trial.accepted]
     return min(accepted, key=lambda trial: float(trial.outcome.nfe.mean()), default=None)

@@ -1,1 +1,1 @@
-"""Files as people have them: read whatever their encoding, written so that nothing is ever lost."""
+"""Reads files in any usual encoding and compression, and writes files without ever losing an old one."""

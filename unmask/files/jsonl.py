@@ -1,4 +1,4 @@
-"""Reading JSON Lines, and the prompts in them, as data sets circulate: one reader for every command."""
+"""Reads JSON Lines, and the prompts in them, in the forms that are usual for data sets."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ _SHOWN = 60
 def read_jsonl(
     path: Path | str, what: str = "the JSON Lines", encoding: str | None = None
 ) -> Iterator[tuple[str, Any]]:
-    """Reads JSON values, one a line, or those of one JSON array; blank lines are passed over.
+    """Reads JSON values, one per line, or those of one JSON array; blank lines are skipped.
 
     Args:
         path: The file, gzipped or not; `-` is standard input.
-        what: What it should be, for messages.
+        what: What messages call the content of the file.
         encoding: See `unmask.files.reading.read_text`.
 
     Yields:
-        Where the value is (`"prompts.jsonl, line 3"`), and the value.
+        The place of the value, such as `"prompts.jsonl, line 3"`, and the value.
 
     Raises:
-        DataError: If the file cannot be read, or a line is not JSON; the line is named.
+        DataError: If the file cannot be read, or a line is not JSON. The message names the line.
     """
     name = "standard input" if str(path) == STDIN else str(path)
     text = read_text(path, what, encoding)
@@ -54,10 +54,14 @@ def read_jsonl(
 
 
 def read_json(text: str, name: str) -> Any:
-    """Reads one JSON value.
+    """Parses a text as one JSON value.
+
+    Args:
+        text: The text.
+        name: What the message calls the text.
 
     Raises:
-        DataError: If it is not JSON; the message calls the text by the given name.
+        DataError: If the text is not JSON.
     """
     try:
         return json.loads(text)
@@ -70,30 +74,32 @@ def read_json(text: str, name: str) -> Any:
 def read_prompts(
     path: Path | str, field: str, choice: str | None = None, encoding: str | None = None
 ) -> list[str | list[dict[str, Any]]]:
-    """Reads what to answer or to fill in: a text or a chat of each JSON value.
+    """Reads prompts or texts with gaps from JSON Lines: a text or a chat from each value.
 
     Args:
-        path: See `read_jsonl`.
-        field: Where a text is if nothing is chosen, `"prompt"` or `"text"`. For `"prompt"`, a chat may be under
-            `messages` instead; a value may also be the text itself.
-        choice: Where it is instead: names of fields and places in lists joined by dots, as in `question`, `turns.0` or
-            `body.messages`; several with commas, as in `instruction,input`, are joined by an empty line, those that
-            are empty or missing left out (the first must be there).
+        path: The file, see `read_jsonl`.
+        field: The field of the text if there is no `choice`: `"prompt"` or `"text"`. For `"prompt"`, a chat may be in
+            the field `messages` instead. A value may also be the text itself.
+        choice: The path of the text or chat: names of fields and indices of lists joined by dots, as in `question`,
+            `turns.0` or `body.messages`. The texts of several paths separated by commas, as in `instruction,input`, are
+            joined with an empty line between them; those that are empty or missing are left out, but the first must be
+            present.
         encoding: See `unmask.files.reading.read_text`.
 
     Raises:
-        DataError: If the file cannot be read, holds nothing, or a value has no such text or chat; the line is named.
-        ValueError: If the choice is empty.
+        DataError: If the file cannot be read, holds no values, or a value has no such text or chat. The message names
+            the line.
+        ValueError: If a path of the choice is empty.
     """
     if choice is not None and not all(part.strip() for part in choice.split(",")):
-        raise ValueError(f"--field names fields, such as question, turns.0 or instruction,input, got {choice!r}")
+        raise ValueError(f"--field must name fields, such as question, turns.0 or instruction,input, got {choice!r}")
     prompts = []
     for where, value in read_jsonl(path, "the prompts", encoding):
         found = _usual(value, field, where) if choice is None else _chosen(value, choice, where)
         _check_characters(found, where)
         prompts.append(found)
     if not prompts:
-        raise DataError(f'{path} holds no prompts: each line is one, such as {{"{field}": "..."}}')
+        raise DataError(f'{path} holds no prompts: each line must be one, such as {{"{field}": "..."}}')
     return prompts
 
 
@@ -128,7 +134,7 @@ def _chosen(value: Any, choice: str, where: str) -> str | list[dict[str, Any]]:
 
 
 def _fields(value: Any) -> str:
-    """What fields a value has, for a message of one line."""
+    """Describes the fields of a value, for a message of one line."""
     if not isinstance(value, dict):
         return "it is not an object"
     names = ", ".join(name if name.isprintable() else ascii(name) for name in value)
@@ -136,7 +142,7 @@ def _fields(value: Any) -> str:
 
 
 def _at(value: Any, name: str) -> Any:
-    """What stands at a path of fields and places, or nothing; a field whose name holds dots is found too."""
+    """Returns the value at a path of fields and indices, or `None`; names of fields may also contain dots."""
     if isinstance(value, dict) and name in value:
         return value[name]
     for part in name.split("."):
@@ -179,13 +185,13 @@ def _check_characters(prompt: str | list[dict[str, Any]], where: str) -> None:
 
 
 def _array(text: str) -> list[Any] | None:
-    """The values of one JSON array over the whole text, or nothing if it is something else."""
+    """Returns the values of a text that is one JSON array, or `None` if it is something else."""
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
         return None
     lines = [line for line in split_lines(text) if line.strip()]
-    # One line that is a list is a line like any other, unless it is a list of objects or texts.
+    # A single line that is a list is an ordinary line, unless it is a list of objects or texts.
     return whole if len(lines) > 1 or all(isinstance(one, (dict, str)) for one in whole) else None
 
 

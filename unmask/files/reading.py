@@ -1,6 +1,6 @@
-"""Reading files of text, whatever their compression, encoding and line ends; what cannot be read is said plainly.
+"""Reads text files with any usual compression, encoding and line ends, with clear messages about what cannot be read.
 
-Every reader of this package begins here: puzzles, prompts, texts, tables of mazes and configuration files.
+All readers of this package use this module: those of puzzles, prompts, texts, tables of mazes and configuration files.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STDIN = "-"
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # must come before UTF-16, because it begins with the mark of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -51,9 +51,9 @@ class Line:
     """A line of a file.
 
     Attributes:
-        number: Its number, from 1.
-        text: Without its line end. Bytes that are not characters are kept as lone surrogates (`surrogateescape`).
-        fault: Why it could not be decoded, or nothing.
+        number: The number of the line, from 1.
+        text: The text without its line end. Bytes that are not characters are lone surrogates (`surrogateescape`).
+        fault: Why the line could not be decoded; empty if it could.
     """
 
     number: int
@@ -62,7 +62,7 @@ class Line:
 
 
 def reason(error: OSError) -> str:
-    """Says in plain words why a file could not be opened, read or written, and what would work."""
+    """Returns in plain words why a file could not be opened, read or written, and what would work."""
     advice = {
         errno.ENOENT: "check the name",
         errno.EISDIR: "name a file, not a folder",
@@ -79,7 +79,7 @@ def reason(error: OSError) -> str:
 
 
 def shown(error: OSError) -> str:
-    """One line about an operating system's error: the file it is about, what was wrong, and what would work."""
+    """Describes an error of the operating system in one line: the file, the reason, and what would work."""
     if error.errno is None:
         return str(error)
     names = " -> ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
@@ -87,17 +87,17 @@ def shown(error: OSError) -> str:
 
 
 def why(error: Exception) -> str:
-    """Says what went wrong without the file's name: in plain words if the operating system said it."""
+    """Returns the reason of an error without the file's name, in plain words for errors of the operating system."""
     return reason(error) if isinstance(error, OSError) else str(error)
 
 
 def unreadable(path: Path | str, what: str, error: OSError) -> DataError:
-    """The error for a file that cannot be opened; a folder's files are named.
+    """Returns the error for a file that cannot be opened; if it is a folder, the message names files in it.
 
     Args:
         path: The file.
-        what: What it should be, such as `"the puzzles"`.
-        error: What the operating system said.
+        what: What the message calls its content, such as `"the puzzles"`.
+        error: The error of the operating system.
     """
     why = reason(error)
     if isinstance(error, IsADirectoryError):
@@ -110,16 +110,17 @@ def unreadable(path: Path | str, what: str, error: OSError) -> DataError:
 
 
 def read_text(path: Path | str, what: str = "the file", encoding: str | None = None) -> str:
-    """Reads a whole text, gzipped or not; byte order marks are dropped and line ends become `\\n`.
+    """Reads a whole text file, gzipped or not; byte order marks are dropped and line ends become `\\n`.
 
     Args:
         path: The file; `-` is standard input.
-        what: What it should be, for messages.
-        encoding: Its encoding. Default: what its byte order mark says; else UTF-8, or UTF-16 if every other byte is 0.
+        what: What messages call its content.
+        encoding: The encoding of the file. Default: that of its byte order mark; without one, UTF-16 if every other
+            byte is mostly 0, and UTF-8 if not.
 
     Raises:
-        DataError: If it cannot be read, is damaged or binary, or holds bytes that are not characters; their line is
-            named.
+        DataError: If the file cannot be read, is damaged or binary, or holds bytes that are not characters. The message
+            names their line.
         ValueError: If there is no such encoding.
     """
     name = "standard input" if str(path) == STDIN else str(path)
@@ -127,14 +128,14 @@ def read_text(path: Path | str, what: str = "the file", encoding: str | None = N
 
 
 def read_bytes(path: Path | str, what: str = "the file") -> bytes:
-    """Reads a whole file, unpacked if it is gzipped.
+    """Reads a whole file, and unpacks it if it is gzipped.
 
     Args:
         path: The file; `-` is standard input.
-        what: What it should be, for messages.
+        what: What messages call its content.
 
     Raises:
-        DataError: If it cannot be read, or is damaged.
+        DataError: If the file cannot be read, or is damaged.
     """
     if str(path) == STDIN:
         return _unpacked(_stdin(), "standard input")
@@ -146,7 +147,17 @@ def read_bytes(path: Path | str, what: str = "the file") -> bytes:
 
 
 def decode(raw: bytes, name: str, encoding: str | None = None) -> str:
-    """Makes a text of the bytes of a file; see `read_text`."""
+    """Decodes the bytes of a text file, gzipped or not, as `read_text` does.
+
+    Args:
+        raw: The bytes.
+        name: What messages call the file.
+        encoding: As in `read_text`.
+
+    Raises:
+        DataError: As `read_text`.
+        ValueError: If there is no such encoding.
+    """
     check_encoding(encoding)
     raw = _unpacked(raw, name)
     known, skipped = _encoding(raw[:_HEAD], name, encoding)
@@ -170,11 +181,11 @@ def split_lines(text: str) -> list[str]:
 
 
 def read_lines(path: Path | str, what: str = "the file", encoding: str | None = None) -> Iterator[Line]:
-    """Reads a file line by line, in little memory; a line that cannot be decoded says so and does not stop the rest.
+    """Reads a file line by line, with little memory; a line that cannot be decoded has a `fault`, and reading goes on.
 
     Args:
         path: The file, gzipped or not; `-` is standard input.
-        what: What it should be, for messages.
+        what: What messages call its content.
         encoding: See `read_text`.
 
     Raises:
@@ -188,7 +199,7 @@ def read_lines(path: Path | str, what: str = "the file", encoding: str | None = 
             stream: IO[bytes] | gzip.GzipFile = (
                 io.BytesIO(_stdin()) if str(path) == STDIN else stack.enter_context(open(path, "rb"))
             )
-            if not stream.seekable():  # a pipe, as the shell's <(...) is one
+            if not stream.seekable():  # a pipe, such as the shell's <(...)
                 stream = io.BytesIO(stream.read())
             if stream.read(2) == _GZIP:
                 stream.seek(0)
@@ -228,7 +239,11 @@ def read_lines(path: Path | str, what: str = "the file", encoding: str | None = 
 
 
 def check_encoding(encoding: str | None) -> None:
-    """Raises `ValueError` if there is no such encoding of text."""
+    """Checks that an encoding of text exists; `None` is allowed.
+
+    Raises:
+        ValueError: If there is no such encoding.
+    """
     try:
         if encoding is not None:
             "".encode(encoding)
@@ -253,7 +268,7 @@ def _stdin() -> bytes:
 
 
 def _encoding(head: bytes, name: str, encoding: str | None) -> tuple[str, int]:
-    """The encoding of a file that begins so, and the length of its byte order mark."""
+    """Returns the encoding of a file, from its beginning, and the length of its byte order mark."""
     marked = next(((known, len(mark)) for mark, known in _BOMS if head.startswith(mark)), None)
     if encoding is not None:
         plain = codecs.lookup(encoding).name
@@ -281,4 +296,4 @@ def _label(encoding: str) -> str:
 def _hint(encoding: str | None) -> str:
     if encoding is not None:
         return "; it is in another encoding, or damaged"
-    return "; convert it to UTF-8, or say its encoding, such as --encoding latin-1 (of a task: encoding=latin-1)"
+    return "; convert it to UTF-8, or give its encoding, such as --encoding latin-1 (for a task: encoding=latin-1)"

@@ -1,4 +1,4 @@
-"""Reading tables with a header line: CSV, or with tabs, semicolons or bars between the fields."""
+"""Reads tables with a header line: CSV, or with tabs, semicolons or vertical bars between the fields."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ DELIMITERS = (",", ";", "\t", "|")
 def read_table(
     path: Path | str, columns: Sequence[str], what: str = "the table", encoding: str | None = None
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Reads the rows of a table; empty ones are passed over.
+    """Reads the rows of a table; empty rows are skipped.
 
     Args:
         path: The file, gzipped or not; `-` is standard input.
-        columns: Names that the header must have, in lower case; capitals and spaces around a name do not matter.
-        what: What it should be, for messages.
+        columns: Names that the header must have, in lower case; in the file, case and spaces around a name are ignored.
+        what: What messages call its content.
         encoding: See `unmask.files.reading.read_text`.
 
     Yields:
-        The number of the line where a row ends, and its fields by the names of the header in lower case.
+        The number of the line in which a row ends, and the fields of the row by the names of the header in lower case.
 
     Raises:
         DataError: If the file cannot be read, the header lacks a column, or a row has another number of fields.
@@ -52,11 +52,11 @@ def read_table(
 
 
 def header_delimiter(text: str, columns: Sequence[str]) -> str | None:
-    """Returns what separates the fields of a header line, or nothing if it has none of the columns.
+    """Returns the delimiter of the fields of a header line, or `None` if it has none of the columns.
 
     Args:
         text: The line.
-        columns: Names in lower case, of which it must have one.
+        columns: Names in lower case, at least one of which the line must have.
     """
     best, most = None, 0
     for delimiter in DELIMITERS:
@@ -70,9 +70,9 @@ def header_delimiter(text: str, columns: Sequence[str]) -> str | None:
 
 
 def split_fields(text: str, delimiter: str) -> list[str]:
-    """Splits one line of a table; a field in quotes may hold the delimiter.
+    """Splits one line of a table into fields; a quoted field may contain the delimiter.
 
     Raises:
-        csv.Error: If a quote is not closed, or something follows one.
+        csv.Error: If a quote is not closed, or text follows the end of a quoted field.
     """
     return next(csv.reader([text], strict=True, delimiter=delimiter), [])

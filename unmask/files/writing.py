@@ -1,4 +1,4 @@
-"""Writing files: never over an input, and at any moment the old file or the new one, never half of one."""
+"""Writes files safely: never over an input, and so that there is always a complete file, the old one or the new one."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from .reading import reason
 
 @contextlib.contextmanager
 def replacing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
-    """Gives a temporary path beside `path` that takes its place, flushed to disk, if the block succeeds.
+    """Yields a temporary path; at the end of the `with` block, the file written there replaces `path`.
 
-    A link is followed, and what it points to is replaced; permissions stay. A device or pipe, such as `/dev/stdout`, is
-    written to.
+    The new file is flushed to the disk first, and gets the permissions of the old one. If the block raises, `path`
+    stays as it was. If `path` is a link, the file that it points to is replaced; if it is a device or pipe, such as
+    `/dev/stdout`, the content is written to it.
 
     Args:
         path: The file to write.
-        suffix: How the temporary name ends, for a library that looks at it.
+        suffix: The suffix of the temporary name, for libraries that depend on it.
     """
     target = Path(os.path.realpath(path))
     temporary = target.with_name(f".{target.name}.{os.getpid()}{suffix}")
@@ -50,15 +51,19 @@ def replacing(path: Path, suffix: str = ".tmp") -> Iterator[Path]:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Writes a file so that at any moment, even after a crash, it is the old one or the new one."""
+    """Writes a file so that at any time, even after a crash, it has either its old or its new content."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
 
 
 def write_output(path: Path, content: bytes | str) -> None:
-    """Writes what a command was asked for; compressed if the name ends in `.gz`. Text becomes UTF-8.
+    """Writes the output of a command, compressed if the name ends in `.gz`. Text is encoded in UTF-8.
 
-    Bytes that a reader kept as lone surrogates (see `unmask.files.reading.Line`) come out as they were.
+    Lone surrogates that stand for undecodable bytes (see `unmask.files.reading.Line`) become the original bytes.
+
+    Args:
+        path: The file; an existing file is replaced.
+        content: The content.
 
     Raises:
         ValueError: If the file cannot be written; the message says why, and what would work.
@@ -71,7 +76,12 @@ def write_output(path: Path, content: bytes | str) -> None:
 
 
 def write_figure(path: Path, figure: Any, dpi: int) -> None:
-    """Writes a figure of matplotlib; the suffix says the format, PNG where there is none.
+    """Writes a figure of matplotlib; the suffix determines the format, which is PNG without a suffix.
+
+    Args:
+        path: The file; an existing file is replaced.
+        figure: The figure.
+        dpi: Dots per inch.
 
     Raises:
         ValueError: If matplotlib does not know the format, or the file cannot be written.
@@ -84,15 +94,15 @@ def write_figure(path: Path, figure: Any, dpi: int) -> None:
 def check_outputs(
     outputs: Mapping[str, Path | None], inputs: Iterable[Path | str | None] = (), made: Collection[str] = ()
 ) -> None:
-    """Checks before the work that files can be written, are none of those that are read, and differ from each other.
+    """Checks, before any work is done, that files can be written, are not inputs, and differ from each other.
 
     Args:
-        outputs: The files to write, by the option that named them.
-        inputs: The files that are read; those that do not exist do not matter, nor do `None`s.
-        made: Options whose folders are made if they are missing.
+        outputs: The files to write, by the options that name them.
+        inputs: The files that are read; `None` and files that do not exist are ignored.
+        made: Options whose folders will be made if they are missing.
 
     Raises:
-        ValueError: If a file cannot be written there; the message names the option and says what would work.
+        ValueError: If a file cannot be written. The message says why, and what would work.
     """
     given = {option: path for option, path in outputs.items() if path is not None}
     read = [Path(one) for one in inputs if one is not None and str(one) != "-"]
@@ -113,14 +123,16 @@ def check_outputs(
             raise ValueError(f"cannot write {path}: the permissions of its folder forbid it; choose another folder")
         for one in read:
             if same(path, one):
-                raise ValueError(f"{option} {path} is a file that is read; writing there would lose it: choose another")
+                raise ValueError(
+                    f"{option} {path} is a file that is read; writing to it would lose its content: choose another file"
+                )
         for other, before in list(given.items())[:number]:
             if not special and same(path, before):
-                raise ValueError(f"{other} and {option} name the same file, {path}; choose two")
+                raise ValueError(f"{other} and {option} name the same file, {path}; choose two different files")
 
 
 def same(one: Path, other: Path) -> bool:
-    """Whether two paths are the same file, links followed, or would be."""
+    """Returns whether two paths are the same file, after following links; the files need not exist."""
     try:
         return os.path.samefile(one, other)
     except OSError:
@@ -128,7 +140,7 @@ def same(one: Path, other: Path) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Waits until a file or the names in a folder are on the disk."""
+    """Waits until the content of a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,1 +1,1 @@
-"""Other libraries whose loops call us: Transformers, lm-eval, diffusers, SGLang."""
+"""Integrations into other libraries, whose loops call this package: Transformers, lm-eval, diffusers, SGLang."""

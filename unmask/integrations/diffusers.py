@@ -1,4 +1,4 @@
-"""A scheduler for the `LLaDA2Pipeline` of diffusers that unmasks by any rule of this package (extra `diffusers`).
+"""A scheduler for diffusers' `LLaDA2Pipeline` that unmasks with any rule of this package (extra `diffusers`).
 
     from diffusers import LLaDA2Pipeline
     from unmask.integrations.diffusers import UnmaskScheduler
@@ -6,7 +6,7 @@
     pipe = LLaDA2Pipeline(model=model, scheduler=UnmaskScheduler("entropy-bound:gamma=0.1"), tokenizer=tokenizer)
     pipe("What is 2 + 3?", temperature=0.7, generator=torch.Generator().manual_seed(0))
 
-The pipeline evaluates the model and walks through the blocks; the scheduler decides what is unmasked, and draws it.
+The pipeline evaluates the model block by block; the scheduler decides which positions are unmasked, and draws tokens.
 """
 
 from __future__ import annotations
@@ -36,39 +36,39 @@ from ..sampling.state import State
 from .stepwise import advance_block, begin, check_rule
 
 _REPLACED = ("threshold", "editing_threshold", "minimal_topk")
-"""Settings of the pipeline that the rule takes the place of."""
+"""Settings of the pipeline that the rule replaces."""
 
 _DEFAULTS = {name: inspect.signature(LLaDA2Pipeline.__call__).parameters[name].default for name in _REPLACED}
 _CALL = inspect.unwrap(LLaDA2Pipeline.__call__).__code__
 
 
 class UnmaskScheduler(BlockRefinementScheduler):
-    """Unmasks the positions of each block by a rule of this package, as many evaluations as the rule takes.
+    """Unmasks the positions of each block by a rule of this package, with as many evaluations as the rule needs.
 
-    - *Randomness.* A generation takes one number from `generator`, and each sequence of the batch its own stream from
-      that. With a list of generators, one per sequence, each takes one number from its own: a sequence then gets the
-      same tokens in whatever batch it is, given the same logits. (The pipeline pads prompts on the left or right and
-      cuts the padded width into blocks; prompts of one length are unaffected.)
+    - *Randomness.* A generation draws one number from `generator`, from which each sequence of the batch gets its own
+      stream. With a list of generators, one per sequence, each stream comes from the sequence's own generator: given
+      the same logits, a sequence then gets the same tokens in any batch. (The pipeline pads prompts on the left or
+      right and divides the padded length into blocks; this does not matter for prompts of equal length.)
     - *Temperature* 0 and `sampling_method="greedy"` take the argmax; planning always uses the model's own distribution.
-    - `num_inference_steps` neither asks for evaluations nor limits them: the rule decides, and no mask is left but
-      after an end-of-text token. For a fixed number take the rule `steps:steps=...`.
-    - *Positions.* A prompt's are never written to, whatever they hold; what the last block has beyond the length that
-      was asked for is not part of the sequence: it is not evaluated for, and rules do not count it.
-    - *Tokens.* Ids that are not tokens of the pipeline's tokenizer, as where a vocabulary is padded, are never drawn.
-    - Tokens are never edited once they are unmasked. `threshold`, `editing_threshold` and `minimal_topk` belong to the
-      scheduler this one replaces; any value but the pipeline's default (or `None`) is refused.
+    - `num_inference_steps` does not determine the number of evaluations: the rule does, and no mask is left except
+      after an end-of-text token. For a fixed number of evaluations use the rule `steps:steps=...`.
+    - *Positions.* Those of the prompt are never changed, whatever they hold. Positions of the last block beyond the
+      requested length are not part of the sequence: no evaluation is made for them, and rules ignore them.
+    - *Tokens.* Ids for which the pipeline's tokenizer has no token, as in a padded vocabulary, are never drawn.
+    - Tokens are never edited after they were unmasked. `threshold`, `editing_threshold` and `minimal_topk` belong to
+      the scheduler that this one replaces; any value but the pipeline's default (or `None`) is refused.
 
     Args:
-        rule: Name and settings, as on the command line: `entropy-bound:gamma=0.1`.
-        block_length: Positions per block, where the pipeline is told none.
-        num_inference_steps: Kept for the pipeline, which reads it.
+        rule: The rule's name and settings, as on the command line: `entropy-bound:gamma=0.1`.
+        block_length: Positions per block, if the pipeline is not given it.
+        num_inference_steps: Ignored, but the pipeline reads it.
 
     Attributes:
-        nfe: Evaluations each sequence of the last generation took part in: those before which it had a mask and no
-            end-of-text token behind which nothing is wanted.
+        nfe: Number of evaluations of each sequence in the last generation, which counts only those before which it had
+            a mask and was not finished by an end-of-text token.
 
     Raises:
-        ValueError: If there is no such rule, or it needs evaluations of its own.
+        ValueError: If there is no such rule, or it needs more than one evaluation per step.
     """
 
     @register_to_config
@@ -86,19 +86,20 @@ class UnmaskScheduler(BlockRefinementScheduler):
         gen_length: int | None = None,
         tokenizer: Any = None,
     ) -> None:
-        """Begins a generation: the next step draws the streams of its sequences.
+        """Begins a generation; the next step draws the streams of its sequences.
 
         Args:
-            num_inference_steps: Kept for the pipeline.
-            device: Kept for the pipeline.
+            num_inference_steps: Stored for the pipeline.
+            device: Stored for the pipeline.
             block_length: Positions per block.
-            gen_length: Positions that are wanted after the prompt; those of the last block beyond them are not.
-                Default: what `LLaDA2Pipeline` was asked for; elsewhere, whole blocks.
-            tokenizer: Only its tokens may be drawn. Default: the pipeline's, if `LLaDA2Pipeline` has one; else any may.
+            gen_length: Requested number of positions after the prompt; positions of the last block beyond them are not
+                part of the sequence. Default: that of the call of `LLaDA2Pipeline`; in other pipelines, whole blocks.
+            tokenizer: The tokenizer; only its tokens may be drawn. Default: that of `LLaDA2Pipeline`; without a
+                tokenizer, all tokens may be drawn.
         """
         self._end: int | None = None
-        # The pipeline tells a scheduler neither how much of the last block it cuts off nor its tokenizer; both are
-        # where it calls from.
+        # The pipeline does not pass its tokenizer or the requested length to a scheduler, so they are read from the
+        # local variables of its call.
         caller = sys._getframe(1)
         if caller.f_code is _CALL:
             gen_length = caller.f_locals["gen_length"] if gen_length is None else gen_length
@@ -131,48 +132,48 @@ class UnmaskScheduler(BlockRefinementScheduler):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> BlockRefinementSchedulerOutput | tuple[Any, ...]:
-        """Unmasks what the rule chooses of one block.
+        """Unmasks the positions of a block that the rule chooses.
 
         Args:
             model_output: The logits of the block.
-            timestep: Number of the evaluation within the block; 0 begins a new one.
+            timestep: Index of the evaluation within the block; 0 begins a new block.
             sample: The tokens of the block.
             mask_token_id: Id of the mask token.
             temperature: The temperature of the draw.
-            top_p: Draw among the fewest tokens that hold this mass.
-            top_k: Draw among the `k` most probable tokens; `None` or 0 is all.
+            top_p: Draw from the smallest set of tokens with at least this probability in total.
+            top_k: Draw from the `k` most probable tokens; `None` or 0: from all tokens.
             sampling_method: `"greedy"`, or `"auto"` or `"multinomial"`, which both draw unless the temperature is 0.
-            threshold: Replaced by the rule; see the class.
-            editing_threshold: Likewise.
-            minimal_topk: Likewise.
-            prompt_mask: True at the positions of the prompt, which are never written to; default: there are none.
-            generator: Where the streams come from, at the first step of a generation; one, or one per sequence.
-                Without one, PyTorch's global generator.
+            threshold: Replaced by the rule, see the class.
+            editing_threshold: Replaced by the rule, see the class.
+            minimal_topk: Replaced by the rule, see the class.
+            prompt_mask: True at the positions of the prompt, which are never changed; default: there is no prompt.
+            generator: The generator of the streams, used in the first step of a generation: one, or one per sequence.
+                Default: PyTorch's global generator.
             return_dict: Whether to return an object or the tuple of its fields.
 
         Returns:
-            The new tokens, and which were unmasked. `sampled_probs` are their probabilities at temperature 1, and 0
-            elsewhere; nothing is edited.
+            The new tokens, and which positions were unmasked. `sampled_probs` are the probabilities of the new tokens
+            at temperature 1, and 0 at other positions; no position is edited.
 
         Raises:
-            ValueError: If a setting is out of range or has no meaning here, or there is no mask token.
-            LogitsError: If the logits of a candidate are no distribution.
+            ValueError: If a setting is out of range or not supported, or there is no mask token.
+            LogitsError: If the logits of a candidate are not a distribution.
         """
         if mask_token_id is None:
-            raise ValueError("this scheduler is for masked models: it needs mask_token_id, and renoises nothing")
+            raise ValueError("this scheduler is for masked models: it needs mask_token_id")
         given = {"threshold": threshold, "editing_threshold": editing_threshold, "minimal_topk": minimal_topk}
         for name, value in given.items():
             if value is not None and value != _DEFAULTS[name] and not (name == "editing_threshold" and value <= 0):
                 raise ValueError(
-                    f"{name}={value} has no effect: what is unmasked is up to the rule {self._name}, and nothing"
-                    " is edited; leave it out"
+                    f"{name}={value} has no effect: the rule {self._name} decides what is unmasked, and nothing is"
+                    " edited; leave it out"
                 )
         if sampling_method not in ("auto", "greedy", "multinomial"):
             raise ValueError(f"sampling_method must be auto, greedy or multinomial, got {sampling_method!r}")
         prompt = torch.zeros_like(sample[0], dtype=torch.bool) if prompt_mask is None else prompt_mask.to(sample.device)
         if prompt.dtype != torch.bool or prompt.shape != sample.shape[1:]:
             raise ValueError(
-                f"prompt_mask is one truth value per position of the block ({sample.shape[1]}), got {prompt.dtype}"
+                f"prompt_mask must be one boolean per position of the block ({sample.shape[1]}), got {prompt.dtype}"
                 f" {list(prompt.shape)}"
             )
         vocab = model_output.shape[-1]
@@ -227,18 +228,18 @@ class UnmaskScheduler(BlockRefinementScheduler):
         max_post_steps: int,
         finished: Bool[Tensor, " batch"],
     ) -> bool:
-        """Goes on while a sequence that is not finished has a mask in the block, however many steps that takes."""
+        """Returns whether a sequence that is not finished still has a mask in the block."""
         assert self._state is not None
         self._finished = finished.clone()
         return bool((self._state.pending.any(-1) & ~finished).any())
 
     def _beyond(self, prompt: Bool[Tensor, " block"]) -> Bool[Tensor, " block"]:
-        """Which positions of a block are neither the prompt's nor wanted."""
+        """Returns which positions of a block lie beyond the requested length."""
         place = self._passed + (~prompt).cumsum(-1) - 1
         return ~prompt & (place >= (self._passed + len(prompt) if self._wanted is None else self._wanted))
 
     def _nameless(self, vocab_size: int) -> list[int]:
-        """The ids that are neither tokens of the tokenizer nor the end of a text, if there is a tokenizer."""
+        """Returns the ids that are neither tokens of the tokenizer nor the end token; none without a tokenizer."""
         if self._tokenizer is None:
             return []
         if vocab_size not in self._known:
@@ -248,7 +249,7 @@ class UnmaskScheduler(BlockRefinementScheduler):
 
 
 def _streams(generator: torch.Generator | list[torch.Generator] | None, batch: int) -> list[int]:
-    """One stream per sequence, from one generator or from one per sequence."""
+    """Returns a stream for each sequence, from one generator or from one per sequence."""
     if not isinstance(generator, list):
         base = _number(generator)
         return [derive(base, row) for row in range(batch)]

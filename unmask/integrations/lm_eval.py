@@ -7,9 +7,9 @@
     lm_eval.simple_evaluate(model=model, tasks=["gsm8k"], limit=20)
     print(model.costs())
 
-After this import `simple_evaluate(model="unmask", model_args={"pretrained": ..., "rule": ...})` works as well; the
-command `unmask eval` does all of it. Answers are generated on the one sampling loop, in batches across requests;
-log-likelihoods are the estimates of `unmask.nelbo`.
+After this import `simple_evaluate(model="unmask", model_args={"pretrained": ..., "rule": ...})` works as well, and the
+command `unmask eval` does the same. Answers are generated with the package's sampling loop, in batches across requests;
+log-likelihoods are estimates of `unmask.nelbo`.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Draw:
-    """How one request wants its answer.
+    """The generation settings of a request.
 
     Attributes:
-        max_new_tokens: Masks after the prompt.
+        max_new_tokens: Number of masks after the prompt.
         stop: Texts that end the answer.
         temperature: The temperature of the draw.
-        top_k: Draw among so many tokens.
-        top_p: Draw among the fewest tokens that hold this mass.
+        top_k: Draw from the `top_k` most probable tokens; `None`: from all tokens.
+        top_p: Draw from the smallest set of tokens with at least this probability in total; `None`: from all tokens.
     """
 
     max_new_tokens: int
@@ -76,40 +76,43 @@ class Draw:
 
 
 class UnmaskLM(TemplateLM):
-    """A language model with a sampling rule, as lm-evaluation-harness wants it.
+    """A language model with a sampling rule, with the interface of lm-evaluation-harness.
 
-    An answer depends on its prompt, the settings and the seed, not on what else is evaluated or in what batches. (The
-    streams tell equal requests apart, in their order.) Prompts too long for the model lose their beginning, and are
-    counted. So are those that hold the mask token as text: there it is text, written with other tokens, not a gap.
+    An answer depends on its prompt, the settings and the seed, but not on other requests or on the batches. (Equal
+    requests get different streams, in their order.) If a prompt is too long for the model, its beginning is cut off;
+    such prompts are counted. So are prompts that contain the text of the mask token: it is encoded with other tokens,
+    and is not a gap.
 
     Args:
-        pretrained: A language model, or what `unmask.load` loads one from.
-        rule: What to unmask when, by name.
-        temperature: The temperature of the draw, instead of the one that each task asks for; 0 takes the argmax.
-        max_new_tokens: Length of the answers, instead of the one that each task asks for.
-        block_length: Fill answers in blocks of so many tokens; default: the model's, or one canvas.
-        guidance: Classifier-free guidance, see `LanguageModel.generate`.
-        end_last: Whether end tokens wait for the others, see `LanguageModel.generate`.
+        pretrained: A language model, or a name or folder for `unmask.load`.
+        rule: The unmasking rule, or its name.
+        temperature: The temperature of the draw, which replaces that of each task; 0 takes the argmax.
+        max_new_tokens: Length of the answers, which replaces that of each task.
+        block_length: Fill answers in blocks of so many tokens; default: the model's own block length, or one canvas.
+        guidance: Scale of classifier-free guidance, see `LanguageModel.generate`.
+        end_last: Whether end tokens are unmasked last, see `LanguageModel.generate`.
         seed: The seed of all random streams.
-        batch_size: Requests per batch; changes no answer, rounding apart.
-        strata: Evaluations per replicate of a log-likelihood; shorter continuations take one a token.
-        replicates: Independent repetitions of each of those estimates.
-        check_greedy: Whether log-likelihood requests are also answered at temperature 0, for the harness's
-            `is_greedy`; if not, it is reported as false.
-        store: A file that keeps every answer: an interrupted evaluation goes on from it.
-        identity: What the answers depend on besides the settings here, such as the model's weights. It tells the
-            entries of a store apart.
-        device: Where to put a model that is loaded here.
+        batch_size: Requests per batch; apart from rounding, it changes no answer.
+        strata: Number of evaluations per replicate of a log-likelihood; a continuation with fewer tokens takes one per
+            token.
+        replicates: Number of independent repetitions of each of these estimates.
+        check_greedy: Whether log-likelihood requests are also answered at temperature 0, for the harness's `is_greedy`;
+            if not, that is reported as false.
+        store: A file in which every answer is stored, so that an interrupted evaluation continues from it.
+        identity: What the answers depend on besides the settings here, such as the model's weights. Stored answers of
+            another identity are not used.
+        device: The device for a model that is loaded here.
         dtype: The type of its weights and activations, such as `bfloat16`.
-        mask_id: Id of the mask token of a model that is loaded here and does not name it.
-        revision: Branch, tag or commit of a model of the hub that is loaded here.
+        mask_id: Id of the mask token, for a model that is loaded here and does not name it.
+        revision: Branch, tag or commit, for a model on the hub that is loaded here.
         token: Access token of the hub, as in `unmask.load`.
-        local_files_only: Whether the hub is not to be asked for the model.
+        local_files_only: Use the downloaded copy of a model, without contacting the hub.
         on_answer: Called with the number of requests just answered.
-        **settings: Of the rule, such as `gamma`.
+        **settings: Settings of the rule, such as `gamma`.
 
     Raises:
-        ValueError: If a setting is out of range, or the rule or one of its settings unknown.
+        ValueError: If a setting is out of range, the rule or one of its settings is unknown, or the model is not a
+            language model.
         AdapterError: If the model cannot be loaded.
     """
 
@@ -142,7 +145,7 @@ class UnmaskLM(TemplateLM):
         super().__init__()
         kind = getattr(torch, dtype, None)
         if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-            raise ValueError(f"unknown dtype {dtype!r}; float32 and bfloat16 are two")
+            raise ValueError(f"unknown dtype {dtype!r}; use a floating-point type, such as float32 or bfloat16")
         options = {"revision": revision, "token": token, "local_files_only": local_files_only}
         self.model = _language_model(pretrained, device=device, dtype=kind, mask_id=mask_id, **options)
         self.rule = named_rule(rule, **settings) if isinstance(rule, str) else rule
@@ -159,7 +162,7 @@ class UnmaskLM(TemplateLM):
         self._answered: list[tuple[str | None, dict[str, Any]]] = []
         self._chat = self._merged = False
 
-    # What the harness asks of any model.
+    # What the harness needs of any model.
 
     @property
     def tokenizer(self) -> Any:
@@ -168,34 +171,38 @@ class UnmaskLM(TemplateLM):
 
     @property
     def tokenizer_name(self) -> str:
-        """The tokenizer's name, which the harness keeps prompts under."""
+        """The name of the tokenizer, under which the harness caches prompts."""
         return str(getattr(self.tokenizer, "name_or_path", "")).replace("/", "__")
 
     @property
     def eot_token_id(self) -> int:
-        """The token that stands for an empty context."""
+        """The token that stands for an empty context, which is an end token.
+
+        Raises:
+            ValueError: If the model has no end token.
+        """
         if not self.model.end_ids:
             raise ValueError("this model has no end-of-text token, and the task has requests without a context")
         return self.model.end_ids[0]
 
     @property
     def prefix_token_id(self) -> int:
-        """The token that a text without a context comes after: the tokenizer's own, or else an end token."""
+        """The token before a text without a context: the tokenizer's own beginning token, or else an end token."""
         return self._around[0][-1] if self._around[0] else self.eot_token_id
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Returns the token ids of a text, and before them special tokens as before a prompt, or none."""
+        """Returns the token ids of a text, by default with the special tokens before it that a prompt has."""
         return list(self._prompt(string, not self._chat if add_special_tokens is None else add_special_tokens).tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """Returns a chat as text, up to where the answer begins.
 
-        For a template without a system role, the system message is put before the first of the user.
+        If the template has no system role, the system message is put before the user's first message.
 
         Raises:
-            ValueError: If the template refuses the chat even so.
+            ValueError: If the template refuses this chat as well.
         """
-        self._chat = True  # the template has written the special tokens
+        self._chat = True  # the text of the template already has the special tokens
         options = {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": not add_generation_prompt,
@@ -212,7 +219,7 @@ class UnmaskLM(TemplateLM):
         return text
 
     def _prompt(self, text: str, special: bool) -> Prompt:
-        """A text as `LanguageModel.generate` encodes it, or without the tokens around it, but with no mask in it."""
+        """Encodes a text as `LanguageModel.generate` does, or without special tokens, but never with a mask token."""
         if special:
             prompt = encode_text(text, self.tokenizer)
         else:
@@ -225,12 +232,12 @@ class UnmaskLM(TemplateLM):
 
     @property
     def _suffix(self) -> tuple[int, ...]:
-        """What comes after a text, such as BERT's `[SEP]`."""
+        """The special tokens after a text, such as BERT's `[SEP]`; none after a chat."""
         return () if self._chat else self._around[1]
 
     @cached_property
     def _mask_as_text(self) -> tuple[str, tuple[int, ...]]:
-        """The mask token's name, and tokens that write it without the mask token."""
+        """The text of the mask token, and other tokens that encode this text."""
         mask, tokenizer = self.model.mask_id, self.tokenizer
         name = tokenizer.convert_ids_to_tokens(mask) or ""
         tokens = tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"] if name else []
@@ -250,16 +257,16 @@ class UnmaskLM(TemplateLM):
         return bool(name) and any(name in text for text in request.args if isinstance(text, str))
 
     def get_model_info(self) -> dict[str, Any]:
-        """Returns what the harness writes into its results."""
+        """Returns the settings that the harness writes into its results."""
         return {"rule": str(self.rule), "seed": self.seed, "temperature": self.temperature, **self.how}
 
     # Generation.
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Answers prompts; see `LM.generate_until`.
+        """Answers prompts; see `LM.generate_until` of the harness.
 
         Raises:
-            ValueError: If a task has a generation setting that means nothing here.
+            ValueError: If a task has a generation setting that is not supported, or answers leave no room for a prompt.
         """
         copies: Counter[tuple[Tokens, Draw]] = Counter()
         keys: list[str] = []
@@ -279,7 +286,7 @@ class UnmaskLM(TemplateLM):
             elif self.on_answer is not None:
                 self.on_answer(1)
         for draw, waiting in jobs.items():
-            # The longest first: what does not fit into memory fails at once.
+            # The longest prompts come first, so that a batch that does not fit into memory fails at once.
             for part in _chunks(sorted(waiting, key=lambda key: -len(waiting[key][0].tokens)), self.batch_size):
                 self._generate(draw, {key: waiting[key] for key in part})
         for request, key in zip(requests, keys, strict=True):
@@ -320,7 +327,7 @@ class UnmaskLM(TemplateLM):
         sampled, temperature = settings.pop("do_sample"), float(settings.pop("temperature", 0.0))
         top_k, top_p = settings.pop("top_k", None), settings.pop("top_p", None)
         if settings:
-            raise ValueError(f"the generation setting {', '.join(sorted(settings))} has no meaning here")
+            raise ValueError(f"the generation setting {', '.join(sorted(settings))} is not supported")
         if self.temperature is not None:
             temperature = self.temperature
         return Draw(
@@ -332,12 +339,12 @@ class UnmaskLM(TemplateLM):
         )
 
     def _fitting(self, prompt: Prompt, new: int) -> tuple[Prompt, bool]:
-        """Leaves the end of a prompt if all of it does not fit, and says so."""
+        """Cuts the beginning of a prompt that does not fit, and returns the prompt and whether it was cut."""
         room = math.inf if self.model.max_length is None else self.model.max_length - new - len(prompt.suffix)
         if room < 1:
             raise ValueError(
-                f"answers of {new} tokens leave no room for a prompt in a model of {self.model.max_length} tokens; ask"
-                " for shorter ones with max_new_tokens"
+                f"answers of {new} tokens leave no room for a prompt in a model of {self.model.max_length} tokens; make"
+                " them shorter with max_new_tokens"
             )
         if len(prompt.tokens) <= room:
             return prompt, False
@@ -346,7 +353,10 @@ class UnmaskLM(TemplateLM):
     # Likelihoods.
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Scores continuations by `-nelbo` in nats, an estimate of a lower bound; see `LM.loglikelihood`."""
+        """Scores continuations by `-nelbo` in nats, an estimate of a lower bound of their log-likelihood.
+
+        See `LM.loglikelihood` of the harness.
+        """
         scores = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         begin = len(self._answered) - len(requests)
         for index, request in enumerate(requests):
@@ -364,7 +374,10 @@ class UnmaskLM(TemplateLM):
         return [(score["log_likelihood"], score["greedy"]) for score in found]
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Scores whole texts, in windows as long as the model takes; the first token has no context of its text."""
+        """Scores whole texts in windows of the model's maximum length, each without the windows before it as context.
+
+        The scores are as in `loglikelihood`.
+        """
         texts = [self.tok_encode(request.args[0], add_special_tokens=False) for request in requests]
         before, after = ((), ()) if self._chat else self._around
         room = None if self.model.max_length is None else max(1, self.model.max_length - len(before) - len(after))
@@ -382,7 +395,7 @@ class UnmaskLM(TemplateLM):
     def _window(self, context: list[int], scored: list[int]) -> tuple[list[int], list[int], bool]:
         limit = None if self.model.max_length is None else self.model.max_length - len(self._suffix)
         if not scored:
-            raise ValueError("a request asks for the likelihood of a continuation without tokens")
+            raise ValueError("a request is for the likelihood of a continuation without tokens")
         if limit is None or len(context) + len(scored) <= limit:
             return context, scored, False
         if len(scored) > limit:
@@ -392,9 +405,10 @@ class UnmaskLM(TemplateLM):
         return context[len(context) + len(scored) - limit :], scored, True
 
     def _scores(self, pairs: list[tuple[list[int], list[int]]], greedy: bool) -> list[dict[str, Any]]:
-        """Log-likelihood of each continuation, given its context, and whether it is the model's own at the argmax.
+        """Returns the log-likelihood of each continuation given its context, and whether the model would write it.
 
-        Of a block-causal model, as it writes: block by block of its attention, given the blocks before.
+        The latter is at temperature 0. A block-causal model is scored as it generates: block by block, each given those
+        before it.
         """
         size = self.model.block_causal
         if size is None:
@@ -460,14 +474,13 @@ class UnmaskLM(TemplateLM):
         if self.on_answer is not None:
             self.on_answer(len(rows))
 
-    # What it cost.
+    # Costs.
 
     def costs(self) -> dict[str, dict[str, Any]]:
-        """Returns what the answers cost so far, by task.
+        """Returns the costs of the answers so far, by task.
 
-        Tokens are those up to the end token; what is drawn behind it counts neither as tokens nor in their rates.
-        Seconds are those of the calls to the model, each shared equally among its batch, also of answers read from a
-        store: the time that making them took.
+        Only tokens up to the end token are counted. Seconds are those of the calls to the model, each divided equally
+        among the requests of its batch; for answers from a store, the time that it took to make them.
         """
         found: dict[str, dict[str, Any]] = {}
         for task in dict.fromkeys(name for name, _ in self._answered):
@@ -506,12 +519,12 @@ def _language_model(pretrained: LanguageModel | str | Path, **options: Any) -> L
 
     model = load(pretrained, **options)
     if not isinstance(model, LanguageModel):
-        raise ValueError(f"{pretrained} is no language model: it has no tokenizer to read tasks with")
+        raise ValueError(f"{pretrained} is not a language model: it has no tokenizer for the texts of the tasks")
     return model
 
 
 def _joined(parts: list[dict[str, Any]]) -> dict[str, Any]:
-    """The score of a continuation from those of its parts, each given those before."""
+    """Returns the score of a continuation from the scores of its parts, each given the parts before it."""
     errors = [part["standard_error"] for part in parts if part["standard_error"] is not None]
     return {
         "log_likelihood": sum(part["log_likelihood"] for part in parts),

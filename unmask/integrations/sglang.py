@@ -1,13 +1,14 @@
-"""A plugin for SGLang that unmasks by any rule of this package; SGLang finds it by its entry point.
+"""A plugin for SGLang that unmasks with any rule of this package; SGLang finds it by its entry point.
 
     sglang serve --model-path ... --dllm-algorithm Unmask --dllm-algorithm-config unmask.yaml
 
-with, in `unmask.yaml`, `rule: entropy-bound:gamma=0.1`, and perhaps `seed: 0`; and `tokenizer: FOLDER` where the
-model's vocabulary is padded beyond its tokenizer's, so that only tokens are drawn. The server evaluates the model,
-block by block and for many requests together; the algorithm decides what is unmasked, and draws it.
+The file `unmask.yaml` holds `rule: entropy-bound:gamma=0.1`, and optionally `seed: 0`. If the model's vocabulary is
+padded beyond its tokenizer's, it should also hold `tokenizer: FOLDER`, so that only ids with a token are drawn. The
+server evaluates the model, block by block and for many requests together; the algorithm decides which positions are
+unmasked, and draws their tokens.
 
-Written for SGLang 0.5.23 (`sglang.srt.dllm.algorithm.base.DllmAlgorithm`) and tested against that interface, not
-inside a server.
+It was written for SGLang 0.5.23 (`sglang.srt.dllm.algorithm.base.DllmAlgorithm`), and tested with that interface but
+not inside a server.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..sampling.state import State
 from .stepwise import advance_block, begin, check_rule
 
 NAME = "Unmask"
-"""What `--dllm-algorithm` is told."""
+"""The name of the algorithm, for `--dllm-algorithm`."""
 
 _SETTINGS = ("rule", "seed", "block_size", "tokenizer")
 _UNSUPPORTED = {
@@ -44,11 +45,11 @@ _UNSUPPORTED = {
     "ebnf": None,
     "structural_tag": None,
 }
-"""Sampling parameters this algorithm cannot heed, and the value that asks for nothing."""
+"""Sampling parameters that the algorithm does not support, and the value of each that has no effect."""
 
 
 class SamplingInfo(Protocol):
-    """How the requests of a batch want their tokens drawn. A greedy request comes with `top_k` 1."""
+    """The sampling parameters of the requests of a batch; a greedy request has `top_k` 1."""
 
     temperatures: Float[Tensor, "batch 1"]
     top_ps: Float[Tensor, " batch"]
@@ -56,9 +57,9 @@ class SamplingInfo(Protocol):
 
 
 class ForwardBatch(Protocol):
-    """What the algorithm reads of SGLang's batch: one block of each request, one after the other.
+    """The part of SGLang's batch that the algorithm reads: one block of each request, one after the other.
 
-    `dllm_prompt_mask` is there if a prompt holds the mask token as text: what is True is not written to.
+    `dllm_prompt_mask` is present if a prompt contains the mask token: positions that are True must not change.
     """
 
     batch_size: int
@@ -70,19 +71,21 @@ class ForwardBatch(Protocol):
 
 
 class RuleSteps:
-    """The algorithm, to be mixed with SGLang's base class, which owns the loop (see `algorithm`).
+    """The algorithm, a mixin for SGLang's base class, which has the loop (see `algorithm`).
 
-    - *Randomness.* A block of a request draws from a stream of the seed of the configuration, the request's id and the
-      place of the block: what else the batch holds does not matter, all ranks draw alike, and a request that is sent
-      again with the same id is answered alike, given the same logits.
-    - *Temperature*, `top_p` and `top_k` are the request's own; planning always uses the model's own distribution.
-    - A block is reported done one evaluation after its last mask went, when its cache holds its final tokens.
+    - *Randomness.* The stream of a block is a function of the configuration's seed, the request's id and the position
+      of the block. So the other requests of the batch do not matter, all ranks draw the same tokens, and, given the
+      same logits, a request that is sent again with the same id gets the same answer.
+    - *Temperature*, `top_p` and `top_k` are those of the request; planning always uses the model's own distribution.
+    - A block is reported as done one evaluation after its last mask was filled, when its key/value cache is that of the
+      final tokens.
 
     Args:
-        config: SGLang's: `algorithm_config` has the rule, as on the command line, and perhaps a seed and a tokenizer.
+        config: SGLang's configuration. Its `algorithm_config` has the rule, as on the command line, and optionally a
+            seed and a tokenizer.
 
     Raises:
-        ValueError: If there is no such rule or setting, or the rule needs more than one block's evaluations.
+        ValueError: If there is no such rule or setting, or the rule needs more than one evaluation per step.
         AdapterError: If the tokenizer cannot be loaded.
     """
 
@@ -96,7 +99,7 @@ class RuleSteps:
 
     @classmethod
     def validate_request(cls, req: Any) -> str | None:
-        """Returns an error for a request that asks for what is not supported here, `None` for any other."""
+        """Returns an error message for a request with unsupported parameters, and `None` for any other request."""
         asked = [
             name for name, idle in _UNSUPPORTED.items() if getattr(req.sampling_params, name, idle) not in (idle, None)
         ]
@@ -107,23 +110,24 @@ class RuleSteps:
         return f"the algorithm {NAME} does not support {', '.join(asked)}" if asked else None
 
     def init_step_state(self, forward_batch: ForwardBatch) -> list[Any]:
-        """Returns the stream of each request's block; the first step puts the sampler's state in its place."""
+        """Returns the stream of each request's block; the first step replaces it by the state of the sampler."""
         first = forward_batch.positions.view(forward_batch.batch_size, -1)[:, 0].tolist()
         return [derive(self.seed, rid, place) for rid, place in zip(forward_batch.rids, first, strict=True)]
 
     def step(self, forward_batch: ForwardBatch, full_logits: Any, states: list[Any]) -> list[bool]:
-        """Unmasks what the rule chooses, in `forward_batch.input_ids` itself.
+        """Unmasks the positions that the rule chooses, in place in `forward_batch.input_ids`.
 
         Args:
             forward_batch: The blocks.
-            full_logits: The logits of their tokens, `[tokens, vocab]`, or the logits processor's output with them.
-            states: One per block, updated.
+            full_logits: The logits of their tokens, `[tokens, vocab]`, or the output of the logits processor, which has
+                them as `full_logits`.
+            states: The state of each block; the list is updated.
 
         Returns:
-            True for the blocks that had no mask before.
+            True for the blocks that had no mask before this step.
 
         Raises:
-            LogitsError: If the logits of a masked position are no distribution.
+            LogitsError: If the logits of a masked position are not a distribution.
         """
         logits = getattr(full_logits, "full_logits", full_logits)
         x = forward_batch.input_ids.view(forward_batch.batch_size, self.block_size)
@@ -160,17 +164,17 @@ class RuleSteps:
             tokens[rows] = after.x.to(tokens.dtype)
             for row, state in zip(rows, after.split(), strict=True):
                 states[row] = state
-        forward_batch.input_ids.copy_(tokens.view(-1))  # in place: a captured graph reads this very tensor
+        forward_batch.input_ids.copy_(tokens.view(-1))  # in place, because a captured CUDA graph reads this tensor
         return [not has for has in masked]
 
 
 def algorithm(base: type) -> type:
-    """Returns the algorithm as a subclass of SGLang's `DllmAlgorithm`."""
+    """Returns the algorithm as a subclass of `base`, which is SGLang's `DllmAlgorithm`."""
     return type(NAME, (RuleSteps, base), {"__doc__": RuleSteps.__doc__, "__module__": __name__})
 
 
 def register() -> None:
-    """The entry point: makes the algorithm known to SGLang under the name `Unmask`."""
+    """Registers the algorithm with SGLang under the name `Unmask`; this is the entry point of the plugin."""
     from sglang.srt.dllm import algorithm as registry  # pyright: ignore[reportMissingImports]
     from sglang.srt.dllm.algorithm.base import DllmAlgorithm  # pyright: ignore[reportMissingImports]
 
@@ -178,12 +182,12 @@ def register() -> None:
 
 
 def _configured(settings: Mapping[str, Any] | None) -> tuple[Any, int]:
-    """The rule and the seed that a configuration asks for."""
+    """Returns the rule and the seed of a configuration."""
     settings = settings or {}
     if not isinstance(settings, Mapping) or "rule" not in settings:
         raise ValueError(f"the configuration must name a rule, as in 'rule: entropy-bound:gamma=0.1'; got {settings!r}")
     if unknown := sorted(set(settings) - set(_SETTINGS)):
-        raise ValueError(f"unknown setting {', '.join(unknown)}; there are {', '.join(_SETTINGS)}")
+        raise ValueError(f"unknown setting {', '.join(unknown)}; choose from {', '.join(_SETTINGS)}")
     seed = settings.get("seed", 0)
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be an integer, got {seed!r}")
@@ -191,7 +195,7 @@ def _configured(settings: Mapping[str, Any] | None) -> tuple[Any, int]:
 
 
 def _tokenizer(settings: Mapping[str, Any]) -> Any:
-    """The tokenizer that a configuration names, if it names one."""
+    """Returns the tokenizer that a configuration names, or `None` if it names none."""
     folder = settings.get("tokenizer")
     if folder is None:
         return None

@@ -1,8 +1,8 @@
-"""Sampling inside somebody else's loop: their logits come in, the tokens to fix go out.
+"""Sampling inside the loop of another library, which evaluates the model and passes on the logits.
 
-Pipelines and servers that evaluate the model themselves hand over the logits of one block at a time. The state between
-two evaluations is `unmask.sampling.state.State`, and a step is a turn of the rule whose one question is answered with
-logits that are there already. A rule that asks a second question in a turn is refused.
+Pipelines and servers that evaluate the model themselves pass on the logits of one block at a time. The state between
+two evaluations is `unmask.sampling.state.State`. A step is a turn of the rule whose only query is answered with these
+logits; a rule that makes several queries in a turn is refused.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ from ..sampling.turn import Turn
 
 
 def check_rule(rule: AnyRule) -> AnyRule:
-    """Returns a rule that needs no evaluations but those it is handed.
+    """Returns a rule, after checking that one evaluation of the current sequences per turn is enough for it.
 
     Raises:
-        ValueError: If it asks for several, or for other states than the sequences as they stand.
+        ValueError: If the rule needs several evaluations in a turn, or evaluates several states of a sequence.
     """
     if not rule.asks_once:
         raise ValueError(
-            f"{rule} asks for several evaluations in one turn or evaluates several states of a sequence at once, and"
-            " this loop makes one evaluation of each"
+            f"{rule} asks for several evaluations in one turn or evaluates several states of a sequence at once, but"
+            " this loop makes one evaluation of each sequence"
         )
     return rule
 
@@ -51,18 +51,18 @@ def begin(
     """Returns the state of a block before its first step.
 
     Args:
-        rule: What to unmask when.
-        x: The tokens of the block, the mask token where one is to be drawn.
+        rule: The unmasking rule.
+        x: The tokens of the block, with the mask token where a token is to be drawn.
         vocab_size: Number of token ids.
         mask_id: Id of the mask token.
-        streams: One 64-bit integer per sequence, another one in each of its blocks: positions count from the block's
-            beginning, and a stream gives a position one uniform.
-        fixed: Positions that stay as they are, such as a prompt's that hold the mask token as text.
-        padding: Positions that are not part of the sequence, such as a tail that is cut off.
+        streams: One 64-bit integer per sequence. It must be another one in each block of a sequence, because positions
+            are counted from the beginning of the block, and a stream has one uniform for each position.
+        fixed: True at positions that must not change, such as those of a prompt that contains the mask token.
+        padding: True at positions that are not part of the sequence, such as a tail that is cut off.
 
     Raises:
-        ValueError: If the streams do not fit the batch, a token is outside the vocabulary, or the rule asks for more
-            evaluations than one.
+        ValueError: If the number of streams is not that of the sequences, a token is outside the vocabulary, or the
+            rule needs more than one evaluation in a turn.
     """
     check_rule(rule)
     ids = as_streams(streams, x.device)
@@ -104,29 +104,30 @@ def advance_block(
     settings: Settings | Sequence[Settings] | None = None,
     fixed: Bool[Tensor, "batch length"] | None = None,
 ) -> tuple[State, StepInfo]:
-    """Makes one turn of the rule on logits that were computed elsewhere.
+    """Makes one turn of the rule with logits that were computed elsewhere.
 
     Args:
-        state: What `begin` or the step before returned.
-        rule: What to unmask when.
-        x: The tokens now: the loop's owner may have changed them since. What he has masked again is drawn anew.
-        logits: The model's, for these tokens.
+        state: The state that `begin` or the previous step returned.
+        rule: The unmasking rule.
+        x: The current tokens, which the other library may have changed. Positions that it has masked again are drawn
+            anew.
+        logits: The model's logits for these tokens.
         temperature: The temperature of the draw; 0 takes the argmax.
-        settings: How tokens are drawn, for all or for each sequence; default: from all but the mask token.
-        fixed: Positions that stay as they are, masked or not.
+        settings: How tokens are drawn, for all sequences or for each; default: from all tokens but the mask token.
+        fixed: True at positions that must not change, masked or not.
 
     Returns:
-        The next state, whose `x` are the tokens to go on with, and what was unmasked.
+        The next state, whose `x` are the new tokens, and what was unmasked.
 
     Raises:
-        ValueError: If a setting is out of range, or the shapes of tokens and logits do not go together.
-        LogitsError: If the logits of a candidate are no distribution.
+        ValueError: If a setting is out of range, or the shapes of tokens and logits do not fit the block.
+        LogitsError: If the logits of a candidate are not a distribution.
         RuleError: If the rule asks for a second evaluation.
     """
     if x.shape != state.x.shape or tuple(logits.shape[:2]) != tuple(x.shape) or logits.ndim != 3:
         raise ValueError(
-            f"logits {tuple(logits.shape)} and tokens {tuple(x.shape)} do not go with a block of"
-            f" {tuple(state.x.shape)} tokens"
+            f"logits of shape {tuple(logits.shape)} and tokens of shape {tuple(x.shape)} do not fit a block of shape"
+            f" {tuple(state.x.shape)}"
         )
     vocab = logits.shape[-1]
     pending = (x == state.mask_id) & state.valid
@@ -139,5 +140,5 @@ def advance_block(
         row, position = turn.query.where.nonzero(as_tuple=True)
         turn.tell(logits[turn.live[row], position])
     if turn.query is not None:
-        raise RuleError(f"{rule} asked for a second evaluation in one turn, and this loop makes one")
+        raise RuleError(f"{rule} asked for a second evaluation in one turn, but this loop makes only one")
     return turn.end()

@@ -5,28 +5,28 @@
 
     model.generate(ids, custom_generate=generate, rule="entropy-bound:gamma=0.1", max_new_tokens=64)
 
-What a caller of `generate` expects is kept where it means something for a masked model, and refused where it does not:
+Settings of `generate` are supported if they have a meaning for a masked model, and refused if not:
 
-- kept: `max_new_tokens`, `max_length`, `do_sample`, `temperature`, `top_k`, `top_p` (with the library's defaults, such
-  as `top_k=50` where sampling is asked for and `top_k` is not), `num_return_sequences`, `eos_token_id`, `pad_token_id`,
+- supported: `max_new_tokens`, `max_length`, `do_sample`, `temperature`, `top_k`, `top_p` (with the library's defaults,
+  such as `top_k=50` if `do_sample` is set and `top_k` is not), `num_return_sequences`, `eos_token_id`, `pad_token_id`,
   `attention_mask` (padding on any side), `suppress_tokens`, `return_dict_in_generate`;
-- dropped, because the library adds them unasked: the empty cache, `use_cache`, `logits_to_keep=1`, `position_ids`;
-- adapted: `sequence_bias` and `bad_words_ids` of single tokens, and processors that say `any_order = True`;
-- asked of the text that is written without a gap, from the left: stopping criteria, such as `StopStringCriteria`. Each
-  is called for one sequence, with each beginning of the answer once and after every evaluation with the longest, so
-  that one may also look at a clock (`max_time`) or an event; where one is true the answer ends;
-- fed with what is final, from the left, a token at a time: a `streamer`, for one sequence. It is ended however the call
-  ends. With a rule that changes what it has written nothing is final before the end. What the library itself refuses
-  before it comes here ends no streamer, as without us: give a `TextIteratorStreamer` a `timeout`;
-- refused: beams, penalties and other logits processors, `min_p`, `typical_p` and other cuts besides `top_k` and
-  `top_p`, stopping criteria that want scores, prompts as embeddings, caches with content, output of scores, attentions
-  or hidden states, causal models;
-- forbidden: ids that are not tokens of the tokenizer, as where a vocabulary is padded, if it is given as `vocabulary`
-  or lies where the model was loaded from. One that lies there and cannot be read is refused;
-- out of reach: the library hands on neither `tokenizer` nor `synced_gpus`, so it refuses `stop_strings` itself: pass
-  `stopping_criteria=[StopStringCriteria(tokenizer, "...")]`. `LanguageModel.generate` knows chats.
+- ignored, because the library always adds them: an empty cache, `use_cache`, `logits_to_keep=1`, `position_ids`;
+- adapted: `sequence_bias` and `bad_words_ids` of single tokens, and logits processors with `any_order = True`;
+- stopping criteria, such as `StopStringCriteria`: they get the text from the left up to the first mask. Each is called
+  for one sequence, once with each beginning of the answer, and after every evaluation with the longest one, so that it
+  may also depend on a clock (`max_time`) or an event. If one of them is true, the answer ends;
+- a `streamer`, for one sequence: it gets the final tokens from the left, one at a time, and is always ended, even by an
+  exception. With a rule that may change tokens, no token is final before the end. If the library refuses a call before
+  this function is called, the streamer is not ended: give a `TextIteratorStreamer` a `timeout`;
+- refused: beams, penalties and other logits processors; `min_p`, `typical_p` and other truncations besides `top_k` and
+  `top_p`; stopping criteria that need scores; prompts as embeddings; caches with content; output of scores, attentions
+  or hidden states; causal models;
+- never drawn: ids for which the tokenizer has no token, as in a padded vocabulary. The tokenizer is `vocabulary`, or
+  the one in the folder from which the model was loaded; an error is raised if the latter cannot be read;
+- not available: the library passes on neither `tokenizer` nor `synced_gpus`, so it refuses `stop_strings` itself: use
+  `stopping_criteria=[StopStringCriteria(tokenizer, "...")]`. For chats use `LanguageModel.generate`.
 
-Classes without `generate`, such as `ModernBertForMaskedLM`, go through `unmask.load` or `LanguageModel.of`.
+For classes without `generate`, such as `ModernBertForMaskedLM`, use `unmask.load` or `LanguageModel.of`.
 """
 
 from __future__ import annotations
@@ -96,19 +96,20 @@ CUTS: dict[type, str] = {
     EtaLogitsWarper: "eta_cutoff",
     TopHLogitsWarper: "top_h",
 }
-"""Settings of `generate` that cut what is drawn from in a way that draws here do not know."""
+"""Settings of `generate` that truncate the distribution in a way that is not supported here."""
 
 
 @dataclass
 class UnmaskOutput(ModelOutput):
-    """What `return_dict_in_generate=True` returns.
+    """The result of `generate` with `return_dict_in_generate=True`.
 
     Attributes:
-        sequences: Prompts and answers, filled up with the padding token behind the end.
-        nfe: Evaluations each sequence took part in.
-        new_tokens: Tokens of each answer, up to the end token.
-        seconds: From the start of a sequence's batch until it was finished.
-        log_probs: Log-probability of each new token under the marginal it was planned with, in nats; 0 behind the end.
+        sequences: Prompts and answers, followed by padding tokens after the end of an answer.
+        nfe: Number of evaluations of each sequence.
+        new_tokens: Number of tokens of each answer, up to its end token.
+        seconds: Seconds from the start of a sequence's batch until the sequence was finished.
+        log_probs: Log-probability of each new token under the marginal that was used for planning, in nats; 0 after the
+            end.
     """
 
     sequences: Int[Tensor, "batch length"] | None = None
@@ -141,34 +142,35 @@ def generate(
     """Answers prompts, called by `model.generate(input_ids, custom_generate=generate, rule=...)`.
 
     Args:
-        model: The model: `generate` passes it, and everything up to `generation_config`.
+        model: The model. The library's `generate` passes this argument and all others up to `generation_config`.
         input_ids: The prompts.
-        logits_processor: What the settings of `generate` and its caller made of the logits.
-        stopping_criteria: When its caller wants to stop.
+        logits_processor: The logits processors, from the settings and from the caller of `generate`.
+        stopping_criteria: The stopping criteria, from the settings and from the caller of `generate`.
         generation_config: The settings of `generate`.
-        rule: What to unmask when: a rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`. Required.
+        rule: The unmasking rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`. Required.
         block_length: Fill answers in blocks of so many tokens, from left to right; default: one canvas.
-        seed: The seed of the random streams; row `r` takes `derive(seed, r)`. Default: a number from PyTorch's global
-            generator.
-        mask_id: The mask token; default: the configuration's.
+        seed: The seed of the random streams; row `r` gets the stream `derive(seed, r)`. Default: a number from
+            PyTorch's global generator.
+        mask_id: The mask token; default: that of the model's configuration.
         shift: Whether position `i` is predicted by output `i - 1`, as in Dream.
         guidance: Scale of classifier-free guidance, see `LanguageModel.generate`.
-        end_last: Whether end tokens wait for the others, see `LanguageModel.generate`.
-        forbidden: Token ids that must not appear.
-        vocabulary: The model's tokenizer, whose tokens may appear, and no ids beyond them (`generate` hands on no
-            `tokenizer`). Default: the one that lies where the model was loaded from, if there is one.
-        on_step: Called with the state of the batch and the step's information.
-        streamer: Is given the tokens of the answer as they become final, and ended in any case. Default: the one that
-            `generate` was called with, which does not hand it on.
-        **model_kwargs: What `generate` would pass to the model.
+        end_last: Whether end tokens are unmasked last, see `LanguageModel.generate`.
+        forbidden: Token ids that are never drawn.
+        vocabulary: The model's tokenizer; ids for which it has no token are never drawn. (`generate` does not pass on
+            its argument `tokenizer`.) Default: the tokenizer in the folder from which the model was loaded, if there is
+            one.
+        on_step: Called after each step, with the state of the batch and the step's information.
+        streamer: Gets the tokens of the answer as they become final, and is always ended. Default: the streamer that
+            `generate` was called with, which `generate` does not pass on.
+        **model_kwargs: The arguments that `generate` would pass to the model.
 
     Returns:
-        Prompts and answers, as `generate` returns them: each row as it was given, then the answer up to its end token,
-        then padding up to the longest answer.
+        Prompts and answers, as `generate` returns them: each row is the given prompt, the answer up to its end token,
+        and padding up to the length of the longest answer. With `return_dict_in_generate`, an `UnmaskOutput`.
 
     Raises:
-        AdapterError: If the tokenizer that lies beside the model cannot be read.
-        ValueError: If something is asked for that has no meaning here; it is named.
+        AdapterError: If the tokenizer in the model's folder cannot be read.
+        ValueError: If a setting is not supported or out of range. The message names it.
     """
     with _Feed(_streamer_of_caller() if streamer is None else streamer) as feed:
         if rule is None:
@@ -177,7 +179,10 @@ def generate(
         valid = _prompts(model, input_ids, model_kwargs)
         _refuse(config)
         if feed.streamer is not None and len(input_ids) != 1:
-            raise ValueError(f"a streamer takes one sequence, not {len(input_ids)}: call generate for each, or without")
+            raise ValueError(
+                f"a streamer takes one sequence, not {len(input_ids)}: call generate for each of them, or leave the"
+                " streamer out"
+            )
         length, ends, criteria = _stopping(stopping_criteria, config)
         suppressed, processor = _processed(logits_processor, config)
         denoiser = LanguageModel.of(model, None, mask_id=mask_id, end_ids=ends, shift=shift)
@@ -225,7 +230,11 @@ def generate(
 
 
 class _Feed:
-    """Gives a streamer the tokens of an answer as they become final, and ends it whatever happens."""
+    """Gives a streamer the tokens of an answer as they become final, and ends it at the end of a `with` block.
+
+    Args:
+        streamer: The streamer; `None`: nothing is done.
+    """
 
     def __init__(self, streamer: BaseStreamer | None) -> None:
         self.streamer, self.given = streamer, 0
@@ -238,12 +247,12 @@ class _Feed:
             self.streamer.end()
 
     def turn(self, canvas: Canvas) -> None:
-        """Gives it what a turn has made final, by a rule that keeps what it has written."""
+        """Passes on the tokens that a turn has made final, for a rule that does not change tokens."""
         if self.streamer is not None:
             self.put(canvas.final())
 
     def put(self, tokens: Sequence[int]) -> None:
-        """Gives it what it has not had yet, a token at a time, as the library does."""
+        """Passes on those of the answer's tokens that are new, one at a time, as the library does."""
         assert self.streamer is not None
         for token in tokens[self.given :]:
             self.given += 1
@@ -251,10 +260,10 @@ class _Feed:
 
 
 def _streamer_of_caller() -> BaseStreamer | None:
-    """The streamer that the library's `generate` was called with, if it is what called us.
+    """Returns the streamer that the library's `generate` was called with, if it called this module.
 
-    It gives the streamer the prompt and hands it on to its own loops only, which end it. So does nobody else, and who
-    reads from it waits for ever: it is looked up where the library has it.
+    The library passes the prompt to the streamer, but the streamer itself only to its own loops, which end it. If it
+    were not ended here, its reader would wait forever. So it is read from the local variables of the library's call.
     """
     code, frame = inspect.unwrap(vars(GenerationMixin)["generate"]).__code__, inspect.currentframe()
     while frame is not None and frame.f_code is not code:
@@ -263,24 +272,24 @@ def _streamer_of_caller() -> BaseStreamer | None:
 
 
 class _Until:
-    """Asks stopping criteria whether an answer is all that is wanted.
+    """Tells whether an answer is complete by stopping criteria.
 
     Args:
-        prompt: What comes before the answer, as it was given.
-        criteria: Those to ask.
+        prompt: The given prompt, which comes before the answer.
+        criteria: The criteria.
     """
 
     def __init__(self, prompt: Int[Tensor, " length"], criteria: Sequence[StoppingCriteria]) -> None:
         self.prompt, self.criteria = prompt, criteria
 
     def __call__(self, answer: Sequence[int]) -> bool:
-        """Whether one of them says so."""
+        """Returns whether one of the criteria is true for an answer."""
         written: Any = torch.cat([self.prompt, self.prompt.new_tensor(answer)]).unsqueeze(0)
         return any(bool(torch.as_tensor(criterion(written, None)).all()) for criterion in self.criteria)
 
 
 def _nameless(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, ends: list[int]) -> list[int]:
-    """The ids that are neither tokens of the tokenizer nor ends of texts; none, if no tokenizer is found."""
+    """Returns the ids that are neither tokens of the tokenizer nor end tokens; none if no tokenizer is found."""
     commit = getattr(model.config, "_commit_hash", None)
     known = _tokenizer_beside(str(model.name_or_path), commit) if tokenizer is None else tokenizer
     ids = [] if known is None else nameless_ids(known, model.config.get_text_config().vocab_size)
@@ -289,7 +298,7 @@ def _nameless(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None,
 
 @lru_cache(maxsize=4)
 def _tokenizer_beside(name: str, commit: str | None) -> PreTrainedTokenizerBase | None:
-    """The tokenizer in the folder, or in the hub's cache, that a model was loaded from."""
+    """Returns the tokenizer in the folder, or in the hub's cache, from which a model was loaded; `None` without one."""
     if not name or (name in EMBEDDED and not Path(name).is_dir()):
         return None
     known = None if Path(name).is_dir() else HubName.read(name, commit)
@@ -300,26 +309,31 @@ def _tokenizer_beside(name: str, commit: str | None) -> PreTrainedTokenizerBase 
         return tokenizer_of(folder)
     except AdapterError as error:
         raise AdapterError(
-            f"{error}; the model has ids that are not tokens, which it would tell: mend it, or give"
+            f"{error}; it is needed to find the model's ids that are not tokens: repair its files, or give"
             " vocabulary=tokenizer"
         ) from error
 
 
 def _prompts(model: PreTrainedModel, input_ids: Tensor, given: dict[str, Any]) -> Bool[Tensor, "batch length"]:
-    """Where the prompts are no padding; and a check of all that came for the model's own call."""
+    """Returns where the prompts are not padding, after checking the arguments that are meant for the model."""
     rest = dict(given)
     mask = rest.pop("attention_mask", None)  # None stands for all ones
     valid = torch.ones_like(input_ids, dtype=torch.bool) if mask is None else mask.bool()
     if valid.shape != input_ids.shape:
-        raise ValueError(f"attention_mask {tuple(valid.shape)} does not go with prompts {tuple(input_ids.shape)}")
+        raise ValueError(
+            f"attention_mask of shape {tuple(valid.shape)} does not fit prompts of shape {tuple(input_ids.shape)}"
+        )
     cache = rest.pop("past_key_values", None)
     if cache is not None and cache.get_seq_length() > 0:
-        raise ValueError("past_key_values holds a prefix; a masked model sees both sides, so it is computed anew")
+        raise ValueError(
+            "past_key_values holds a prefix, which is not supported: the keys of a bidirectional model depend on what"
+            " follows; leave it out"
+        )
     positions = rest.pop("position_ids", None)
     if positions is not None and not torch.equal(positions.expand_as(valid)[valid], (valid.cumsum(-1) - 1)[valid]):
         raise ValueError("position_ids other than 0, 1, 2, ... from each prompt's first token are not supported")
     if rest.pop("logits_to_keep", 1) != 1:
-        raise ValueError("logits_to_keep is up to the sampler: logits are computed where masks are")
+        raise ValueError("logits_to_keep is not supported: the sampler computes logits where masks are; leave it out")
     rest.pop("use_cache", None)
     if unused := sorted(name for name, value in rest.items() if value is not None):
         raise ValueError(f"{', '.join(unused)}: not supported by unmask.integrations.transformers.generate")
@@ -327,14 +341,14 @@ def _prompts(model: PreTrainedModel, input_ids: Tensor, given: dict[str, Any]) -
         raise ValueError(f"{type(model).__name__} is a sequence-to-sequence model; masked models have no decoder")
     if getattr(model.config, "is_causal", True) is not False:
         raise ValueError(
-            f"{type(model).__name__} looks to the left only; set model.config.is_causal = False if it was trained as a"
-            " masked model, which sees both sides"
+            f"{type(model).__name__} has causal attention; set model.config.is_causal = False if it was trained as a"
+            " masked model, with bidirectional attention"
         )
     return valid
 
 
 def _refuse(config: GenerationConfig) -> None:
-    """Refuses what the settings ask for besides one draw per sequence."""
+    """Refuses settings that are not supported, such as beams and the output of scores."""
     asked = {
         "num_beams": config.num_beams not in (None, 1),
         "output_scores": config.output_scores,
@@ -352,16 +366,16 @@ def _refuse(config: GenerationConfig) -> None:
 def _stopping(
     criteria: StoppingCriteriaList, config: GenerationConfig
 ) -> tuple[int, list[int], list[StoppingCriteria]]:
-    """The length of the longest sequence, the tokens that end an answer, and what is to be asked of its text.
+    """Returns the maximum length of a sequence, the tokens that end an answer, and the other stopping criteria.
 
-    The library makes criteria of its settings, in whose place those of the same class come that its caller gave.
+    The library makes criteria from its settings; a criterion of the same class that its caller gave replaces them.
     """
     lengths, ends, others = list[int](), list[int](), list[StoppingCriteria]()
     for criterion in criteria:
         if isinstance(criterion, ConfidenceCriteria):
             raise ValueError(
-                f"{type(criterion).__name__} asks for the scores of the next token; masked models do not write from the"
-                " left. Take criteria that look at the text, max_new_tokens, max_time or eos_token_id"
+                f"{type(criterion).__name__} asks for the scores of the next token, but masked models do not write from"
+                " left to right. Use criteria that read the text, max_new_tokens, max_time or eos_token_id"
             )
         if type(criterion) is EosTokenCriteria:
             ends += criterion.eos_token_id.flatten().tolist()
@@ -374,23 +388,29 @@ def _stopping(
 
 @dataclass(frozen=True, eq=False)
 class AnyOrder:
-    """A `LogitsProcessor` of the library that says of itself, by `any_order = True`, that it needs no order.
+    """Adapts a `LogitsProcessor` of the library that declares, with `any_order = True`, that it needs no order.
 
-    It is called with the whole sequence, masks included, where the library would give what was written so far.
+    It is called with the whole sequence, including masks, instead of the tokens that were generated so far.
+
+    Attributes:
+        processor: The library's processor.
     """
 
     processor: LogitsProcessor
 
     def __call__(self, logits: Tensor, position: Tensor, x: Tensor) -> Float[Tensor, "rows vocab"]:
-        """Returns what it makes of the logits."""
+        """Returns the processed logits."""
         return torch.as_tensor(self.processor(x, logits))  # pyright: ignore[reportArgumentType]
 
 
 def _processed(processors: LogitsProcessorList, config: GenerationConfig) -> tuple[list[int], Processor | None]:
-    """The tokens that must not appear, and a processor; what needs an order from left to right is refused by name.
+    """Returns the tokens that must not be drawn, and a processor for the other logits processors, if there are any.
 
-    The warpers that the settings of the draw made are known already. A bias of single tokens (`sequence_bias`,
-    `bad_words_ids`) needs no order.
+    Processors made from `temperature`, `top_k` and `top_p` are skipped, as the sampler applies these settings itself. A
+    bias of single tokens (`sequence_bias`, `bad_words_ids`) needs no order.
+
+    Raises:
+        ValueError: If a processor truncates the distribution in another way, or needs an order from left to right.
     """
     tokens: list[int] = []
     adapted: list[Processor] = []
@@ -406,20 +426,20 @@ def _processed(processors: LogitsProcessorList, config: GenerationConfig) -> tup
                 pass
             case TopPLogitsWarper(top_p=config.top_p):
                 pass
-            case LogitNormalization():  # of what is drawn from, which changes no draw
+            case LogitNormalization():  # the sampler normalises logits itself
                 pass
             case _ if getattr(processor, "any_order", False):
                 adapted.append(AnyOrder(processor))
             case _ if type(processor) in CUTS:
                 raise ValueError(
-                    f"{CUTS[type(processor)]} ({type(processor).__name__}) cuts the tail of a draw; draws here are cut"
-                    " by top_k and top_p only. A processor with any_order = True acts before planning, which then sees"
-                    " the cut too"
+                    f"{CUTS[type(processor)]} ({type(processor).__name__}) truncates the distribution, which only top_k"
+                    " and top_p do here. A processor with any_order = True acts before planning, which then depends on"
+                    " the truncation, too"
                 )
             case _:
                 raise ValueError(
-                    f"{type(processor).__name__} works on the next token and what was written before it; masked models"
-                    " do not write from the left. Take temperature, top_k, top_p, suppress_tokens, forbidden, a bias of"
-                    " single tokens, or a processor with any_order = True"
+                    f"{type(processor).__name__} works on the next token and what was written before it, but masked"
+                    " models do not write from left to right. Use temperature, top_k, top_p, suppress_tokens,"
+                    " forbidden, a bias of single tokens, or a processor with any_order = True"
                 )
     return tokens, Chain(tuple(adapted)) if adapted else None

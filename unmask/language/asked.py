@@ -18,6 +18,7 @@ from ..draws.categorical import check_draw
 from ..draws.streams import prompt_streams
 from ..models.pretrained.cache import check_cache, usual_cache
 from ..rules.named import named_rule
+from ..rules.usual import suited
 from ..sampling.conversation import REVISITS, AnyRule, LawKind
 from ..sampling.draw import Processor
 from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
@@ -142,7 +143,7 @@ def asked_generate(
         block_length = model.block_causal
     elif whole("block_length", block_length) and model.block_causal is None and max_new_tokens % block_length:
         raise ValueError(f"block_length {block_length} does not divide max_new_tokens {max_new_tokens}")
-    chosen = _rule(rule)
+    chosen = _rule(rule, temperature)
     cache = usual_cache(model.network, chosen, guidance) if cache is None else cache
     if end_last and not chosen.waits:
         raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
@@ -209,7 +210,7 @@ def asked_infill(
     special = set(model.end_ids) | set([] if model.tokenizer is None else model.tokenizer.all_special_ids)
     check_draw(temperature, top_k, top_p)
     settings = Settings(
-        rule=_rule(rule),
+        rule=_rule(rule, temperature),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -258,5 +259,5 @@ def _streams(rows: Sequence[Sequence[int]], seed: int, streams: Sequence[int] | 
     return list(streams)
 
 
-def _rule(rule: AnyRule | str) -> AnyRule:
-    return named_rule(rule).rule if isinstance(rule, str) else rule
+def _rule(rule: AnyRule | str, temperature: float) -> AnyRule:
+    return named_rule(rule, **suited(rule, None, temperature)).rule if isinstance(rule, str) else rule

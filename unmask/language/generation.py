@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from ..denoiser import Denoiser, device_of
 from ..models.pretrained.cache import Cached
 from ..sampling.blocks import windows
+from ..sampling.draw import Settings
 from ..sampling.loop import Sampler
 from ..sampling.result import StepInfo
 from ..sampling.state import State
@@ -66,7 +67,7 @@ class _Batch:
             denoiser = Cached(model, settings.cache, len(asked), settings.cache_refresh)
         if settings.guidance is not None:
             denoiser = Guided(model, settings.guidance, _before(asked, model))
-        self.sampler = Sampler(denoiser, settings.rule, **settings.draw)
+        self.sampler = Sampler(denoiser, settings.rule)
         self.state = begin(self.sampler, asked, model.block_causal)
         self.seconds = [0.0] * len(asked)
 
@@ -95,24 +96,30 @@ class _Batch:
 def begin(
     sampler: Sampler, wanted: Sequence[Asked], block_causal: int | None, slots: Sequence[int] | None = None
 ) -> State:
-    """Prepares sequences with the same settings for the loop.
+    """Prepares sequences for the loop, each to be drawn as its settings say.
 
     Args:
-        sampler: Denoiser and rule.
-        wanted: The sequences.
+        sampler: Denoiser and rule; its own settings of the draw are not looked at.
+        wanted: The sequences, all with the same rule and the same length of blocks.
         block_causal: Block length of the model's attention, if it is block-causal.
         slots: Numbers by which caches identify the sequences; default: 0, 1, 2, ...
     """
-    settings, mask_id, device = wanted[0].settings, sampler.denoiser.mask_id, device_of(sampler.denoiser)
+    vocab_size, mask_id, device = sampler.denoiser.vocab_size, sampler.denoiser.mask_id, device_of(sampler.denoiser)
     rows = [torch.tensor([*one.row, *[mask_id] * one.ahead], dtype=torch.int64, device=device) for one in wanted]
     gap = pad_sequence([row == mask_id for row in rows], batch_first=True)
     for row, one in zip(gap, wanted, strict=True):
         row[len(one.row) :] = False
+    distinct = {id(one.settings): one.settings for one in wanted}
+    draws = {key: Settings.of(vocab_size, mask_id, **settings.draw) for key, settings in distinct.items()}
+    temperature: Float[Tensor, " batch"] = torch.tensor(
+        [one.settings.temperature for one in wanted], dtype=torch.float64, device=device
+    )
     return sampler.start(
         rows,
         streams=[one.stream for one in wanted],
-        temperature=settings.temperature,
-        blocks=_blocks(gap, settings.block_length, block_causal),
+        temperature=temperature,
+        blocks=_blocks(gap, wanted[0].settings.block_length, block_causal),
+        settings=[draws[id(one.settings)] for one in wanted] if len(draws) > 1 else next(iter(draws.values())),
         slots=slots,
         fill=gap,
     )

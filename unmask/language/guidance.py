@@ -50,6 +50,7 @@ class Guided:
             time=None if query.time is None else both(query.time, query.time),
             index=None,
             block=None if query.block is None else both(query.block, query.block),
+            stepwise=None if query.stepwise is None else both(query.stepwise, query.stepwise),
         )
         given, without = self.denoiser(doubled).chunk(2)
         guided = without + (1 + self.scale) * (given - without)

@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 
 _GAP = re.compile(r"\[MASK(?::(\d+))?\]")
 LARGEST_GAPS = 1 << 20
-"""Gaps of more tokens, all together, are no model's."""
+"""The most tokens that the gaps of one text may have in total."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What is shown to the model.
+    """A prompt as text and as token ids.
 
     Attributes:
-        text: For people to read.
-        tokens: The token ids before the answer; of a text with gaps, all, the mask token in the gaps.
-        suffix: Those that the tokenizer puts after a text, such as BERT's `[SEP]`.
+        text: The prompt for people to read; empty for token ids without a tokenizer.
+        tokens: The token ids before the answer. For a text with gaps: the ids of the whole text, with the mask token in
+            the gaps.
+        suffix: The token ids that the tokenizer puts after a text, such as BERT's `[SEP]`.
     """
 
     text: str
@@ -37,15 +38,23 @@ class Prompt:
 
 Chat = Sequence[Mapping[str, Any]]
 Prompts = str | Chat | Prompt | Sequence[str | Chat | Sequence[int] | Prompt] | Tensor
-"""A text, a chat (`[{"role": "user", "content": "..."}, ...]`), or several: texts, chats, lists of token ids."""
+"""One prompt or several: texts, chats (`[{"role": "user", "content": "..."}, ...]`), or token ids.
+
+A single prompt may be a text, a chat, a `Prompt`, or a one-dimensional tensor of token ids.
+"""
 
 
 def as_prompts(prompts: Prompts, tokenizer: PreTrainedTokenizerBase | None, mask_id: int) -> list[Prompt]:
-    """Encodes prompts; chats go through the tokenizer's chat template and end where the answer begins.
+    """Encodes prompts; a chat is written with the tokenizer's chat template and ends where the answer begins.
+
+    Args:
+        prompts: One prompt or several; a one-dimensional tensor is one prompt.
+        tokenizer: The model's tokenizer; `None` if all prompts are token ids.
+        mask_id: Id of the mask token, which no prompt may hold.
 
     Raises:
-        ValueError: If there is no tokenizer for a text, no template for a chat or it refuses the chat, a prompt is of
-            another kind or holds the mask token.
+        ValueError: If a text or chat is given without a tokenizer, the tokenizer has no chat template or the template
+            refuses a chat, or a prompt is of another kind or holds the mask token.
     """
     given: Any = prompts
     if isinstance(given, Tensor):
@@ -105,7 +114,7 @@ def needed(tokenizer: PreTrainedTokenizerBase | None) -> PreTrainedTokenizerBase
 
 
 def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
-    """Encodes a text, with the token ids that the tokenizer puts before every text, and those that it puts after.
+    """Encodes a text; the special tokens that the tokenizer puts after every text become the suffix.
 
     Raises:
         ValueError: If the text holds half of a surrogate pair.
@@ -113,7 +122,7 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     full = tuple(tokenizer(checked_text(text))["input_ids"])
     before, after = surroundings(tokenizer)
     end = len(full) - len(after)
-    if end < len(before) or full[end:] != after:  # not a tokenizer that puts the same around every text
+    if end < len(before) or full[end:] != after:  # this tokenizer does not put the same tokens around every text
         end = len(full)
     return Prompt(text, full[:end], full[end:])
 
@@ -121,7 +130,8 @@ def encode_text(text: str, tokenizer: PreTrainedTokenizerBase) -> Prompt:
 def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Returns the token ids that a tokenizer puts before every text and after it, such as BERT's `[CLS]` and `[SEP]`.
 
-    They are told from a text whose own tokens occur but once: one that is empty, or a special token, would not tell.
+    They are found by encoding an example text with and without special tokens. The tokens of the example must occur
+    exactly once in the encoding, or they would not show where the special tokens end.
     """
     for text in _examples(tokenizer):
         plain = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -134,7 +144,10 @@ def surroundings(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], t
 
 
 def _examples(tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
-    """Texts, of which any tokenizer has tokens for one; those of its vocabulary take long to list, and so come last."""
+    """Yields short texts, at least one of which any tokenizer can encode.
+
+    The entries of the vocabulary come last, because a large vocabulary takes long to list.
+    """
     yield from ("a", "1", ".")
     yield from sorted(tokenizer.get_vocab())[:100]
 
@@ -145,16 +158,17 @@ def with_gaps(
     mask_id: int,
     spans: Sequence[tuple[int, int, int]] | None = None,
 ) -> Prompt:
-    """Encodes a text with gaps: `[MASK:n]` is one of `n` tokens, `[MASK]` one of one.
+    """Encodes a text with gaps: `[MASK:n]` is a gap of `n` tokens, and `[MASK]` a gap of one token.
 
     Args:
         text: The text.
-        tokenizer: Its tokenizer. The model's mask token need not be the one it names, nor need it name one.
+        tokenizer: The model's tokenizer. It may name another mask token than the model's, or no mask token.
         mask_id: Id of the model's mask token.
-        spans: Replace the characters from `start` to `stop` by `n` tokens, for each `(start, stop, n)`.
+        spans: Further gaps: each `(start, stop, n)` replaces the characters from `start` to `stop` by `n` tokens.
 
     Raises:
-        ValueError: If spans overlap or are outside the text, a gap is of no token or of far too many, or there is none.
+        ValueError: If there is no tokenizer, spans overlap or are outside the text, the text has no gap, a gap has no
+            tokens, the gaps have more than `LARGEST_GAPS` tokens, or the tokenizer has no token that can stand for one.
     """
     known = needed(tokenizer)
     shown = checked_text(text)
@@ -162,7 +176,7 @@ def with_gaps(
         if not 0 <= start <= stop <= len(shown):
             raise ValueError(f"the span ({start}, {stop}, {size}) overlaps another or is outside the text")
         shown, text = shown[:start], f"{text[:start]}[MASK:{size}]{text[stop:]}"
-    # The first digits tell that a number is too large; Python reads no integer of thousands of them.
+    # Ten digits suffice to see that a number is too large; Python refuses to convert thousands of digits.
     sizes = [int(match[1].lstrip("0")[:10] or 0) if match[1] else 1 for match in _GAP.finditer(text)]
     if not sizes or min(sizes) < 1:
         raise ValueError(f"{text!r:.80} has no gap to fill in: write [MASK:n] where n >= 1 tokens are missing")
@@ -180,9 +194,11 @@ def with_gaps(
 def _gapped(
     parts: Sequence[str], sizes: Sequence[int], tokenizer: PreTrainedTokenizerBase, mask_id: int
 ) -> tuple[int, ...] | None:
-    """The token ids of a text with gaps: each is written as so many special tokens, which then become the mask.
+    """Returns the token ids of a text with gaps, or `None` if no special token of the tokenizer can mark the gaps.
 
-    The special token is the mask itself if the tokenizer can write it, or else one that the text does not hold.
+    A gap of `n` tokens is written as `n` special tokens, whose ids are then replaced by that of the mask token. The
+    special token is the mask token itself if the tokenizer can encode it, and otherwise one that the text does not
+    hold.
     """
     known: Any = tokenizer
     own = known.convert_ids_to_tokens(mask_id) if mask_id < len(known) else None

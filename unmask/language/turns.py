@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
+from ..sampling.host import to_lists
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 from .canvas import Canvas
@@ -48,29 +51,27 @@ def changes(state: State, info: StepInfo) -> list[Change]:
         state: Where the batch stands after the turn.
         info: What the turn did.
     """
-    rows = info.sequence.tolist()
-    if not rows:
+    if not len(info.sequence):
         return []
-    counts = info.chosen.sum(-1).tolist()
-    position = info.chosen.nonzero()[:, 1].tolist()
-    token, log_prob, entropy = info.tokens.tolist(), info.log_prob.tolist(), info.entropy.tolist()
+    where = [_true(row) for row in info.chosen.cpu().numpy()]
+    rows, nfe, evaluations, slot = to_lists(info.sequence, state.nfe, state.evaluations, state.slot)
+    token, log_prob, entropy = to_lists(info.tokens, info.log_prob, info.entropy)
     candidates: list[tuple[tuple[int, float], ...]] = []
     if info.top_tokens is not None and info.top_log_prob is not None:
         pairs = zip(info.top_tokens.tolist(), info.top_log_prob.tolist(), strict=True)
         candidates = [tuple(zip(*pair, strict=True)) for pair in pairs]
-    erased = [()] * len(rows) if info.erased is None else [tuple(_true(row)) for row in info.erased]
-    slot, nfe, evaluations = state.slot.tolist(), state.nfe.tolist(), state.evaluations.tolist()
+    erased = [()] * len(rows) if info.erased is None else [_true(row) for row in info.erased.cpu().numpy()]
     found, start = [], 0
-    for place, (row, count) in enumerate(zip(rows, counts, strict=True)):
-        part = slice(start, start + count)
-        start += count
+    for place, (row, positions) in enumerate(zip(rows, where, strict=True)):
+        part = slice(start, start + len(positions))
+        start += len(positions)
         found.append(
             Change(
                 row=row,
                 slot=slot[row],
                 nfe=nfe[row],
                 evaluations=evaluations[row],
-                positions=tuple(position[part]),
+                positions=positions,
                 tokens=tuple(token[part]),
                 log_probs=tuple(log_prob[part]),
                 entropies=tuple(entropy[part]),
@@ -90,22 +91,26 @@ def settle(state: State, turned: Sequence[tuple[Change, Canvas]]) -> State:
         state: Where the batch stands after the turn.
         turned: What the turn did to some of its sequences, and their canvases.
     """
-    anew: list[tuple[int, Canvas]] = []
+    rows, masks, stopped = [], [], []
     for change, canvas in turned:
         cut = canvas.cut
         canvas.turn(change.nfe, change.positions, change.tokens, change.log_probs, change.erased)
         if canvas.cut != cut or (change.erased and cut < len(canvas.tokens)):
-            anew.append((change.row, canvas))
-    if not anew:
+            rows.append(change.row)
+            masks.append(canvas.open)
+            stopped.append(canvas.stopped is not None)
+    if not rows:
         return state
-    pending, more = state.pending.clone(), state.more.clone()
-    for row, canvas in anew:
-        pending[row] = False
-        pending[row, torch.tensor(canvas.open, dtype=torch.int64, device=pending.device)] = True
-        if canvas.stopped is not None:
-            more[row] = False
-    return replace(state, pending=pending, more=more)
+    device, pending = state.pending.device, torch.zeros(len(rows), state.pending.shape[1], dtype=torch.bool)
+    for row, mask in zip(pending, masks, strict=True):
+        row[mask] = True
+    at, over = torch.tensor(rows, device=device), torch.tensor(stopped, device=device)
+    return replace(
+        state,
+        pending=state.pending.index_copy(0, at, pending.to(device)),
+        more=state.more.index_copy(0, at, state.more[at] & ~over),
+    )
 
 
-def _true(row: torch.Tensor) -> list[int]:
-    return row.nonzero().squeeze(-1).tolist()
+def _true(row: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    return tuple(np.flatnonzero(row).tolist())

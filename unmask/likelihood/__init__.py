@@ -1,1 +1,1 @@
-"""Likelihoods of a masked model, its information curve, and the schedules that follow from it."""
+"""Likelihoods of sequences under a model, its information curve, and the group sizes that are optimal for it."""

@@ -1,12 +1,13 @@
-"""The information curve of a model, and the group sizes for the uniform order that lose the least.
+"""The information curve of a model, and the optimal group sizes for the uniform order.
 
 In a uniformly random order, drawing `a` of `n` masked tokens at once costs, in expectation over orders and data,
 
     a h(n) - (h(n) + h(n - 1) + ... + h(n - a + 1)),        h(n) = E[ -log p_i(x_i | all but n tokens) ],
 
-more nats than drawing them one at a time: with exact conditionals the expected dependence error of the step. So what a
-sequence of group sizes loses is the left Riemann error of the curve `h`, and the sizes that lose the least in a given
-number of evaluations are a shortest path. The curve is what the NELBO averages, told apart by the number of masks.
+more nats than drawing them one at a time. With exact conditionals, this is the expected dependence error of the step.
+So the loss of a sequence of group sizes is the error of a left Riemann sum of the curve `h`, and the sizes with the
+least loss for a given number of evaluations are a shortest path. The NELBO is an average of the curve over the number
+of masks.
 
 References:
     Chen, Cong and Li (2025), arXiv:2511.04647; Lavenant and Zanella (2025), arXiv:2510.25544.
@@ -30,17 +31,17 @@ from ..sampling.loop import Tokens
 from .nelbo import surprise_by_count
 
 LIMIT = 1 << 22
-"""The largest number of (completion, set of masks) pairs that `oracle_curve` follows."""
+"""The largest number of (completion, set of masks) pairs that `oracle_curve` evaluates."""
 
 
 @dataclass(frozen=True)
 class InformationCurve:
-    """How uncertain a token is when it and `n - 1` random others are masked.
+    """The uncertainty of a token, as a function of the number `n` of masked tokens (itself and `n - 1` random others).
 
     Attributes:
-        nats: `h(1), h(2), ...`: the expected surprise of a masked token, in nats. Never decreases: what is known can
-            only tell more.
-        evaluations: How many evaluations each value was measured with; 0 where it lies between its neighbours', or is
+        nats: `h(1), h(2), ...`: the expected surprise of a masked token, in nats. It never decreases with `n`, because
+            fewer known tokens give less information.
+        evaluations: The number of evaluations from which each value was estimated; 0 if the value is interpolated or
             exact.
     """
 
@@ -48,20 +49,21 @@ class InformationCurve:
     evaluations: Int[Tensor, " masks"]
 
     def loss(self, sizes: Sequence[int]) -> float:
-        """Returns the expected nats that groups of these sizes lose against one at a time, in the uniform order.
+        """Returns the expected loss of groups of these sizes compared with one token at a time, in the uniform order.
 
-        With exact conditionals that is the dependence error, which the divergence from the data does not exceed.
+        It is in nats. With exact conditionals it is the dependence error, an upper bound on the divergence from the
+        data.
 
         Raises:
-            ValueError: If sizes are no integers >= 1 that add up to the length of the curve.
+            ValueError: If the sizes are not integers >= 1 that add up to the length of the curve.
         """
         if sum(sizes) != len(self.nats) or any(not isinstance(size, int) or size < 1 for size in sizes):
-            raise ValueError(f"the sizes of groups are integers >= 1 that add up to {len(self.nats)}, got {sizes}")
+            raise ValueError(f"group sizes must be integers >= 1 that add up to {len(self.nats)}, got {sizes}")
         left = len(self.nats) - torch.tensor([0, *sizes]).cumsum(0)
         return float(self._losses()[left[:-1], left[1:]].sum())
 
     def _losses(self) -> Float[Tensor, "before after"]:
-        """What a group loses that goes from so many masks to so many; infinite where that is no fewer."""
+        """Returns the loss of a group by the number of masks before and after it; infinite unless masks decrease."""
         count = torch.arange(len(self.nats) + 1)
         h = torch.cat([torch.zeros(1, dtype=torch.float64), self.nats.double()])
         total = h.cumsum(0)
@@ -70,14 +72,14 @@ class InformationCurve:
 
 
 def optimal_sizes(curve: InformationCurve, evaluations: int) -> tuple[int, ...]:
-    """Finds the group sizes that lose the least in so many evaluations, by dynamic programming.
+    """Finds the group sizes with the least loss for a number of evaluations, by dynamic programming.
 
     Args:
         curve: The curve of the model.
-        evaluations: How many groups.
+        evaluations: The number of groups.
 
     Returns:
-        What `Groups` takes: the sizes, first to last.
+        The sizes from the first group to the last, as the budget `Groups` takes them.
 
     Raises:
         ValueError: If the number is not a whole number from 1 to the length of the curve.
@@ -85,7 +87,7 @@ def optimal_sizes(curve: InformationCurve, evaluations: int) -> tuple[int, ...]:
     masks = len(curve.nats)
     whole(f"evaluations for {masks} tokens", evaluations, 1, masks)
     loss = curve._losses()
-    best = torch.full((masks + 1,), torch.inf, dtype=torch.float64)  # to finish from so many masks, in the groups left
+    best = torch.full((masks + 1,), torch.inf, dtype=torch.float64)  # least loss from each number of masks to the end
     best[0] = 0.0
     after: list[Tensor] = []
     for _ in range(evaluations):
@@ -110,17 +112,17 @@ def measure_curve(
     batch_size: int = 64,
     on_batch: Callable[[int], None] | None = None,
 ) -> InformationCurve:
-    """Measures the curve of a model on data, by the evaluations that its NELBO takes.
+    """Measures the curve of a model on data, with the same evaluations as an estimate of its NELBO.
 
-    The values are fitted without decreasing (weighted least squares), as noise would otherwise make some groups look
-    like a gain; counts that no evaluation had lie on the line between their neighbours.
+    The values are fitted by a curve that never decreases (weighted least squares), because noise would otherwise make
+    some groups look like a gain. Values for numbers of masks that did not occur are interpolated linearly.
 
     Args:
-        denoiser: The model; it must not want the time.
-        x: Complete sequences; the curve is as long as the most maskable tokens of one.
-        maskable: False at tokens that are always given; default: all may be masked.
-        strata: Evaluations per sequence and replicate, with as many different shares of masks.
-        replicates: Repetitions.
+        denoiser: The model; it must not have timestep conditioning.
+        x: Complete sequences; the length of the curve is the largest number of maskable tokens of a sequence.
+        maskable: False at tokens that are never masked; default: all may be masked.
+        strata: Evaluations per sequence and replicate, with equally many different shares of masks.
+        replicates: Number of repetitions.
         seed: Gives row `r` the stream `derive(seed, r)`. Pass either this or `streams`.
         streams: One 64-bit integer per sequence.
         batch_size: Masked sequences per evaluation of the model.
@@ -148,7 +150,11 @@ def measure_curve(
 
 
 def oracle_curve(oracle: Oracle, length: int) -> InformationCurve:
-    """Computes the curve of an oracle exactly, by going through all completions and all sets of masks.
+    """Computes the exact curve of an oracle, by enumerating all completions and all sets of masks.
+
+    Args:
+        oracle: The oracle.
+        length: Tokens per sequence.
 
     Raises:
         ValueError: If there are too many of them.
@@ -171,8 +177,11 @@ def oracle_curve(oracle: Oracle, length: int) -> InformationCurve:
 
 
 def _increasing(value: Float[Tensor, " n"], weight: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """The nearest values that never decrease, by pooling neighbours that do; values without weight are filled in."""
-    blocks: list[tuple[float, float, list[int]]] = []  # value, weight, where
+    """Returns the closest values that never decrease (isotonic regression by pooling adjacent violators).
+
+    Values without weight are interpolated.
+    """
+    blocks: list[tuple[float, float, list[int]]] = []  # value, weight, indices
     for where, (v, w) in enumerate(zip(value.tolist(), weight.tolist(), strict=True)):
         if not w:
             continue

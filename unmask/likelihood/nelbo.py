@@ -1,4 +1,4 @@
-"""How probable a sequence is under a model: exactly, token by token, or by an estimate of the time-agnostic bound."""
+"""Likelihoods of sequences under a model: exact, token by token, or an estimate of the time-agnostic bound (NELBO)."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from ..schedule import Schedule
 
 @dataclass(frozen=True)
 class Likelihood:
-    """NELBO (negative evidence lower bound) estimates of a batch, in nats.
+    """Estimates of the NELBO (negative evidence lower bound) of a batch of sequences, in nats.
 
     Attributes:
         nelbo: The estimate for each sequence's maskable tokens, given the pinned ones.
         standard_error: The standard error of each estimate, from its independent replicates (NaN for a single one).
-        tokens: How many tokens of each sequence were maskable.
-        evaluations: Model evaluations spent on each sequence.
+        tokens: Number of maskable tokens of each sequence.
+        evaluations: Number of evaluations of the model per sequence.
     """
 
     nelbo: Float[Tensor, " batch"]
@@ -37,13 +37,14 @@ class Likelihood:
 
     @property
     def per_token(self) -> Float[Tensor, " batch"]:
-        """Nats per maskable token."""
+        """The estimate in nats per maskable token."""
         return self.nelbo / self.tokens
 
     def mean(self) -> tuple[float, float]:
-        """Returns nats per token over all sequences, and its standard error over sequences.
+        """Returns the mean over the tokens of all sequences, in nats per token, and its standard error.
 
-        The standard error covers the choice of the data and the noise of the estimator together.
+        The standard error is computed over sequences, so it includes both the choice of the data and the noise of the
+        estimator. For a single sequence it includes only the latter.
         """
         total = int(self.tokens.sum())
         mean = float(self.nelbo.sum()) / total
@@ -71,13 +72,13 @@ def nelbo(
     This is the NELBO, in nats. With exact conditionals it equals `-log p(x)`; for a model it is an upper bound on the
     model's own negative log-likelihood. `L` counts the maskable tokens. Two things lower the variance at equal cost:
 
-    - *stratified counts*: of each replicate's `strata` evaluations, number `s` has `n = ⌊L (s + u_s) / strata⌋ + 1`
-      masks;
-    - *disjoint masks*: consecutive counts take consecutive stretches of one random permutation as long as they fit. So
-      small masks, whose terms vary most with the tokens they cover, do not cover the same tokens twice.
+    - *stratified counts*: of each replicate's `strata` evaluations, evaluation `s` has
+      `n = ⌊L (s + u_s) / strata⌋ + 1` masks, with `u_s` uniform;
+    - *disjoint masks*: consecutive evaluations take consecutive parts of one random permutation as long as they fit. So
+      small sets of masks, whose terms vary most with the tokens they cover, do not cover the same tokens twice.
 
-    Every mask is marginally uniform given its size, so neither adds bias. All random numbers belong to the sequence's
-    own stream, so the estimate does not depend on the other sequences of the batch.
+    Every set of masks is marginally uniform given its size, so neither adds bias. All random numbers come from the
+    sequence's own stream, so the estimate does not depend on the other sequences of the batch.
 
     Args:
         denoiser: The model.
@@ -131,10 +132,11 @@ def surprise_by_count(
     schedule: Schedule | None,
     on_batch: Callable[[int], None] | None,
 ) -> tuple[Int[Tensor, "batch length"], Int[Tensor, " batch"], Int[Tensor, " rows"], Float[Tensor, " rows"]]:
-    """Returns what `nelbo` averages (same arguments): sequences, their maskable tokens, and a row per evaluation.
+    """Returns the terms that `nelbo` averages; the arguments and errors are the same.
 
-    A row holds the number of masks and the sum over them of `-log p_i(x_i | x_{∖M})`, in nats. Rows are in order of
-    sequence, replicate and stratum.
+    Returns:
+        The sequences, their numbers of maskable tokens, and for each evaluation, in order of sequence, replicate and
+        stratum, the number of masks and the sum over them of `-log p_i(x_i | x_{∖M})`, in nats.
     """
     _check_counts(strata=strata, replicates=replicates, batch_size=batch_size)
     x, valid, scored = _to_score(denoiser, x, maskable, schedule)
@@ -164,16 +166,16 @@ def chain_log_likelihood(
     schedule: Schedule | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Float[Tensor, " batch"]:
-    """Returns the log-probability of each sequence as the model samples it, one token at a time in a random order.
+    """Returns the log-probability of each sequence if the model samples it one token at a time in a random order.
 
-    This is `Σ_k log p_{σ(k)}(x_{σ(k)} | pinned tokens, x_{σ(1)}, …, x_{σ(k-1)})` in nats: nothing is estimated, no two
-    tokens are taken to be independent, and the model is evaluated once per maskable token. It is the exact
-    log-probability under sampling in the order `σ`. With exact conditionals this is the log-probability of the
-    sequence, whatever the order; with a model, its mean over orders is minus the NELBO, which `nelbo` estimates with
-    far fewer evaluations.
+    This is `Σ_k log p_{σ(k)}(x_{σ(k)} | pinned tokens, x_{σ(1)}, …, x_{σ(k-1)})` in nats, with a random order `σ`. It
+    is not an estimate and assumes no independence of tokens: it is the exact log-probability under sampling in the
+    order `σ`, and takes one evaluation of the model per maskable token. With exact conditionals it is the
+    log-probability of the sequence, whatever the order. With a model, its mean over orders is minus the NELBO, which
+    `nelbo` estimates with far fewer evaluations.
 
-    The order comes from the sequence's stream, so two completions of one prompt with one stream are judged in the same
-    order.
+    The order comes from the sequence's stream, so two completions of a prompt with the same stream are judged in the
+    same order.
 
     Args:
         denoiser: The model.
@@ -225,12 +227,12 @@ def _to_score(
     if scored.shape != x.shape:
         raise ValueError(f"maskable must have shape {tuple(x.shape)}, got {tuple(scored.shape)}")
     if bool(((x == denoiser.mask_id) & valid).any()):
-        raise ValueError("a likelihood is of complete sequences; these contain the mask token")
+        raise ValueError("a likelihood needs complete sequences; these contain the mask token")
     nothing = ~scored.any(-1)
     if bool(nothing.any()):
         raise ValueError(f"sequence {int(nothing.nonzero()[0])} has no token to score")
     if getattr(denoiser, "wants_time", False) and schedule is None:
-        raise ValueError("this denoiser wants to know the time; pass the schedule it was trained with")
+        raise ValueError("this denoiser is conditioned on time; pass the schedule that it was trained with")
     return x, valid, scored
 
 
@@ -240,10 +242,10 @@ def causal_likelihood(
     x: Int[Tensor, "batch length"],
     maskable: Bool[Tensor, "batch length"],
 ) -> Likelihood:
-    """Returns the exact negative log-likelihood that a causal network gives the maskable tokens, in nats.
+    """Returns the exact negative log-likelihood of the maskable tokens under a causal network, in nats.
 
     Args:
-        network: A network called with complete sequences and the positions asked for, such as a causal
+        network: A network that is called with complete sequences and the requested positions, such as a causal
             `unmask.models.networks.transformer.Transformer`: each row of logits depends only on earlier tokens.
         x: Complete sequences.
         maskable: True at the tokens that are scored.
@@ -254,20 +256,24 @@ def causal_likelihood(
 
 
 def _total(values: Float[Tensor, "*batch terms"]) -> Float[Tensor, "*batch"]:
-    """Sums in order, so that neither batch size nor padding changes a bit."""
+    """Returns sums over the last axis, added in order, so that neither batch size nor padding changes a bit."""
     return values.cumsum(-1)[..., -1]
 
 
 def _masks(
     scored: Tensor, length: Tensor, ids: Tensor, strata: int, replicates: int
 ) -> tuple[Int[Tensor, " rows"], Int[Tensor, " rows"], Bool[Tensor, "rows length"]]:
-    """Every mask of every sequence: whose, how many, where; in order of sequence, replicate and stratum."""
+    """Returns the sets of masks of all sequences, in order of sequence, replicate and stratum.
+
+    Returns:
+        The index of the sequence of each set, its number of masks, and True at its masks.
+    """
     samples = strata * replicates
     index = torch.arange(samples, device=scored.device)
     u = uniforms(ids.unsqueeze(-1), index, Purpose.COUNT)
     share = (index % strata + u) / strata
     counts = (share * length.unsqueeze(-1)).floor().long().clamp(max=length.unsqueeze(-1) - 1) + 1
-    # Which permutation each mask takes its stretch from, and where the stretch begins.
+    # The permutation from which each set of masks takes a part, and where the part begins.
     permutation, first = torch.zeros_like(counts), torch.zeros_like(counts)
     for row, (sizes, limit) in enumerate(zip(counts.tolist(), length.tolist(), strict=True)):
         number, used = -1, limit
@@ -286,7 +292,7 @@ def _masks(
 
 @torch.no_grad()
 def _surprise(denoiser: Denoiser, query: Query, x: Tensor) -> Float[Tensor, " batch"]:
-    """`Σ_{i∈M} -log p_i(x_i)` of each row, the mask token taken out of the model's distribution."""
+    """Returns `Σ_{i∈M} -log p_i(x_i)` of each row, with the mask token excluded from the model's distribution."""
     logits = denoiser(query)
     expected = (int(query.where.sum()), denoiser.vocab_size)
     if tuple(logits.shape) != expected:

@@ -1,1 +1,1 @@
-"""Models: the embedded ones, checkpoints of this package and of other libraries, and what loads them."""
+"""Models: the networks of this package, checkpoints of other libraries, and the functions that load them."""

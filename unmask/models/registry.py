@@ -1,4 +1,4 @@
-"""Loads models: the embedded ones by name, checkpoints by path, models of the Hugging Face hub by owner and name."""
+"""Loads models: embedded ones by name, checkpoints by path, and models of the Hugging Face hub by owner and name."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""What a categorical draw by Gumbel noise really draws: exact laws, ceilings, effective temperatures, measurements.
+"""Measures what a categorical draw by Gumbel noise really draws: exact laws, ceilings, effective temperatures.
 
-`argmax(log π + g)` is a draw from π only if the noise `g` reaches as high as it likes. Noise made of a finite uniform
-stops at a ceiling, and a class far below `e^-ceiling` is drawn too rarely. Nothing here is used to sample: this module
-measures the draws in circulation, and ours (`unmask.draws.categorical.draw`), on the machine it runs on.
+`argmax(log π + g)` is a draw from π only if the noise `g` is unbounded. Noise that is computed from a uniform of finite
+precision has an upper bound, its ceiling, and a class whose probability is far below `e^-ceiling` is drawn too rarely.
+Nothing here is used for sampling: the package measures commonly used draws, and its own
+(`unmask.draws.categorical.draw`), on the machine that it runs on.
 
 References:
     Zheng, Chen, Mao, Liu, Zhu, Zhang (2024), arXiv:2409.02908, section 4 and appendix: truncated Gumbel noise.

@@ -1,4 +1,4 @@
-"""The same measured through a whole ancestral run: unigram entropy of the samples against the oracle's own."""
+"""Measures draws in a whole run of ancestral sampling: the unigram entropy of the samples against the oracle's."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ from .draws import FORMS
 
 
 def tail_hmm(vocab: int = 8192, common: int = 16, rare: float = 0.25) -> HMMDenoiser:
-    """A two-state HMM with a few common symbols and a long tail: each state prefers one half of both.
+    """Makes a two-state HMM with a few common symbols and a long tail; each state prefers one half of both.
 
     Args:
-        vocab: Symbols, even.
-        common: How many of them are common, even; they come first.
-        rare: Mass of all the others together, on average; one state has a fifth less, the other a fifth more.
+        vocab: Number of symbols, an even number.
+        common: Number of common symbols, an even number; they come first.
+        rare: Total probability of the other symbols, on average; in one state it is a fifth less, in the other a fifth
+            more.
     """
     halves = torch.tensor([[0.8, 0.2], [0.2, 0.8]], dtype=torch.float64) / (common // 2)
     tail = torch.tensor([[0.6, 0.4], [0.4, 0.6]], dtype=torch.float64) / ((vocab - common) // 2)
@@ -45,8 +46,13 @@ class UnigramTruth:
     """The exact marginal of every position, and the mean and variance of a sequence's unigram surprise.
 
     The surprise of a sequence is `Y(x) = -Σ_i log m_i(x_i)`, with `m_i` the oracle's marginal at position `i`. Its mean
-    is the sum of the entropies of the `m_i`; its variance counts the dependence between positions,
+    is the sum of the entropies of the `m_i`. Its variance includes the covariances between positions,
     `Cov_ij = Σ_{h,h'} p(h_i = h, h_j = h') f_i(h) f_j(h') - E_i E_j` with `f_i(h) = E[-log m_i(x_i) | h_i = h]`.
+
+    Attributes:
+        surprise: `-log m_i(v)` for each position `i` and symbol `v`, in nats; 0 for impossible symbols.
+        mean: The mean of `Y`, in nats.
+        variance: The variance of `Y`.
     """
 
     surprise: Float[Tensor, "length symbols"]
@@ -55,7 +61,7 @@ class UnigramTruth:
 
     @staticmethod
     def of(oracle: HMMDenoiser, length: int) -> UnigramTruth:
-        """Computes it from the chain's own matrices."""
+        """Computes the values for an oracle and a length from the matrices of the hidden Markov model."""
         hidden = [oracle.initial]
         for _ in range(length - 1):
             hidden.append(hidden[-1] @ oracle.transition)
@@ -74,20 +80,20 @@ class UnigramTruth:
 
 @dataclass(frozen=True)
 class AncestralCheck:
-    """Unigram entropy of ancestral samples against the oracle's own.
+    """The unigram entropy of ancestral samples, compared with the oracle's.
 
     Attributes:
-        name: The draw.
+        name: The kind of draw.
         entropy: Mean unigram surprise of the samples, in nats per token.
         truth: Its exact expectation, the unigram entropy of the oracle, in nats per token.
         error: Standard error of `entropy`, from the exact variance.
-        z: Their distance in standard errors, `(ΣY - n E[Y]) / sqrt(n Var[Y])`: standard normal under the truth, by the
-            central limit theorem over the `n` independent sequences, with the exact mean and variance.
-        sequences: Independent sequences drawn.
-        length: Tokens of each.
-        vocab: Symbols.
+        z: Their distance in standard errors, `(ΣY - n E[Y]) / sqrt(n Var[Y])`. For exact sampling it is standard
+            normal, by the central limit theorem for `n` independent sequences.
+        sequences: Number of independent sequences.
+        length: Tokens per sequence.
+        vocab: Number of symbols.
         steps: Steps of the time grid.
-        numbers: Random numbers drawn.
+        numbers: Number of random numbers drawn.
         seconds: Wall-clock time.
     """
 
@@ -105,7 +111,7 @@ class AncestralCheck:
 
     @property
     def pvalue(self) -> float:
-        """One-sided: how often exact sampling shows an entropy as low as this."""
+        """The one-sided p-value: the probability that exact sampling gives an entropy as low as this."""
         return 0.5 * math.erfc(-self.z / math.sqrt(2))
 
 
@@ -120,31 +126,31 @@ def ancestral_entropy_check(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> AncestralCheck:
-    """Samples a hidden Markov model by ancestral sampling and tests the unigram entropy of what comes out.
+    """Samples a hidden Markov model by ancestral sampling, and tests the unigram entropy of the samples.
 
-    On the linear schedule with `T` steps a masked position is unmasked in step `j` with probability `Δ = 1/(T - j)`.
+    On the linear schedule with `T` steps, a masked position is unmasked in step `j` with probability `Δ = 1/(T - j)`.
 
-    - `draw="unmask"`: two draws, exact. Whether: a float64 uniform below Δ; then what: `categorical.draw` from the
-      oracle's conditional by the library's own uniforms, for the positions being unmasked.
+    - `draw="unmask"`: two exact draws. A float64 uniform below Δ decides whether a position is unmasked; if it is, its
+      token is drawn from the oracle's conditional with `categorical.draw` and the library's own uniforms.
     - `draw="gumbel-float32"`, the *published baseline*, for comparison only: in every step, for every masked position,
       one categorical over `vocab + 1` classes of probabilities `p_v Δ` and `1 - Δ` (stay masked), drawn as the argmax
       of `log p + g` in float32 with `g = -log(-log u)` and one `torch.rand` per class. Symbols with identical
       emissions have identical probabilities; among them the largest uniform wins, and only its noise is computed.
-    - `draw="lattice"`: the law of that baseline for uniforms of any number of `bits`, quickly: the largest of `n`
-      uniforms on a lattice is itself drawn by inversion, `m = floor(2^bits (1 - U^{1/n})) + 1` steps below 1.
+    - `draw="lattice"`: a fast draw from the law of that baseline, for uniforms of any number of `bits`. The largest of
+      `n` uniforms on a lattice is drawn by inversion, `m = floor(2^bits (1 - U^{1/n})) + 1` steps below 1.
 
-    The oracle is evaluated again only where a sequence has changed. Positions unmasked in the same step are drawn
-    independently of each other, here as in any ancestral sampler: that changes the law by O(length²/steps).
+    The oracle is evaluated again only for sequences that have changed. As in any ancestral sampler, positions that are
+    unmasked in the same step are drawn independently of each other, which changes the law by O(length²/steps).
 
     Args:
         draw: One of `unmask`, `gumbel-float32`, `lattice`.
-        oracle: The model; `tail_hmm()` if left out.
+        oracle: The model; default: `tail_hmm()`.
         length: Tokens per sequence.
-        steps: Steps of the time grid. Rare classes suffer once `steps · vocab` nears 2²⁴.
-        sequences: Independent sequences, the units of the test.
-        bits: For `lattice`: random bits of a uniform.
-        device: Where noise is made and draws happen.
-        seed: The seed of everything.
+        steps: Steps of the time grid. Rare classes are drawn too rarely once `steps · vocab` nears 2²⁴.
+        sequences: Number of independent sequences.
+        bits: For `lattice`: the number of random bits of a uniform.
+        device: The device on which noise is made and tokens are drawn.
+        seed: The seed of all random numbers.
 
     Returns:
         The comparison; its `pvalue` is one-sided towards lower entropy.
@@ -155,9 +161,9 @@ def ancestral_entropy_check(
     if draw not in ("unmask", "gumbel-float32", "lattice"):
         raise ValueError(f"unknown draw {draw!r}; one of unmask, gumbel-float32, lattice")
     if (draw == "lattice") != (bits is not None):
-        raise ValueError("bits goes with draw='lattice', and it needs them")
+        raise ValueError("draw='lattice' needs bits, and no other draw takes them")
     if min(length, steps, sequences) < 1:
-        raise ValueError(f"length, steps and sequences are at least 1, got {length}, {steps}, {sequences}")
+        raise ValueError(f"length, steps and sequences must be at least 1, got {length}, {steps}, {sequences}")
     oracle = tail_hmm() if oracle is None else oracle
     started = time.perf_counter()
     truth = UnigramTruth.of(oracle, length)
@@ -228,7 +234,7 @@ def ancestral_entropy_check(
 
 
 def _groups(oracle: HMMDenoiser) -> list[range]:
-    """Runs of neighbouring symbols with identical emissions: identical conditionals in every context."""
+    """Returns ranges of neighbouring symbols with identical emissions, and so with equal probability in any context."""
     columns = oracle.emission.T
     new = torch.ones(len(columns), dtype=torch.bool)
     new[1:] = (columns[1:] != columns[:-1]).any(-1)
@@ -242,7 +248,7 @@ def _published_draw(
     buffer: Float[Tensor, "size symbols"],
     generator: torch.Generator,
 ) -> Int[Tensor, " rows"]:
-    """Float32 Gumbel-max over all symbols and the stay class, which is the last; it gives -1."""
+    """Draws by Gumbel-max in float32 from all symbols and the class "stay masked", which is the last and gives -1."""
     tokens = []
     for part in logits.split(len(buffer)):
         u = buffer[: len(part)].uniform_(generator=generator)
@@ -259,7 +265,10 @@ def _published_draw(
 def _lattice_draw(
     logits: Float[Tensor, "rows groups"], groups: list[range], bits: int, generator: torch.Generator
 ) -> Int[Tensor, " rows"]:
-    """The same law for uniforms of `bits` bits: the largest of a group's uniforms by inversion; a symbol within it."""
+    """Draws from the law of `_published_draw` for uniforms of `bits` bits.
+
+    The largest uniform of each group is drawn by inversion, and then a symbol of the winning group.
+    """
     u = torch.rand(len(logits), logits.shape[1] + 1, dtype=torch.float64, device=logits.device, generator=generator)
     sizes = torch.tensor([*map(len, groups), 1], dtype=torch.float64, device=logits.device)
     below = (-torch.expm1(torch.log(1 - u[:, :-1]) / sizes) * 2.0**bits).floor() + 1

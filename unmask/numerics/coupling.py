@@ -1,4 +1,4 @@
-"""How often two laws give different tokens when both are drawn from with the same noise, in closed form."""
+"""The probability that draws from two distributions with the same noise give different tokens, in closed form."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ def total_variation(p: Float[Tensor, "rows vocab"], q: Float[Tensor, "rows vocab
 
 
 def inversion_differs(p: Float[Tensor, "rows vocab"], q: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
-    """Returns the probability that one uniform gives different tokens under both CDFs.
+    """Returns the probability that inverse-CDF sampling from `p` and from `q` with one uniform gives different tokens.
 
-    Each token has an interval under `p` and one under `q`; it is drawn from both where they overlap.
+    Each token has an interval of uniforms under `p` and one under `q`; both draws give the token where they overlap.
     """
     one, other = p.cumsum(-1), q.cumsum(-1)
     begin = torch.maximum(one - p, other - q)
@@ -23,11 +23,11 @@ def inversion_differs(p: Float[Tensor, "rows vocab"], q: Float[Tensor, "rows voc
 
 
 def race_differs(p: Float[Tensor, "rows vocab"], q: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
-    """Returns the probability that a race with the same clocks has different winners under both laws.
+    """Returns the probability that exponential races with the same clocks have different winners under `p` and `q`.
 
-    Token `v` wins both with probability `1 / Σ_w max(p_w / p_v, q_w / q_v)`. With tokens in the order of `q / p` the
-    maximum is the first for those up to `v`, and the second for the rest, so running sums give all of them at once.
-    It is never above `2 d / (1 + d)`, with `d` the total variation.
+    Token `v` wins both races with probability `1 / Σ_w max(p_w / p_v, q_w / q_v)`. If the tokens are ordered by `q /
+    p`, the maximum is the first ratio for tokens up to `v` and the second for the rest, so cumulative sums give all of
+    them at once. The result is at most `2 d / (1 + d)`, with `d` the total variation.
     """
     order = (q / p).nan_to_num(torch.inf).argsort(-1)
     p, q = p.gather(-1, order), q.gather(-1, order)

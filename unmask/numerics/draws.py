@@ -1,4 +1,4 @@
-"""The draws in circulation, driven by the real generators of this machine: ceilings and races of rare classes."""
+"""Tests commonly used draws with the random generators of this machine: noise ceilings, and races of rare classes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..draws.streams import Purpose, as_streams, derive, uniforms
 from .laws import HORIZON, binomial_pvalue
 
 _BUFFER = 1 << 16
-"""Random numbers made at once: they stay in cache."""
+"""Number of random numbers that are made at once, so that they fit the processor's cache."""
 
 _DISCRETE = 256.0
-"""Classes below this many lattice steps are counted atom by atom."""
+"""Classes whose probability is below this many lattice steps are summed atom by atom."""
 
 
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -26,8 +26,11 @@ FORMS: dict[str, Callable[[Tensor], Tensor]] = {
     "gumbel+1e-10": lambda u: -torch.log(-torch.log(u + 1e-10) + 1e-10),
     "ratio+1e-10": lambda u: -torch.log(1e-10 - torch.log(u + 1e-10)),
 }
-"""Noise as circulated, from a uniform: plain Gumbels; with 1e-10 inside both logarithms; and the negative logarithm of
-the divisor in `argmax p / (1e-10 - log(u + 1e-10))` (MDLM, UNI-D2; in float64 BD3-LM and Duo)."""
+"""Commonly used forms of the noise, as functions of a uniform.
+
+They are plain Gumbel noise; Gumbel noise with 1e-10 added inside both logarithms; and the negative logarithm of the
+divisor in `argmax p / (1e-10 - log(u + 1e-10))` (MDLM, UNI-D2; in float64 BD3-LM and Duo).
+"""
 
 
 DTYPES = {
@@ -39,9 +42,14 @@ DTYPES = {
 
 
 def uniform_bits(dtype: torch.dtype, device: torch.device | str = "cpu", seed: int = 0) -> int:
-    """Measures the lattice of `torch.rand` next to 1: the `b` for which all of 2¹⁶ values >= 1/2 are multiples of 2⁻ᵇ.
+    """Measures the lattice of `torch.rand` near 1: the smallest `b` such that all values >= 1/2 are multiples of 2⁻ᵇ.
 
-    `torch.rand` stays below 1, so its largest value is `1 - 2^-b`.
+    About 2¹⁶ such values are drawn. `torch.rand` stays below 1, so its largest value is `1 - 2^-b`.
+
+    Args:
+        dtype: The type of the uniforms.
+        device: The device whose generator is measured.
+        seed: The seed of the generator.
     """
     generator = torch.Generator(device).manual_seed(seed)
     u = torch.rand(1 << 17, dtype=dtype, device=device, generator=generator)
@@ -54,14 +62,19 @@ def uniform_bits(dtype: torch.dtype, device: torch.device | str = "cpu", seed: i
 
 
 def ceiling(form: str, dtype: torch.dtype, device: torch.device | str = "cpu") -> float:
-    """Returns the highest noise, in nats, that a form of `FORMS` makes of this build's `torch.rand` in `dtype`.
+    """Returns the highest noise, in nats, that a form of `FORMS` can have with `torch.rand` of this build in `dtype`.
 
-    Evaluated, in `dtype`, at the 64 largest values that `rand` can give. With the 1e-10 added twice the two nearly
-    cancel next to `u = 1`: they lower float64's ceiling from 36.74 to 36.08 only (what they cap at `-log 1e-10 = 23.03`
-    is `-log u`, the lower end of the noise).
+    The form is evaluated, in `dtype`, at the 64 largest values that `torch.rand` can give. If 1e-10 is added twice, the
+    two nearly cancel near `u = 1`: in float64 they lower the ceiling only from 36.74 to 36.08. (What they limit, to
+    `-log 1e-10 = 23.03`, is `-log u`, and so the lower end of the noise.)
+
+    Args:
+        form: A key of `FORMS`.
+        dtype: The type of the uniforms and of the arithmetic.
+        device: The device.
 
     Raises:
-        ValueError: If the form or the dtype is unknown.
+        ValueError: If the form or the type is unknown.
     """
     if form not in FORMS:
         raise ValueError(f"unknown form {form!r}; one of {', '.join(FORMS)}")
@@ -75,15 +88,15 @@ def ceiling(form: str, dtype: torch.dtype, device: torch.device | str = "cpu") -
 
 @dataclass(frozen=True)
 class RareRace:
-    """One large class against many rare ones of equal probability, and how often a rare one won.
+    """How often a draw gave one of many rare classes of equal probability, and not the one large class.
 
     Attributes:
         rare: Probability of each rare class.
-        classes: How many of them.
-        trials: Draws made.
-        count: Draws that gave a rare class.
-        largest_noise: The highest noise seen, in nats (NaN where the draw does not show it).
-        repeated: How many draws shared that highest value: more than one or two means a ceiling.
+        classes: Number of rare classes.
+        trials: Number of draws.
+        count: Number of draws that gave a rare class.
+        largest_noise: The highest noise observed, in nats (NaN if the draw does not show its noise).
+        repeated: Number of draws with that highest noise; more than one or two indicates a ceiling.
         seconds: Wall-clock time.
     """
 
@@ -97,21 +110,24 @@ class RareRace:
 
     @property
     def expected(self) -> float:
-        """Draws of a rare class that the exact probabilities give on average."""
+        """The expected number of draws of a rare class under the exact probabilities."""
         return self.trials * self.rare * self.classes
 
     @property
     def pvalue(self) -> float:
-        """Exact two-sided binomial test against the exact probabilities."""
+        """The p-value of an exact two-sided binomial test against the exact probabilities."""
         return binomial_pvalue(self.count, self.trials, self.rare * self.classes)
 
     def expected_on_lattice(self, bits: int) -> float:
-        """Draws of a rare class that uniforms of so many bits give on average, the large class taken as continuous."""
+        """Returns the expected number of draws of a rare class with uniforms of `bits` bits.
+
+        The noise of the large class is treated as continuous.
+        """
         return self.trials * _lattice_wins(self.rare, self.classes, bits)
 
 
 def _lattice_wins(rare: float, classes: int, bits: int) -> float:
-    """Probability that any of many equal rare classes beats one large class, uniforms on a lattice."""
+    """Returns the probability that any of many equal rare classes beats one large class, with uniforms on a lattice."""
     epsilon, large = 2.0**-bits, 1 - rare * classes
     if rare >= _DISCRETE * epsilon:
         return rare * classes
@@ -131,25 +147,28 @@ def race_rand(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> dict[str, RareRace]:
-    """Runs forms that share a dtype on the same draws of `torch.rand`, one uniform per class and trial.
+    """Tests forms of noise on the same draws of `torch.rand`, with one uniform per class and trial.
 
-    Every form is a rising function of `u`, so the winner among classes of equal probability is the one with the largest
-    uniform: the noise is computed for that one only, in the form's dtype, and the draw is the form's own.
+    Every form is an increasing function of `u`, so among classes of equal probability the one with the largest uniform
+    wins. The noise is computed for that class only, in the type of the forms.
 
     Args:
-        forms: Name of the draw to (form, dtype), one dtype for all.
+        forms: For each name of a draw, its form (a key of `FORMS`) and type; the type is the same for all.
         rare: Probability of each rare class.
-        classes: How many of them, below `1/rare`.
-        trials: Draws.
-        device: Where `torch.rand` runs.
+        classes: Number of rare classes, below `1/rare`.
+        trials: Number of draws.
+        device: The device on which `torch.rand` runs.
         seed: The seed of its generator.
 
+    Returns:
+        The result of each draw, by its name.
+
     Raises:
-        ValueError: If the forms differ in dtype or the probabilities leave nothing to the large class.
+        ValueError: If the forms have different types, or the rare classes leave no probability to the large one.
     """
     dtypes = {dtype for _, dtype in forms.values()}
     if len(dtypes) != 1:
-        raise ValueError("the forms of one race share a dtype")
+        raise ValueError("the forms of one race must have the same dtype")
     (dtype,) = dtypes
     logits = _two_levels(rare, classes, device)
     generator = torch.Generator(device).manual_seed(seed)
@@ -178,7 +197,11 @@ def race_exponential(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> RareRace:
-    """Runs the exponential race, `argmax p / Tensor.exponential_()`; the smallest clock among equal classes decides."""
+    """Tests the exponential race, `argmax p / Tensor.exponential_()`; of equal classes, that with the smallest clock
+    wins.
+
+    The arguments are those of `race_rand`.
+    """
     generator = torch.Generator(device).manual_seed(seed)
     started = time.perf_counter()
     smallest = _extremes(
@@ -196,7 +219,7 @@ def race_exponential(
 def race_multinomial(
     rare: float, classes: int, trials: int, device: torch.device | str = "cpu", seed: int = 0
 ) -> RareRace:
-    """Runs `torch.multinomial` with one sample per row of float32 probabilities."""
+    """Tests `torch.multinomial` with one sample per row of float32 probabilities; for the arguments see `race_rand`."""
     generator = torch.Generator(device).manual_seed(seed)
     p = torch.full((classes + 1,), rare, dtype=torch.float32, device=device)
     p[0] = 1 - rare * classes
@@ -210,7 +233,10 @@ def race_multinomial(
 
 
 def race_unmask(rare: float, classes: int, trials: int, device: torch.device | str = "cpu", seed: int = 0) -> RareRace:
-    """Runs ours: `unmask.draws.categorical.draw` on float32 logits, with the library's own uniforms."""
+    """Tests `unmask.draws.categorical.draw` on float32 logits, with the library's own uniforms.
+
+    The arguments are those of `race_rand`.
+    """
     logits = torch.full((classes + 1,), math.log(rare), dtype=torch.float32, device=device)
     logits[0] = math.log1p(-rare * classes)
     stream = as_streams([derive(seed, "doctor")], device)
@@ -223,7 +249,7 @@ def race_unmask(rare: float, classes: int, trials: int, device: torch.device | s
 
 def _two_levels(rare: float, classes: int, device: torch.device | str) -> Tensor:
     if not 0 < rare * classes < 1:
-        raise ValueError(f"{classes} classes of probability {rare} leave nothing to the large one")
+        raise ValueError(f"{classes} classes of probability {rare} leave no probability to the large one")
     return torch.tensor([math.log1p(-rare * classes), math.log(rare)], dtype=torch.float64, device=device)
 
 
@@ -235,7 +261,16 @@ def _extremes(
     fill: Callable[[Tensor], Tensor],
     combine: Callable[[Tensor, Tensor], Tensor],
 ) -> Tensor:
-    """The extreme of `classes` numbers per trial, filled into one buffer again and again."""
+    """Returns the extreme of `classes` random numbers for each trial, which are made in parts of limited size.
+
+    Args:
+        trials: Number of trials.
+        classes: Random numbers per trial.
+        dtype: Their type.
+        device: Their device.
+        fill: Fills a tensor with random numbers, and returns the extreme of each row.
+        combine: Returns the extreme of two tensors of extremes.
+    """
     buffer_size = _BUFFER if torch.device(device).type == "cpu" else 1 << 26
     width = min(classes, buffer_size)
     rows = max(1, buffer_size // width)

@@ -1,4 +1,4 @@
-"""Whether label smoothing hides what a model is certain of: the floor of its entropies."""
+"""Detects whether a model was trained with label smoothing, by the floor of its entropies."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from ..draws.streams import Purpose, uniforms
 from ..sampling.batch import Tokens, as_batch, stream_ids
 
 SHARE = 0.15
-"""The share of the tokens that is masked: little enough for a model to be certain of many."""
+"""The share of the tokens that is masked; it is small, so that a model is certain of many of them."""
 
 QUANTILE = 0.01
-"""The floor is below all but so many of the entropies: the least of all is a model's error more than its floor."""
+"""The floor is this quantile of the entropies; the smallest entropy of all may only be an error of the model."""
 
 LEAST = 0.1
-"""Nats below which a floor takes nothing from a bound on entropies."""
+"""A floor below so many nats does not matter for a bound on entropies."""
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class Floor:
     """The floor of a model's entropies.
 
     Attributes:
-        entropy: All but one in a hundred entropies are above it, in nats.
-        smallest: The smallest entropy seen.
-        positions: How many masked positions were looked at.
-        classes: How many classes labels could have been smoothed over: the token ids.
-        smoothing: The label smoothing under which a certain token has the entropy of the floor.
+        entropy: The floor, in nats: 99 % of the entropies are above it.
+        smallest: The smallest entropy observed, in nats.
+        positions: The number of masked positions that were evaluated.
+        classes: The number of classes over which labels could have been smoothed: the token ids.
+        smoothing: The ε of the label smoothing with which the prediction of a certain token has the entropy `entropy`.
     """
 
     entropy: float
@@ -49,7 +49,7 @@ class Floor:
         return (
             f"99 % of the entropies are above {seen}, the entropy of a label smoothing of {self.smoothing:.2g} over"
             f" {self.classes} classes: if the model was trained with it, entropies hide what it is certain of, a bound"
-            f" on them saves little, and smoothing={self.smoothing:.1g} undoes it."
+            f" on them saves little, and smoothing={self.smoothing:.1g} undoes the smoothing."
         )
 
 
@@ -57,16 +57,16 @@ class Floor:
 def entropy_floor(
     denoiser: Denoiser, x: Tokens, *, maskable: Bool[Tensor, "batch length"] | None = None, seed: int = 0
 ) -> Floor:
-    """Masks some tokens of complete sequences at random, and looks at how certain a model ever is.
+    """Masks some tokens of complete sequences at random, and measures the entropies of the model's predictions.
 
     Args:
-        denoiser: The model; it must not want the time.
+        denoiser: The model; it must not have timestep conditioning.
         x: Complete sequences.
-        maskable: False at tokens that are always given; default: all may be masked.
+        maskable: False at tokens that are never masked; default: all may be masked.
         seed: The seed of the masks.
 
     Raises:
-        ValueError: If nothing may be masked.
+        ValueError: If no token is masked.
         LogitsError: If the denoiser returns NaN, `+inf` or a row without mass.
     """
     x, valid = as_batch(x, denoiser)

@@ -1,4 +1,4 @@
-"""Exact denoisers, and the exact law of a sampler."""
+"""Oracles (exact denoisers of known distributions), and the exact law of a sampler."""
 
 from .chain import HMMDenoiser, MarkovDenoiser, random_hmm, random_markov
 from .law import Law, exact_law, pearson

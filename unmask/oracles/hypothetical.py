@@ -1,4 +1,4 @@
-"""States that nobody sampled: what a rule would do there, for exact laws."""
+"""Makes states that were not sampled, to compute what a rule would do there, for exact laws."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def hypothetical(
     noise: Float[Tensor, "states length"] | None = None,
     temperature: float = 1.0,
 ) -> State:
-    """A state for each row of tokens, with all masks still to be written.
+    """Returns a state for each row of tokens, in which all masks are still to be filled.
 
     Args:
-        sampler: Whose settings the states have.
+        sampler: The sampler, whose settings the states have.
         x: Tokens, without padding.
-        memory: What the rule remembers of each.
-        block: The number of the block of each position.
-        noise: The uniforms of random orders; default: zeros, for rules without.
+        memory: The rule's memory in each state.
+        block: The index of the block of each position.
+        noise: The uniforms of random orders; default: zeros, for rules whose order is not random.
         temperature: The temperature of the draw.
     """
     masked = x == sampler.denoiser.mask_id

@@ -1,8 +1,8 @@
-"""The exact output distribution of a sampler, without a single random number.
+"""The exact output distribution of a sampler, computed without random numbers.
 
-A rule that is a function of state and memory, started from one state, reaches each final sequence along one path only.
-So the sampler's probability of a sequence is found by following that path: the same rule objects choose, the chosen
-positions get that sequence's own tokens, and the marginals of these tokens are multiplied. For a random order this is
+A rule that is a function of state and memory reaches each final sequence from a given start along only one path. So the
+sampler's probability of a sequence is found by following that path: the same rule objects choose positions, these get
+the tokens of the sequence, and the marginal probabilities of these tokens are multiplied. For a random order, this is
 averaged over all orders of the masked positions.
 """
 
@@ -34,36 +34,36 @@ from .visits import Visited, corrected, visited_law
 from .walk import Walk
 
 _ORDERS = 7
-"""With more masks than this, orders are not enumerated."""
+"""The largest number of masks whose orders are enumerated."""
 
 _FEW = 4
-"""With more masks than this, sets of masks are, where they suffice: there are fewer of them."""
+"""With more masks than this, sets of masks are enumerated instead of orders if they suffice, as they are fewer."""
 
 _ROWS = 1 << 15
-"""Walkers followed at once."""
+"""The largest number of (order, completion) pairs that are followed at once."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """The law of a sampler on the support of the data, with one cell for all sequences off the support.
+    """The law of a sampler on the support of the data, with one cell for all sequences outside the support.
 
     Attributes:
-        points: The data's support: every completion of positive probability, or every completion without an oracle.
-        log_p: The data's log-probabilities; NaN without an oracle.
-        log_q: The sampler's log-probabilities.
-        off_support: The sampler's mass outside `points`.
-        bound: `E_data Σ_steps (ΣH - max H)`, in nats: bounds `kl` when the denoiser is exact and draws are made from
-            its own distribution. NaN at temperatures other than 1, with top-k, top-p, forbidden tokens or a predictor,
-            and for `Credit`. `bound`, `dependence`, `model_error` and `nfe_mean_data` are NaN for rules that mask again
-            or overwrite.
+        points: The support of the data: all completions of positive probability; without an oracle, all completions.
+        log_p: The log-probabilities of the points under the data; NaN without an oracle.
+        log_q: The log-probabilities of the points under the sampler.
+        off_support: The sampler's probability of all sequences outside `points`.
+        bound: `E_data Σ_steps (ΣH - max H)`, in nats. It is a bound on `kl` if the denoiser is exact and tokens are
+            drawn from its own distribution. It is NaN at temperatures other than 1, with top-k, top-p, forbidden tokens
+            or a predictor, and for `Credit`. `bound`, `dependence`, `model_error` and `nfe_mean_data` are NaN for rules
+            that mask again or overwrite.
         dependence: `E_data Σ_steps KL(p_U || Π p_i)` of the true conditionals, in nats (NaN without an oracle).
         model_error: `E_data Σ_steps Σ_{i∈U} KL(p_i || p̂_i)`, in nats (NaN without an oracle). For a rule that is a
-            function of the state, `kl = dependence + model_error`; with a random order `kl` is at most this sum. Both
-            are NaN where drawn tokens decide on positions.
-        nfe_mean: Expected evaluations under the sampler's own law, off-support runs included.
-        nfe_mean_data: Expected evaluations when the states visited are those of the data.
-        evaluations_mean: Expected number of states evaluated under the sampler's own law; larger than `nfe_mean` for a
-            rule that evaluates ahead.
+            function of the state, `kl = dependence + model_error`; for a random order, `kl` is at most this sum. Both
+            are NaN if the choice of positions depends on drawn tokens.
+        nfe_mean: Expected number of evaluations under the sampler's own law, including runs that leave the support.
+        nfe_mean_data: Expected number of evaluations if the tokens are those of the data.
+        evaluations_mean: Expected number of states evaluated under the sampler's own law, which is larger than
+            `nfe_mean` for a rule that evaluates several states at once.
     """
 
     points: Int[Tensor, "points length"]
@@ -79,25 +79,25 @@ class Law:
 
     @property
     def kl(self) -> float:
-        """`KL(data || sampler)` in nats, never below 0; infinite if the sampler cannot produce part of the data."""
+        """`KL(data || sampler)` in nats, at least 0; infinite if the sampler cannot produce part of the data."""
         nats = float((self.log_p.exp() * (self.log_p - self.log_q)).sum())
         return nats if nats > 0 or math.isnan(nats) else 0.0
 
     @property
     def tv(self) -> float:
-        """Total variation distance between data and sampler."""
+        """The total variation distance between data and sampler."""
         return 0.5 * (float((self.log_p.exp() - self.log_q.exp()).abs().sum()) + self.off_support)
 
     def counts(self, samples: Int[Tensor, "samples length"]) -> Int[Tensor, " cells"]:
-        """Counts samples per point; the last cell counts those off the support."""
+        """Counts the samples of each point; the last cell counts those outside the support."""
         codes: dict[tuple[int, ...], int] = {tuple(row): i for i, row in enumerate(self.points.tolist())}
         cells = torch.tensor([codes.get(tuple(row), len(codes)) for row in samples.tolist()], dtype=torch.int64)
         return torch.bincount(cells, minlength=len(codes) + 1)
 
     def pvalue(self, samples: Int[Tensor, "samples length"]) -> float:
-        """Returns the p-value of Pearson's test that the samples come from this law: uniform on [0, 1] if they do.
+        """Returns the p-value of Pearson's test that the samples come from this law (see `pearson`).
 
-        NaN if there are too few samples to tell any two outcomes apart.
+        If they do, it is uniform on [0, 1]. It is NaN if there are too few samples to distinguish any outcomes.
         """
         expected = torch.cat([self.log_q.exp(), torch.tensor([self.off_support], dtype=torch.float64)])
         return pearson(self.counts(samples), expected)
@@ -106,8 +106,13 @@ class Law:
 def pearson(counts: Int[Tensor, " cells"], probability: Float[Tensor, " cells"], smallest: float = 5.0) -> float:
     """Returns the p-value of Pearson's chi-square test of counts against exact probabilities.
 
-    Cells with fewer than `smallest` expected counts are pooled, rarest first, until the pool has enough. An outcome of
-    probability zero that occurred gives 0. The p-value is NaN if only one cell is left, because nothing was tested.
+    Cells with fewer than `smallest` expected counts are pooled, the rarest first, until the pool has enough. The result
+    is 0 if an outcome of probability zero occurred, and NaN if only one cell is left, because nothing is tested then.
+
+    Args:
+        counts: The number of samples in each cell.
+        probability: The probabilities of the cells, up to a factor.
+        smallest: The least expected count of a cell.
     """
     total = int(counts.sum())
     expected = probability.double() / probability.double().sum() * total
@@ -141,28 +146,30 @@ def exact_law(
 ) -> Law:
     """Computes the exact law of `sample(denoiser, x, rule, ...)` for one sequence with masks.
 
-    Off the support of the data only the number of evaluations matters. There, a rule that compares evaluations is
-    treated as if it had no earlier ones. That is exact for the predictor, whose rule does not look at marginals, and
+    Outside the support of the data, only the number of evaluations matters. There, a rule that compares evaluations is
+    treated as if it had no earlier ones. That is exact for the predictor, whose rule does not use the marginals, and
     for `Stable` with a threshold above `1/V`; for `Credit` the number is NaN.
 
     Args:
-        denoiser: An oracle (an exact denoiser, which knows the data's law); a perturbed oracle (the data then follow
-            the oracle inside); or any denoiser of a small enough space, whose law is not compared with data.
+        denoiser: An oracle (an exact denoiser, which knows the law of the data); a perturbed oracle (the data then
+            follow the oracle inside it); or any denoiser on a small enough space, whose law is not compared with data.
         rule: The rule, as `sample` takes it. A random order is averaged over all orders of the masked positions.
         x: One sequence, with the mask token where something is to be drawn.
         temperature: The temperature of the draw.
-        top_k: Draw among the `k` most probable tokens.
-        top_p: Draw among the fewest tokens whose probabilities sum to at least this.
-        forbidden: Token ids that must not appear.
+        top_k: Draw from the `k` most probable tokens.
+        top_p: Draw from the smallest set of tokens whose probabilities sum to at least this.
+        forbidden: Token ids that must not be drawn.
         blocks: Window length for semi-autoregressive sampling.
 
     Returns:
-        The law, with its divergence from the data, bound and expected evaluations. A speculative rule has the law of
-        unmasking one at a time; its expected evaluations are NaN off the support and for a random order of many masks.
+        The law, with its divergence from the data, the bound and the expected evaluations. A speculative rule has the
+        law of unmasking one position at a time; its expected evaluations are NaN if the sampler can leave the support,
+        and for a random order of many masks.
 
     Raises:
-        ValueError: If there are too many completions or orders to enumerate, `x` is not one sequence of token ids, or
-            the denoiser is conditioned on time (its law is an integral over hitting times).
+        ValueError: If there are too many completions or orders to enumerate, `x` is not one sequence of token ids, the
+            law of the rule cannot be computed, or the denoiser has timestep conditioning (its law is an integral over
+            hitting times).
     """
     check_draw(temperature, top_k, top_p)
     if getattr(denoiser, "wants_time", False):
@@ -187,7 +194,7 @@ def exact_law(
 
 @dataclass(frozen=True)
 class _Case:
-    """Whose law is asked for: a rule on a denoiser, with the settings of its draw, from one sequence."""
+    """A case whose law is to be computed: a rule on a denoiser, with settings of the draw, from one sequence."""
 
     sampler: Sampler
     denoiser: Denoiser
@@ -203,7 +210,7 @@ class _Case:
         return whole and self.temperature == 1
 
     def law_of(self, rule: AnyRule) -> Law:
-        """The law of another rule in its place."""
+        """Returns the law of another rule in this case."""
         settings = self.sampler.settings
         return exact_law(
             self.denoiser,
@@ -218,7 +225,7 @@ class _Case:
 
 
 def _verified(case: _Case, rule: Rule) -> Law:
-    """The law of a rule that verifies its drafts: that of one at a time, in fewer evaluations."""
+    """Returns the law of a rule that verifies its drafts: that of one position at a time, with fewer evaluations."""
     one = case.law_of(replace(rule, budget=One()))
     masked, found = case.x == case.denoiser.mask_id, Rounds(math.nan, math.nan, math.nan)
     if one.off_support <= 1e-12 and not (rule.order.random and int(masked.sum()) > _ORDERS):
@@ -228,7 +235,7 @@ def _verified(case: _Case, rule: Rule) -> Law:
 
 
 def _scored(case: _Case) -> Law:
-    """The law of a rule with fresh noise in every step, by carrying probability along."""
+    """Returns the law of a rule with new noise in every step, by following the probabilities of all states."""
     oracle, x, points, log_p = _completions(case.denoiser, case.x)
     found = scored_law(case.sampler, oracle, x, points, case.temperature, case.blocks)
     return Law(
@@ -246,7 +253,7 @@ def _scored(case: _Case) -> Law:
 
 
 def _followed(case: _Case, rule: Rule) -> Law:
-    """The law of a rule that is a function of the state, by following every completion along every order."""
+    """Returns the law of a rule that is a function of the state, by following every completion in every order."""
     oracle, x, points, log_p = _completions(case.denoiser, case.x)
     masked = x == case.denoiser.mask_id
     sized, masks = getattr(rule.budget, "group_sizes", None), int(masked.sum())
@@ -256,7 +263,7 @@ def _followed(case: _Case, rule: Rule) -> Law:
         if sized is not None or masks > _ORDERS:
             raise ValueError(
                 f"the law of a time grid, or of a random order of more than {_ORDERS} masks, is computed for an oracle"
-                " at temperature 1 without truncation or blocks, and a rule that does not look at the marginals"
+                " at temperature 1 without truncation or blocks, and a rule that does not depend on the marginals"
             )
     orders = _orders(masked, rule.order.random)
     walk = Walk(case.sampler, oracle, x, points, case.temperature, case.blocks)
@@ -285,7 +292,7 @@ def _followed(case: _Case, rule: Rule) -> Law:
 
 
 def _known(log_p: Tensor | None, log_q: Tensor) -> Tensor:
-    """The data's log-probabilities, NaN where there are none."""
+    """Returns the data's log-probabilities, and NaN if they are not known."""
     return torch.full_like(log_q, torch.nan) if log_p is None else log_p
 
 
@@ -293,23 +300,27 @@ def _completions(denoiser: Denoiser, x: Tensor) -> tuple[Oracle | None, Tensor, 
     """Returns the oracle (if any), the sequence, its completions and their log-probabilities under the data."""
     x, mask = torch.as_tensor(x), denoiser.mask_id
     if x.ndim != 1 or x.dtype.is_floating_point or not bool(((x >= 0) & (x < denoiser.vocab_size)).all()):
-        raise ValueError(f"x is one sequence of token ids 0..{denoiser.vocab_size - 1}, got {x.dtype} {x.tolist()}")
+        raise ValueError(
+            f"x must be one sequence of token ids 0..{denoiser.vocab_size - 1}, got {x.dtype} {x.tolist()}"
+        )
     oracle = denoiser.oracle if isinstance(denoiser, PerturbedDenoiser) else denoiser
     if isinstance(oracle, Oracle):
         return oracle, x, *oracle.completions(x)
     if mask != denoiser.vocab_size - 1:
-        raise ValueError("the exact law of a denoiser that is no oracle needs the mask token to be the last id")
+        raise ValueError("the exact law of a denoiser that is not an oracle needs the mask token to be the last id")
     return None, x, enumerate_completions(x, mask, denoiser.vocab_size - 1), None
 
 
 def _revisiting(case: _Case) -> Law:
-    """The law of a rule that masks again or overwrites; one that corrects another rule starts from that rule's law."""
+    """Returns the law of a rule that masks again or overwrites; a correction starts from the law of the other rule."""
     rule: Any = case.sampler.rule
     _, x, points, log_p = _completions(case.denoiser, case.x)
     if rule.law is LawKind.CORRECTED:
         before = case.law_of(rule.rule)
         if before.off_support > 1e-12:
-            raise ValueError(f"the law of {rule} is computed where {rule.rule} draws nothing that cannot be")
+            raise ValueError(
+                f"the law of {rule} is computed only if {rule.rule} never draws a sequence of probability zero"
+            )
         q = corrected(case.sampler, rule, x, points, before.log_q.exp(), case.temperature)
         extra = rule.visits(int((x == case.denoiser.mask_id).sum()))
         found = Visited(q.log(), max(0.0, 1 - float(q.sum())), before.nfe_mean + extra, before.evaluations_mean + extra)
@@ -326,7 +337,7 @@ def _revisiting(case: _Case) -> Law:
 
 
 def _orders(masked: Tensor, random: bool) -> Float[Tensor, "orders length"]:
-    """Returns noise that gives each order of the masked positions; one row if the order is not random."""
+    """Returns a row of noise for each order of the masked positions; only one row if the order is not random."""
     where = masked.nonzero().squeeze(-1)
     if not random:
         return torch.zeros(1, len(masked), dtype=torch.float64)
@@ -337,7 +348,10 @@ def _orders(masked: Tensor, random: bool) -> Float[Tensor, "orders length"]:
 
 
 def _subset_law(oracle: Oracle, rule: Rule, x: Tensor, points: Tensor, log_p: Tensor) -> Law:
-    """The law of a uniform order and a marginal-free budget, one completion per class of symmetry."""
+    """Returns the law of a uniform order with a budget that ignores the marginals.
+
+    For Sudoku grids, only one completion of each symmetry class is followed.
+    """
     classes = torch.arange(len(points))
     if isinstance(oracle, Sudoku4Denoiser) and bool((x == oracle.mask_id).all()):
         classes = oracle.orbits()

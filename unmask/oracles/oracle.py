@@ -1,10 +1,10 @@
-"""Denoisers that are exactly right: the only way to judge a sampler apart from its model.
+"""Oracles: denoisers with exact conditionals, which separate the error of a sampler from that of its model.
 
-Symbols are `0..symbols-1` and the mask token is `symbols`. Conditionals are float64 logits. A state of probability zero
-(two positions drawn together that contradict each other) has no conditionals: the oracle then answers with the uniform
-distribution over the symbols, and the law of a sampler counts that mass as off-support.
+Symbols are `0..symbols-1`, and the mask token is `symbols`. Conditionals are float64 logits. A state of probability
+zero (two positions that were drawn together and contradict each other) has no conditionals: the oracle then returns the
+uniform distribution over the symbols, and the law of a sampler counts this probability as off-support.
 
-An oracle's answer for a sequence is the same to the last bit in any batch: sums run over contiguous rows of fixed
+An oracle's result for a sequence is the same to the last bit in any batch: sums run over contiguous rows of fixed
 length, never over the batch.
 """
 
@@ -26,12 +26,15 @@ class Oracle(ABC):
     """A denoiser with the exact conditionals of a known distribution.
 
     Args:
-        symbols: Size of the alphabet, the mask token not counted.
+        symbols: Size of the alphabet, without the mask token.
+
+    Raises:
+        ValueError: If there is no symbol.
     """
 
     def __init__(self, symbols: int) -> None:
         if symbols < 1:
-            raise ValueError(f"an oracle has at least one symbol, got {symbols}")
+            raise ValueError(f"an oracle needs at least one symbol, got {symbols}")
         self.symbols = symbols
 
     @property
@@ -46,17 +49,17 @@ class Oracle(ABC):
 
     @abstractmethod
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
-        """Returns the exact conditionals of the positions asked for as logits; of one with a token, as if masked."""
+        """Returns the exact conditionals of the requested positions as logits; each is treated as if it were masked."""
 
     @abstractmethod
     def log_marginal(self, x: Int[Tensor, "batch length"]) -> Float[Tensor, " batch"]:
-        """Returns the log-probability of the unmasked tokens, masks summed out; `-inf` off the support."""
+        """Returns the log-probability of the unmasked tokens, summed over masked ones; `-inf` outside the support."""
 
     def completions(self, x: Int[Tensor, " length"]) -> tuple[Int[Tensor, "points length"], Float[Tensor, " points"]]:
-        """Enumerates the ways to fill in one sequence's masks, with their log-probabilities given the rest.
+        """Enumerates the completions of one sequence with masks.
 
         Returns:
-            Only completions of positive probability.
+            The completions of positive probability, and their log-probabilities given the unmasked tokens.
 
         Raises:
             ValueError: If there are too many to enumerate, or the given tokens have probability zero.
@@ -71,7 +74,7 @@ class Oracle(ABC):
 
 
 def enumerate_completions(x: Int[Tensor, " length"], mask_id: int, symbols: int) -> Int[Tensor, "points length"]:
-    """Lists every way to fill in the masks of `x` with `symbols` symbols, in lexicographic order.
+    """Returns all ways to fill the masks of `x` with the symbols `0..symbols-1`, in lexicographic order.
 
     Raises:
         ValueError: If there are more than `LIMIT`.
@@ -89,7 +92,7 @@ def enumerate_completions(x: Int[Tensor, " length"], mask_id: int, symbols: int)
 def distinct(
     x: Int[Tensor, "batch length"],
 ) -> tuple[Int[Tensor, "states length"], Int[Tensor, " batch"]]:
-    """Returns the different rows and, for each original row, the index of its representative."""
+    """Returns the distinct rows and, for each original row, its index among them."""
     if len(x) <= 1:
         return x, torch.zeros(len(x), dtype=torch.int64)
     states, inverse = torch.unique(x, dim=0, return_inverse=True)
@@ -97,7 +100,7 @@ def distinct(
 
 
 def with_mask_column(probability: Float[Tensor, "rows symbols"]) -> Float[Tensor, "rows vocab"]:
-    """Turns probabilities of the symbols into logits over the vocabulary; rows without mass become uniform."""
+    """Turns probabilities of the symbols into logits over the vocabulary; rows that sum to 0 become uniform."""
     dead = probability.sum(-1, keepdim=True) <= 0
     p = torch.where(dead, torch.ones_like(probability), probability)
     return torch.cat([p.log(), torch.full_like(p[:, :1], -torch.inf)], -1)

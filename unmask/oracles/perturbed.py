@@ -1,4 +1,4 @@
-"""An oracle with a controlled error, to tell what a sampler adds from what its model gets wrong."""
+"""An oracle with a controlled error, to separate the error of a sampler from that of its model."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from .oracle import Oracle
 class PerturbedDenoiser:
     """Exact conditionals times noise: `p̂_i(v | x) ∝ p_i(v | x) · exp(scale · (2ξ - 1))`, ξ uniform.
 
-    The noise is a fixed function of (seed, state, position, symbol), so that this is a denoiser like any other: wrong,
-    and inconsistent between states, as networks are. States off the oracle's support stay uniform.
+    The noise is a fixed function of (seed, state, position, symbol). So this denoiser behaves like a network: its
+    predictions have errors, and are inconsistent between states. States outside the oracle's support stay uniform.
 
     Args:
         oracle: The exact denoiser.
         scale: Largest change of a logit, in nats.
-        seed: Which noise.
+        seed: The seed of the noise.
+
+    Raises:
+        ValueError: If the scale is negative or not finite.
     """
 
     def __init__(self, oracle: Oracle, scale: float, seed: int = 0) -> None:
@@ -30,18 +33,18 @@ class PerturbedDenoiser:
 
     @property
     def vocab_size(self) -> int:
-        """Number of token ids, as the oracle's."""
+        """Number of token ids, as for the oracle."""
         return self.oracle.vocab_size
 
     @property
     def mask_id(self) -> int:
-        """The mask token, as the oracle's."""
+        """The mask token, as for the oracle."""
         return self.oracle.mask_id
 
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         logits = self.oracle(query)
         row, position = query.where.nonzero().unbind(-1)
-        # A sequence's fingerprint: one hash of its tokens with padding left out.
+        # A hash of the tokens of each sequence, without padding.
         salt = derive(self.seed, "perturbed") >> 1
         state = torch.full((len(query.x),), salt, dtype=torch.int64)
         for column in range(query.x.shape[1]):
@@ -54,5 +57,5 @@ class PerturbedDenoiser:
         return torch.where(alive, logits + self.scale * (2 * noise - 1), logits)
 
     def log_marginal(self, x: Int[Tensor, "batch length"]) -> Float[Tensor, " batch"]:
-        """The oracle's own: the distribution of the data."""
+        """Returns the log-probability under the oracle, which is the distribution of the data."""
         return self.oracle.log_marginal(x)

@@ -1,17 +1,18 @@
-"""The exact law of what draws fresh noise in every step, scores or drafts, by carrying probability along.
+"""The exact law of rules with new noise in every step, by following the probabilities of all partial sequences.
 
-A final sequence does not tell the path to it, but the sampler is a Markov chain on partial sequences: every step has
-noise of its own. Its first `k` positions are a draw without replacement with weights `exp(score / scale)`
-(Plackett-Luce). Where scores are functions of the marginals, that gives each set its probability, and the tokens of the
-set are drawn from their marginals. Where they are those of drawn tokens, or drafts are tested (`LawKind.DRAFTS`), one
-step sums over the joint draws of all candidates, `Π p_i(x_i)`, and forgets what was drawn and not fixed.
+A final sequence does not determine the path to it, but the sampler is a Markov chain on partial sequences, because
+every step has its own noise. If the order has random scores, the first `k` positions are a draw without replacement
+with weights `exp(score / scale)` (Plackett-Luce). If the scores are functions of the marginals, this gives the
+probability of each set of positions, whose tokens are then drawn from their marginals. If the scores are those of drawn
+tokens, or drafts are tested (`LawKind.DRAFTS`), a step sums over the joint draws of all candidates, `Π p_i(x_i)`, and
+then over the drawn tokens that were not fixed.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -31,29 +32,32 @@ from .hypothetical import hypothetical
 from .oracle import Oracle
 
 LIMIT = 1 << 26
-"""The largest `(3 · symbols)^masks`: about as many terms are summed."""
+"""The largest value of `(3 · symbols)^masks`, which is about the number of terms in the sums."""
 
 _RANKED = 8
-"""The most masks whose orders are enumerated, for budgets that look at the marginals."""
+"""The largest number of masks whose orders are enumerated, for budgets that use the marginals."""
 
 _ROWS = 1 << 17
-"""Joint draws or orders worked on at once."""
+"""The largest number of joint draws or orders that are processed at once."""
 
 
 @dataclass
 class Outcome:
-    """Where a sampler ends, and what it costs on the way.
+    """The final distribution of a sampler, and its cost.
 
     Attributes:
-        log_q: Log-probability of each point asked for.
-        off_support: The mass elsewhere.
+        log_q: Log-probability of each requested point.
+        off_support: The probability of all other sequences.
         evaluations: The expected number of evaluations.
-        evaluations_data: The same where tokens are the data's; NaN where draws decide on positions, as the next three.
+        evaluations_data: The same if the tokens are those of the data. Without an oracle, or if drawn tokens influence
+            the choice of positions, it is NaN (unless the budget ignores the marginals), as are the next three.
         bound: `E_data Σ_steps (ΣH - max H)`, in nats.
-        dependence: `E_data Σ_steps KL(p_U || Π p_i)` of the oracle's conditionals.
-        divergence: `E_data Σ_steps [log p(x_U) - Σ log q_i(x_i)]`, with `q_i` what is drawn from. It bounds
-            `KL(data || sampler)`, which averages over noise inside the logarithm.
-        own_marginals: Whether tokens are drawn from the marginals, neither drafts nor powers of them.
+        dependence: `E_data Σ_steps KL(p_U || Π p_i)` of the oracle's conditionals, in nats.
+        divergence: `E_data Σ_steps [log p(x_U) - Σ log q_i(x_i)]`, in nats, with `q_i` the distribution from which
+            tokens are drawn. It is an upper bound on `KL(data || sampler)`, which averages over the noise inside the
+            logarithm.
+        own_marginals: Whether tokens are drawn from the marginals themselves, and not from drafts or from powers of the
+            marginals.
     """
 
     log_q: Float[Tensor, " points"]
@@ -69,9 +73,9 @@ class Outcome:
 def plackett_luce(
     log_weight: Float[Tensor, "rows items"], k: int
 ) -> tuple[Bool[Tensor, "sets items"], Float[Tensor, "rows sets"]]:
-    """Computes with which probability each set of `k` items is drawn, one after the other without replacement.
+    """Computes the probability of each set of `k` items that are drawn one after the other without replacement.
 
-    The order does not matter, so it is summed out over sets: `P(S) = Σ_{i∈S} P(S∖i) w_i / Σ_{j∉S∖i} w_j`.
+    The sum over the orders of a set is computed recursively: `P(S) = Σ_{i∈S} P(S∖i) w_i / Σ_{j∉S∖i} w_j`.
 
     Args:
         log_weight: Logarithms of the weights of the items, finite.
@@ -83,7 +87,7 @@ def plackett_luce(
     items = log_weight.shape[1]
     known: dict[tuple[int, ...], Tensor] = {(): torch.zeros(len(log_weight), dtype=torch.float64)}
     for size in range(1, k + 1):
-        # log P(S) - log Σ_{j∉S} w_j of the sets one smaller
+        # log P(S) - log Σ_{j∉S} w_j for the sets with one item fewer
         rest = {
             members: log_p - log_weight[:, [j for j in range(items) if j not in members]].logsumexp(-1)
             for members, log_p in known.items()
@@ -103,27 +107,35 @@ def plackett_luce(
 def scored_law(
     sampler: Sampler, oracle: Oracle | None, x: Tensor, points: Tensor, temperature: float, blocks: int | None
 ) -> Outcome:
-    """Carries the probability of every partial sequence from evaluation to evaluation.
+    """Computes the law of a sampler by following the probability of every partial sequence from step to step.
 
     Args:
-        sampler: A denoiser and a rule whose order is a `ScoredOrder` or whose budget tests, with the settings of the
-            draw.
-        oracle: Whose distribution the data have, if it is known.
+        sampler: A denoiser and a rule whose order is a `ScoredOrder` or whose budget tests drafts, with the settings of
+            the draw.
+        oracle: The oracle with the distribution of the data, if it is known.
         x: One sequence with masks.
-        points: The completions whose probability is wanted.
+        points: The completions whose probability is requested.
         temperature: The temperature of the draw.
         blocks: Window length for semi-autoregressive sampling.
 
     Raises:
-        ValueError: If there are too many joint draws or orders, draws and noise rank for a budget that looks at the
-            marginals, or a budget that tests has a random order.
+        ValueError: If there are too many joint draws or orders, the order depends on draws and noise but the budget on
+            the marginals, or the budget tests drafts and the order is random.
     """
     return _Chain(sampler, oracle, x, temperature, blocks).run(points)
 
 
 @dataclass(frozen=True)
 class _States:
-    """Equally many candidates each: tokens, masks, memory, and the probability of coming by, as sampler and as data."""
+    """States with equally many candidates.
+
+    Attributes:
+        x: The tokens.
+        candidate: True at the positions that may be unmasked.
+        memory: The rule's memory.
+        own: The probability of reaching the state under the sampler's law.
+        data: The same if the tokens are those of the data.
+    """
 
     x: Int[Tensor, "states length"]
     candidate: Bool[Tensor, "states length"]
@@ -136,7 +148,7 @@ class _States:
 
     @property
     def positions(self) -> Int[Tensor, "states candidates"]:
-        """Where the candidates are."""
+        """The positions of the candidates."""
         return self.candidate.nonzero()[:, 1].reshape(len(self.x), -1)
 
     def query(self) -> Query:
@@ -145,7 +157,7 @@ class _States:
 
 @dataclass(frozen=True)
 class _Drafted:
-    """A rule that tests drafts, told what it drafts at every candidate."""
+    """A rule that tests drafts, with the given drafts at all candidates."""
 
     rule: Rule
     tokens: Int[Tensor, " candidates"]
@@ -158,13 +170,13 @@ class _Drafted:
         return self.rule.start(masked)
 
     def turn(self, seen: Situation) -> Conversation:
-        budget: Any = self.rule.budget  # that its law is one of drafts says that it can test them
+        budget: Any = self.rule.budget  # it has the method `test`, as the law of the rule is one of drafts
         answer = yield Ask(seen.candidate)
         return (yield from budget.test(self.rule, seen, answer, self.tokens))
 
 
 class _Chain:
-    """The Markov chain on (partial sequence, memory)."""
+    """The Markov chain of a sampler on pairs of partial sequence and memory; for the arguments see `scored_law`."""
 
     def __init__(
         self, sampler: Sampler, oracle: Oracle | None, x: Tensor, temperature: float, blocks: int | None
@@ -186,22 +198,22 @@ class _Chain:
         masks = int(pending.sum())
         if (3 * len(self.tokens)) ** masks > LIMIT:
             raise ValueError(
-                f"the law of {self.order} follows all partial sequences: {masks} masks of {len(self.tokens)} symbols"
-                f" are too many (limit: (3 · symbols)^masks <= {LIMIT})"
+                f"for the law of {self.order} all partial sequences are followed: {masks} masks of {len(self.tokens)}"
+                f" symbols are too many (limit: (3 · symbols)^masks <= {LIMIT})"
             )
         if not self.sized and self.draws and self.noisy:
             raise ValueError(
-                f"the law of {self.order} is computed for budgets that do not look at the marginals, got"
+                f"the law of {self.order} is computed for budgets that do not depend on the marginals, got"
                 f" {self.rule.budget}"
             )
         if not self.sized and not self.draws and masks > _RANKED:
             raise ValueError(
-                f"the law of {self.order} with {self.rule.budget} follows all orders, of at most {_RANKED} masks,"
-                f" got {masks}"
+                f"for the law of {self.order} with {self.rule.budget} all orders are followed, of at most {_RANKED}"
+                f" masks, got {masks}"
             )
 
     def run(self, points: Tensor) -> Outcome:
-        """Follows all probability until no mask remains."""
+        """Follows the probabilities of all states until no mask remains."""
         length, q = len(self.x), torch.zeros(len(points), dtype=torch.float64)
         found = Outcome(q)
         memory = self.rule.start((self.x == self.mask).sum().reshape(1))
@@ -240,7 +252,7 @@ class _Chain:
         return found
 
     def _step(self, states: _States, found: Outcome) -> tuple[Tensor, Tensor]:
-        """One evaluation: the rows after it, and their probabilities."""
+        """Makes one step: returns the rows (tokens and memory) after it, and their probabilities."""
         m = int(states.candidate[0].sum())
         logits = self.sampler.denoiser(states.query())
         if self.scored is None:
@@ -269,7 +281,7 @@ class _Chain:
         return View.blank(states.candidate, nothing, states.memory, masked, ~masked).measured(stats)
 
     def _by_tests(self, states: _States, logits: Tensor, found: Outcome) -> tuple[Tensor, Tensor]:
-        """A step that tests drafts: all of them. What stays keeps its draft."""
+        """Makes a step that tests drafts, for all joint drafts; a position that passes keeps its draft."""
         top_k, top_p = self.sampler.settings.top_k, self.sampler.settings.top_p
         allowed = forbid(logits, self.sampler.settings.forbidden)
         log_draw = draw_log_prob(allowed, temperature=self.temperature, top_k=top_k, top_p=top_p)[:, self.tokens]
@@ -285,7 +297,7 @@ class _Chain:
         return _successors(after.x, some.memory, mass, torch.zeros_like(mass))
 
     def _drawn_scores(self, allowed: Tensor, stats: Marginals, m: int) -> Float[Tensor, "states joint candidates"]:
-        """The log-probability of each token in each joint draw."""
+        """Returns the log-probability of each token in each joint draw."""
         log_p = allowed.to(stats.log_norm.dtype) - stats.log_norm.unsqueeze(-1)
         log_p = log_p[:, self.tokens].reshape(-1, m, len(self.tokens))
         draws = _joint(len(self.tokens), m)
@@ -299,7 +311,7 @@ class _Chain:
         log_draw: Float[Tensor, "states candidates tokens"],
         score: Float[Tensor, "states joint candidates"],
     ) -> tuple[Tensor, Tensor]:
-        """A step of an order that sees draws: all of them."""
+        """Makes a step of an order that depends on drawn tokens, for all joint draws."""
         assert self.scored is not None
         draws = _joint(len(self.tokens), score.shape[2])
         joint = states.own.unsqueeze(-1) * _sum_of(log_draw, draws).exp()
@@ -318,7 +330,10 @@ class _Chain:
     def _forgetting(
         self, states: _States, view: View, joint: Float[Tensor, "states joint"], weight: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """All sets of the size that the budget takes, given each joint draw; the draws of the others are summed out."""
+        """Makes a step of an order that depends on drawn tokens and noise, for all sets of the size of the budget.
+
+        The probabilities of each set given each joint draw are summed over the draws of the other positions.
+        """
         m, symbols, position = weight.shape[2], len(self.tokens), states.positions
         sizes, memory = self._sizes(view)
         parts = []
@@ -340,7 +355,7 @@ class _Chain:
     def _by_marginals(
         self, states: _States, view: View, weight: Float[Tensor, "states candidates"], log_draw: Tensor, found: Outcome
     ) -> tuple[Tensor, Tensor]:
-        """A step of an order that sees no draws: all sets it may take, all tokens of each."""
+        """Makes a step of an order that depends on the marginals only, for all possible sets and all their tokens."""
         state, members, chance, memory = self._sets(view, weight)
         entropy = view.entropy[states.candidate].reshape(weight.shape).double()[state].masked_fill(~members, 0.0)
         bound = (entropy.sum(-1) - entropy.amax(-1)).clamp(min=0)
@@ -349,7 +364,7 @@ class _Chain:
         parts = []
         for k in members.sum(-1).unique().tolist():
             some = (members.sum(-1) == k).nonzero().squeeze(-1)
-            at = members[some].nonzero()[:, 1].reshape(-1, k)  # which candidates
+            at = members[some].nonzero()[:, 1].reshape(-1, k)  # indices of the chosen candidates
             draws, of = _joint(len(self.tokens), k), state[some]
             log_q = _sum_of(log_draw[of.unsqueeze(-1), at], draws)
             before = states.x[of].repeat_interleave(len(draws), 0)
@@ -370,19 +385,23 @@ class _Chain:
         return rows, mass
 
     def _exact(self, states: _States) -> Float[Tensor, "states candidates tokens"]:
-        """The oracle's own log-marginals of the candidates."""
+        """Returns the oracle's own log-marginals of the candidates."""
         assert self.oracle is not None
         log_p = self.oracle(states.query()).log_softmax(-1)[:, self.tokens]
         return log_p.reshape(len(states.x), -1, len(self.tokens))
 
     def _sizes(self, view: View) -> tuple[Int[Tensor, " states"], Float[Tensor, "states memory"]]:
-        """How many positions a budget takes that does not look at the marginals, and its memory afterwards."""
+        """Returns how many positions a budget that ignores the marginals takes, and its memory afterwards."""
         first = (~view.candidate).long().argsort(dim=-1, stable=True)
         admitted, memory = self.rule.budget.admit(view.ranked(first))
         return admitted.sum(-1), memory
 
     def _sets(self, view: View, weight: Float[Tensor, "states candidates"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The sets that may be taken: of which state, which candidates, with what probability, the memory after it."""
+        """Returns all sets of candidates that may be unmasked.
+
+        Returns:
+            For each set: the index of its state, its members, its probability, and the memory after it.
+        """
         states, m = weight.shape
         if self.sized:
             sizes, memory = self._sizes(view)
@@ -403,7 +422,7 @@ class _Chain:
         order = torch.cat([position[:, rankings].flatten(0, 1), others[state]], -1)
         admitted, memory = self.rule.budget.admit(_rows(view, state).ranked(order))
         members = torch.zeros_like(admitted).scatter_(1, order, admitted).gather(1, position[state])
-        # Many orders take the same set.
+        # Many orders give the same set, so their probabilities are added.
         keys = torch.cat([state.unsqueeze(-1).double(), members.double(), memory], -1)
         keys, inverse = torch.unique(keys, dim=0, return_inverse=True)
         chance = torch.zeros(len(keys), dtype=torch.float64).index_add_(0, inverse, chance)
@@ -411,24 +430,25 @@ class _Chain:
 
 
 def _rows(view: View, rows: Int[Tensor, " rows"]) -> View:
-    """Takes rows of a view, perhaps several times."""
-    return replace(view, **{name: values[rows] for name, values in vars(view).items() if values is not None})
+    """Returns the given rows of a view; a row may occur several times."""
+    columns = {column.name: getattr(view, column.name) for column in fields(view)}
+    return replace(view, **{name: values[rows] for name, values in columns.items() if values is not None})
 
 
 def _successors(after: Tensor, memory: Tensor, own: Tensor, data: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of what comes next, with both probabilities, without those that cannot come."""
+    """Returns the next rows (tokens and memory) with both probabilities, without rows of probability zero."""
     mass = torch.stack([own, data], -1)
     some = (mass > 0).any(-1)
     return torch.cat([after.double(), memory], -1)[some], mass[some]
 
 
 def _joint(symbols: int, positions: int) -> Int[Tensor, "joint positions"]:
-    """Every way to draw the positions, in lexicographic order."""
+    """Returns all joint draws of the positions, in lexicographic order."""
     return torch.cartesian_prod(*[torch.arange(symbols)] * positions).reshape(-1, positions)
 
 
 def _sum_of(table: Float[Tensor, "rows m tokens"], draws: Int[Tensor, "joint m"]) -> Float[Tensor, "rows joint"]:
-    """`Σ_i table[:, i, draws[:, i]]`."""
+    """Returns `Σ_i table[:, i, draws[:, i]]`."""
     total = torch.zeros(len(table), len(draws), dtype=torch.float64)
     for i in range(draws.shape[1]):
         total += table[:, i, draws[:, i]]

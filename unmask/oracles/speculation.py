@@ -1,11 +1,12 @@
-"""The expected evaluations of a speculative rule, exactly.
+"""The exact expected number of evaluations of a speculative rule.
 
-Given the sequence that comes out, and the random order, the states visited are known. Whether a step goes on from one
-state to the next then hangs on the uniform of the one position taken there: it does if the draft, made at an earlier
-state of the path, names that position, and the same uniform gives the same token under both states' marginals. A
-position's uniform plays a part only when it is taken, so these events are independent, with probability (overlap of the
-token's two intervals of the unit interval) / (length of the interval in the state's own CDF). What remains is a Markov
-chain over the state at which the current draft was made.
+Given the final sequence and the random order, the visited states are known. Whether a step continues from one state to
+the next without a new evaluation then depends only on the uniform of the one position taken there: it does if the
+draft, made at an earlier state of the path, names that position, and the same uniform gives the same token under the
+marginals of both states. The uniform of a position matters only when the position is taken, so these events are
+independent. Their probability is the overlap of the token's two intervals of the unit interval, divided by the length
+of its interval in the state's own CDF. What remains is a Markov chain over the state at which the current draft was
+made.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from ..sampling.loop import Sampler
 from ..sampling.view import View
 
 _ROWS = 1 << 12
-"""Walkers followed at once; each keeps two numbers per position and step."""
+"""The largest number of (order, completion) pairs followed at once; each needs two numbers per position and step."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +33,9 @@ class Rounds:
     """Expected evaluations of a speculative rule.
 
     Attributes:
-        nfe: One after the other, under the sampler's own law.
-        nfe_data: The same when the sequences are those of the data; NaN if the sampler cannot draw one of them.
-        states: States evaluated, under the sampler's own law.
+        nfe: Expected number of successive evaluations, under the sampler's own law.
+        nfe_data: The same if the sequences are those of the data; NaN if the sampler cannot draw one of them.
+        states: Expected number of states evaluated, under the sampler's own law.
     """
 
     nfe: float
@@ -51,14 +52,14 @@ def expected_rounds(
     temperature: float,
     blocks: int | None,
 ) -> Rounds:
-    """Follows every completion along every order.
+    """Computes the expected evaluations by following every completion in every order.
 
     Args:
         sampler: Denoiser, speculative rule and settings of the draw.
         x: The sequence to complete.
-        points: Every completion the sampler can draw.
-        log_p: Their log-probabilities under the data; NaN without data.
-        orders: Order noise, one row per order; all are equally likely.
+        points: All completions that the sampler can draw.
+        log_p: Their log-probabilities under the data; NaN if these are not known.
+        orders: The noise of random orders, one row per order; all have equal probability.
         temperature: The temperature of the draw.
         blocks: Window length, as in `sample`.
 
@@ -84,7 +85,7 @@ def expected_rounds(
 def _follow(
     sampler: Sampler, x: Tensor, target: Tensor, noise: Tensor, block: Tensor, temperature: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Each walker's probability and, given its tokens, expected evaluations and states evaluated."""
+    """Returns the probability of each target and, given its tokens, the expected evaluations and states evaluated."""
     mask, rule = sampler.denoiser.mask_id, sampler.rule
     assert isinstance(rule, Rule)
     walkers = torch.arange(len(target))
@@ -94,8 +95,8 @@ def _follow(
     assert isinstance(memory, Tensor)
     most = memory.shape[1] // 2
     q, rounds, states = (torch.full((len(target),), value, dtype=torch.float64) for value in (1.0, 1.0, 1.0))
-    low, high, drafts = [], [], []  # of every step: the interval of each position's token, and the positions drafted
-    # The probability that the current draft was made at each earlier step; the first column: at none, before the first.
+    low, high, drafts = [], [], []  # for every step: the interval of each position's token, and the drafted positions
+    # The probability that the current draft was made at each earlier step; first column: there is no draft yet.
     made = torch.zeros(len(target), steps + 1, dtype=torch.float64)
     made[:, 0] = 1.0
     for step in range(steps):
@@ -125,7 +126,7 @@ def _follow(
             overlap = torch.minimum(own_high, high[earlier][walkers, taken])
             overlap = (overlap - torch.maximum(own_low, low[earlier][walkers, taken])).clamp(min=0)
             named = drafts[earlier][:, step - earlier - 1] == taken
-            # A token of probability 0 gives 0/0: nothing can be said of a walker that draws it.
+            # For a token of probability 0 this is 0/0, NaN: the sampler cannot draw it.
             goes_on[:, earlier + 1] = torch.where(named, overlap / (own_high - own_low), 0.0)
         stops = (made * (1 - goes_on)).sum(-1)
         drafted = (drafts[step] >= 0).sum(-1)

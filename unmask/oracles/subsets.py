@@ -1,8 +1,8 @@
-"""The exact law of a uniformly random order over many masks, by dynamic programming over sets of masks.
+"""The exact law of a uniformly random order of many masks, by dynamic programming over sets of masks.
 
-Where the number of positions unmasked does not depend on the marginals, every step takes a uniformly random subset of
-the masks left, whatever happened before. So for one completion the probability of holding its tokens outside a set `S`
-of masks obeys, over `k`-subsets `U` of `S`,
+If the number of unmasked positions does not depend on the marginals, every step takes a uniformly random subset of the
+remaining masks, whatever happened before. So the probability `f(S)` that the tokens outside a set `S` of masks are
+those of a given completion satisfies, for all `k`-subsets `U` of `S`,
 
     f(S \\ U) += f(S) / C(|S|, k) · Π_{i∈U} p_i(x_i | x outside S),
 
@@ -31,18 +31,18 @@ SIZE = 1 << 25
 """The largest number of (completion, set of masks, mask) triples."""
 
 _ROWS = 1 << 13
-"""States evaluated at once."""
+"""The largest number of states evaluated at once."""
 
 
 @dataclass(frozen=True)
 class Expectations:
-    """For each completion: `log q`, and its expectations over random orders.
+    """The log-probability of each completion, and expectations over random orders.
 
     Attributes:
-        log_q: The sampler's log-probability.
-        bound: `Σ_steps (ΣH - max H)` along its own path.
-        surprise: `-Σ log p_i(x_i | ...)` along its own path, under the sampler's denoiser.
-        evaluations: The expected number of steps, the same for every completion.
+        log_q: The log-probability under the sampler.
+        bound: The expectation of `Σ_steps (ΣH - max H)` along the path to the completion, in nats.
+        surprise: The expectation of `-Σ log p_i(x_i | ...)` along this path, under the sampler's denoiser, in nats.
+        evaluations: The expected number of steps, which is the same for all completions.
     """
 
     log_q: Float[Tensor, " points"]
@@ -52,9 +52,16 @@ class Expectations:
 
 
 def group_sizes(rule: Rule, masks: int) -> list[tuple[tuple[int, ...], float]]:
-    """Asks a marginal-free rule how many positions it takes in each step: every possibility with its probability.
+    """Returns how many positions a rule that ignores the marginals takes in each step.
 
-    A budget whose groups are random (`ancestral`) knows them itself, as `group_sizes(masks)`.
+    A budget with random groups (`ancestral`) has a method `group_sizes(masks)`, which is used here.
+
+    Args:
+        rule: The rule.
+        masks: Number of masks.
+
+    Returns:
+        All possible sequences of group sizes, with their probabilities.
     """
     known = getattr(rule.budget, "group_sizes", None)
     if known is not None:
@@ -72,10 +79,16 @@ def group_sizes(rule: Rule, masks: int) -> list[tuple[tuple[int, ...], float]]:
 
 
 def uniform_subsets(denoiser: Denoiser, rule: Rule, x: Tensor, points: Tensor) -> Expectations:
-    """Follows every completion through all sets of masks.
+    """Computes the law of a uniform order by following every completion through all sets of masks.
+
+    Args:
+        denoiser: The denoiser.
+        rule: A rule with a uniformly random order and a budget that ignores the marginals.
+        x: The sequence with masks.
+        points: The completions.
 
     Raises:
-        ValueError: If there are too many masks, or too many completions of them.
+        ValueError: If there are too many masks or too many completions.
     """
     where = (x == denoiser.mask_id).nonzero().squeeze(-1)
     masks = len(where)
@@ -109,7 +122,7 @@ def uniform_subsets(denoiser: Denoiser, rule: Rule, x: Tensor, points: Tensor) -
 
 
 def _follow(gain: Tensor, entropy: Tensor, held: Tensor, sizes: tuple[int, ...]) -> Float[Tensor, "3 points"]:
-    """Probability of each completion, bound and surprise, for one sequence of group sizes."""
+    """Returns the probability, bound and surprise of each completion, for one sequence of group sizes."""
     points, sets, masks = gain.shape
     mass = torch.zeros(points, sets, dtype=torch.float64)
     mass[:, -1] = 1.0

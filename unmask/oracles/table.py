@@ -1,4 +1,4 @@
-"""Oracles with an enumerated support: any joint table, and the 288 Sudoku grids of size 4×4."""
+"""Oracles with an enumerated support: any joint distribution, and the 288 Sudoku grids of size 4×4."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..denoiser import Query
 from .oracle import LIMIT, Oracle, distinct, with_mask_column
 
 _CHUNK = 1 << 23
-"""Elements of the (positions, symbols, points) array worked on at once."""
+"""The largest number of elements of the (positions, symbols, points) array that are processed at once."""
 
 
 class SupportDenoiser(Oracle):
@@ -24,7 +24,7 @@ class SupportDenoiser(Oracle):
         symbols: Size of the alphabet.
 
     Raises:
-        ValueError: If a weight is negative or not finite, or all are zero.
+        ValueError: If a weight is negative or not finite, or all weights are zero.
     """
 
     def __init__(self, points: Int[Tensor, "points length"], weights: Float[Tensor, " points"], symbols: int) -> None:
@@ -33,8 +33,8 @@ class SupportDenoiser(Oracle):
         if not bool((weights.isfinite() & (weights >= 0)).all()) or not bool(weights.sum() > 0):
             raise ValueError("weights must be finite and >= 0, with a positive sum")
         keep = weights > 0
-        # The weights stay as given: sums of equal ones are then exact, and positions that are equally certain tie
-        # exactly, whatever the order of summation.
+        # The weights are not normalised, so that sums of equal weights are exact, and equally certain positions have
+        # exactly equal probabilities, whatever the order of summation.
         self.points, self.weights = points[keep].contiguous(), weights[keep]
         self.total = weights[keep].sum()
         self.length = points.shape[1]
@@ -44,7 +44,7 @@ class SupportDenoiser(Oracle):
             raise ValueError(f"this oracle's sequences have {self.length} tokens, got {x.shape[1]}")
 
     def _consistent(self, states: Int[Tensor, "states length"]) -> Float[Tensor, "states points"]:
-        """Weight of each point under each state: its own, or 0 where an unmasked token differs."""
+        """Returns the weight of each point in each state: its own weight, or 0 if an unmasked token differs."""
         agree = torch.ones(len(states), len(self.points), dtype=torch.bool)
         for position in range(self.length):
             token = states[:, position : position + 1]
@@ -72,7 +72,7 @@ class SupportDenoiser(Oracle):
         return logits[place[inverse][query.where]]
 
     def _looking_at_tokens(self, query: Query) -> Float[Tensor, "rows vocab"]:
-        """The answer to a question about tokens that stand: each as if it were masked."""
+        """Answers a query for positions that have a token: each of them is treated as if it were masked."""
         row, position = query.where.nonzero().unbind(-1)
         one = torch.zeros_like(query.where[row]).scatter(1, position.unsqueeze(-1), True)
         x = query.x[row].masked_fill(one, self.mask_id)
@@ -99,22 +99,22 @@ class TableDenoiser(SupportDenoiser):
         joint: A normalised table of shape `(symbols,) * length`.
 
     Raises:
-        ValueError: If the axes differ in length, or the entries are no probabilities with sum 1 (to 1e-6).
+        ValueError: If the axes differ in length, or the entries are not probabilities with sum 1 (to 1e-6).
     """
 
     def __init__(self, joint: Float[Tensor, "..."]) -> None:
         joint = torch.as_tensor(joint).double()
         if joint.ndim < 1 or len(set(joint.shape)) != 1:
-            raise ValueError(f"a joint table has shape (symbols,) * length, got {tuple(joint.shape)}")
+            raise ValueError(f"a joint table must have shape (symbols,) * length, got {tuple(joint.shape)}")
         if not bool((joint >= 0).all()) or abs(float(joint.sum()) - 1) > 1e-6:
-            raise ValueError(f"a joint table holds probabilities >= 0 with sum 1, got the sum {float(joint.sum())}")
+            raise ValueError(f"a joint table must hold probabilities >= 0 with sum 1, got the sum {float(joint.sum())}")
         symbols, length = joint.shape[0], joint.ndim
         grid = torch.cartesian_prod(*[torch.arange(symbols)] * length).reshape(-1, length)
         super().__init__(grid, joint.reshape(-1), symbols)
 
 
 def sudoku4_grids() -> Int[Tensor, "288 16"]:
-    """Lists the 288 completed 4×4 Sudoku grids, symbols 0..3, row by row, in lexicographic order."""
+    """Returns the 288 completed 4×4 Sudoku grids with symbols 0..3, row by row, in lexicographic order."""
     rows = list(itertools.permutations(range(4)))
     grids = []
     for four in itertools.product(rows, repeat=4):
@@ -134,10 +134,10 @@ class Sudoku4Denoiser(SupportDenoiser):
         super().__init__(grids, torch.ones(len(grids)), 4)
 
     def orbits(self) -> Int[Tensor, " points"]:
-        """Numbers the points by symmetry: equal where digits, rows and columns can be exchanged to map one on another.
+        """Returns the number of each point's symmetry class: equal for grids that a symmetry maps to each other.
 
-        Digits may be relabelled, rows within a band, bands, columns within a stack and stacks permuted, and the grid
-        transposed: 3,072 symmetries. There are two classes of grids.
+        The symmetries relabel digits; permute rows within a band, bands, columns within a stack, and stacks; and
+        transpose the grid: 3,072 in total. There are two classes of grids.
         """
         lines = [list(a + b) for a, b in itertools.permutations([(0, 1), (2, 3)])]
         lines = [[*p[:2][::i], *p[2:][::j]] for p in lines for i in (1, -1) for j in (1, -1)]
@@ -146,14 +146,19 @@ class Sudoku4Denoiser(SupportDenoiser):
         for rows, columns, flip in itertools.product(lines, lines, (False, True)):
             moved = grids[:, rows][:, :, columns]
             cells = (moved.transpose(1, 2) if flip else moved).reshape(-1, 16)
-            # The relabelling that gives the least grid makes the first row 0123.
+            # The relabelling that gives the lexicographically least grid makes the first row 0123.
             relabelled = torch.zeros_like(cells[:, :4]).scatter_(1, cells[:, :4], torch.arange(4).expand(len(cells), 4))
             forms.append((relabelled.gather(1, cells) * 4 ** torch.arange(15, -1, -1)).sum(-1))
         return torch.unique(torch.stack(forms).amin(0), return_inverse=True)[1]
 
 
 def random_table(symbols: int, length: int, seed: int) -> TableDenoiser:
-    """A joint distribution drawn uniformly from the simplex (symmetric Dirichlet, concentration 1).
+    """Makes a joint distribution that is drawn uniformly from the simplex (symmetric Dirichlet, concentration 1).
+
+    Args:
+        symbols: Size of the alphabet.
+        length: Tokens per sequence.
+        seed: The seed.
 
     Raises:
         ValueError: If the table would have more than `LIMIT` entries.
@@ -167,10 +172,14 @@ def random_table(symbols: int, length: int, seed: int) -> TableDenoiser:
 
 
 def parity_table(groups: int, size: int = 3) -> TableDenoiser:
-    """Fair bits in groups of equal size; in each group their sum is even.
+    """Makes the distribution of fair bits in groups of equal size, where the sum of each group is even.
 
-    Any `size - 1` of a group are independent, and determine the last one: no measure of fewer positions at once can
-    tell this from independence, and drawing a group at once loses ln 2.
+    Any `size - 1` bits of a group are independent, and determine the last one. So no measure of fewer positions at once
+    can distinguish the group from independent bits, and drawing a whole group at once loses ln 2 nats.
+
+    Args:
+        groups: Number of groups.
+        size: Bits per group.
 
     Raises:
         ValueError: If there is no group or a group has fewer than two bits, or the table would be too large.

@@ -1,10 +1,10 @@
-"""The exact law of rules that mask again or overwrite, by carrying probability from state to state.
+"""The exact law of rules that mask again or overwrite, by following the probabilities of all states.
 
-A final sequence does not tell the path to it, and a path may come by a state again. But what such a rule does next
-depends on tokens and memory alone, and its memory counts its turns: so the sampler is a Markov chain that ends, and all
-probability is followed until it has. Where a rule tosses a coin per position (`LawKind.COINS`), positions are
-independent given the state, and the chain is followed on the table of all states at once. A Gibbs correction is a
-channel on complete sequences.
+A final sequence does not determine the path to it, and a path may visit a state again. But what such a rule does next
+depends only on the tokens and on its memory, which counts its turns. So the sampler is a Markov chain that ends, and
+the probabilities are followed until then. If a rule tosses a coin for each position (`LawKind.COINS`), the positions
+are independent given the state, and the chain is followed on the table of all states at once. A Gibbs correction is a
+Markov kernel on complete sequences.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from ..sampling.turn import Turn
 from .hypothetical import hypothetical
 
 LIMIT = 4096
-"""The most states of a table, (symbols + 1)^masks; their pairs are followed in every step."""
+"""The largest number of states of a table, (symbols + 1)^masks; all pairs of them are followed in every step."""
 
 _ROWS = 1 << 16
-"""States worked on at once."""
+"""The largest number of states that are processed at once."""
 
 
 @dataclass
 class Visited:
-    """Where a sampler ends, and what it costs on the way.
+    """The final distribution of a sampler, and its cost.
 
     Attributes:
-        log_q: Log-probability of each point asked for.
-        off_support: The mass elsewhere.
+        log_q: Log-probability of each requested point.
+        off_support: The probability of all other sequences.
         nfe: The expected number of evaluations.
         states: The expected number of states evaluated.
     """
@@ -51,39 +51,42 @@ class Visited:
 
 
 def visited_law(sampler: Sampler, x: Tensor, points: Tensor, temperature: float, blocks: int | None) -> Visited:
-    """Follows a rule from a sequence with masks to all its ends.
+    """Computes the law of a rule by following it from a sequence with masks to all its final sequences.
 
     Args:
         sampler: Denoiser, rule and settings of the draw.
-        x: The sequence.
-        points: The completions whose probability is wanted.
+        x: The sequence with masks.
+        points: The completions whose probability is requested.
         temperature: The temperature of the draw.
         blocks: Window length for semi-autoregressive sampling.
 
     Raises:
-        ValueError: If there are too many states to follow, or the rule is not one of those that can be.
+        ValueError: If there are too many states to follow, or the law of the rule cannot be computed here.
     """
     if sampler.rule.law is LawKind.COINS:
         if blocks is not None:
-            raise ValueError(f"the law of {sampler.rule} in blocks is not computed: each block has a clock of its own")
+            raise ValueError(f"the law of {sampler.rule} in blocks is not computed: each block has its own clock")
         return _Table(sampler, x, temperature).remasked(sampler.rule, points)
     if isinstance(sampler.rule, Revisits):
         return _Walk(sampler, sampler.rule, x, temperature, blocks).run(points)
-    raise ValueError(f"no walk is known for {sampler.rule}")
+    raise ValueError(f"the law of {sampler.rule} is not computed")
 
 
 def corrected(
     sampler: Sampler, rule: Any, x: Tensor, points: Tensor, q: Float[Tensor, " points"], temperature: float
 ) -> Float[Tensor, " points"]:
-    """The probabilities of complete sequences after the corrections of a rule.
+    """Returns the probabilities of complete sequences after the corrections of a rule.
 
     Args:
         sampler: Denoiser and settings of the draw.
         rule: The rule, whose law is `LawKind.CORRECTED`.
         x: The sequence with masks.
-        points: Complete sequences: all that can come up.
-        q: Their probabilities before.
+        points: All possible complete sequences.
+        q: Their probabilities before the corrections.
         temperature: The temperature of the draw.
+
+    Raises:
+        ValueError: If a correction can lead to a sequence that is not among the points.
     """
     table = _Table(sampler, x, temperature)
     where, count = table.where, torch.tensor(len(table.where))
@@ -102,14 +105,16 @@ def corrected(
                 row[at] = token
                 if p > 0 and float(mass[number]) > 0:
                     if tuple(row) not in codes:
-                        raise ValueError(f"the law of {rule} is computed where a draw leads to nothing that cannot be")
+                        raise ValueError(
+                            f"the law of {rule} is computed only if no draw leads to a sequence of probability zero"
+                        )
                     new[codes[tuple(row)]] += mass[number] * p
         q = new
     return q
 
 
 class _Table:
-    """All states of the masked positions: each of the tokens, or the mask."""
+    """The table of all states of the masked positions, each of which holds a token or the mask."""
 
     def __init__(self, sampler: Sampler, x: Tensor, temperature: float) -> None:
         self.sampler, self.x, self.temperature, self.mask = sampler, x, temperature, sampler.denoiser.mask_id
@@ -117,7 +122,7 @@ class _Table:
         self.tokens = torch.tensor([v for v in range(sampler.denoiser.vocab_size) if v != self.mask])
 
     def draw(self, states: Int[Tensor, "states length"]) -> Float[Tensor, "states masked tokens"]:
-        """With what probability each token is drawn at each of the positions; 0 where one stands."""
+        """Returns the probability that each token is drawn at each position; 0 at positions that have a token."""
         where = states == self.mask
         logits = self.sampler.denoiser(Query(states, where, torch.ones_like(where), torch.arange(len(states))))
         settings = self.sampler.settings
@@ -129,7 +134,7 @@ class _Table:
         return p[:, self.where][..., self.tokens]
 
     def remasked(self, rule: Any, points: Tensor) -> Visited:
-        """Follows the clock of a rule that tosses a coin for each position."""
+        """Follows a rule that tosses a coin for each position through all steps of its clock."""
         n, kinds = len(self.where), len(self.tokens) + 1
         if kinds**n > LIMIT:
             raise ValueError(f"{kinds}^{n} states are too many to follow with all pairs (limit {LIMIT})")
@@ -165,7 +170,11 @@ class _Table:
 
 
 class _Peek:
-    """Notes what a rule would look at, and does nothing."""
+    """Records the plan of a rule for a state, without unmasking anything.
+
+    Attributes:
+        plan: The plan, after a turn.
+    """
 
     asks_once, waits, law, no_law = False, False, LawKind.NONE, "it is a step on the way to one"
 
@@ -184,7 +193,7 @@ class _Peek:
 
 @dataclass(frozen=True)
 class _Told:
-    """A rule that is told which token each mask would take."""
+    """A rule with given tokens for all masks, instead of random draws."""
 
     rule: Revisits
     tokens: Int[Tensor, "rows length"]
@@ -203,7 +212,7 @@ class _Told:
 
 
 class _Walk:
-    """Follows every token that may be drawn, by the loop's own turns."""
+    """Follows all tokens that may be drawn, with the turns of the sampling loop itself."""
 
     def __init__(self, sampler: Sampler, rule: Revisits, x: Tensor, temperature: float, blocks: int | None) -> None:
         self.sampler, self.rule, self.x, self.temperature = sampler, rule, x, temperature
@@ -214,10 +223,10 @@ class _Walk:
             self.block = windows(self.editable, blocks)
         n, symbols = len(self.table.where), len(self.table.tokens)
         if symbols**n > LIMIT:
-            raise ValueError(f"{symbols}^{n} draws in every step are too many to follow (limit {LIMIT})")
+            raise ValueError(f"{symbols}^{n} possible draws in every step are too many to follow (limit {LIMIT})")
 
     def state(self, rows: Float[Tensor, "states columns"]) -> State:
-        """States from tokens, whether there is more to do, and memory."""
+        """Returns states from rows of tokens, a flag for whether the rule has more to do, and its memory."""
         length = len(self.x)
         x, more, memory = rows[:, :length].long(), rows[:, length] > 0, rows[:, length + 1 :]
         block, editable = self.block.expand(len(x), -1), self.editable.expand(len(x), -1)
@@ -225,7 +234,7 @@ class _Walk:
         return replace(state, editable=editable, more=more)
 
     def run(self, points: Tensor) -> Visited:
-        """Follows all probability until nothing is left to do."""
+        """Follows the probabilities of all states until the rule has nothing left to do."""
         memory = self.rule.start((self.x == self.sampler.denoiser.mask_id).sum().reshape(1))
         assert isinstance(memory, Tensor)
         rows = torch.cat([self.x.double(), torch.zeros(1, dtype=torch.float64), memory[0]]).unsqueeze(0)
@@ -247,7 +256,7 @@ class _Walk:
         return found
 
     def alike(self, rows: Tensor, mass: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """The states in groups of equally many masks that are looked at, of a size that can be worked on."""
+        """Divides states into groups with equally many positions to draw, of limited size; returns rows and masses."""
         if not len(rows):
             return []
         count, groups = self.plan(rows).masks.sum(-1), []
@@ -257,14 +266,14 @@ class _Walk:
         return groups
 
     def plan(self, rows: Tensor) -> Plan:
-        """What the rule looks at in each state."""
+        """Returns the rule's plan for each state."""
         peek = _Peek(self.rule)
         Turn(peek, self.state(rows), self.sampler.denoiser.vocab_size)
         assert peek.plan is not None
         return peek.plan
 
     def step(self, rows: Tensor, mass: Tensor, found: Visited) -> tuple[Tensor, Tensor]:
-        """One turn: the states after it, and their probabilities."""
+        """Makes one turn: returns the states after it, and their probabilities."""
         masks, tokens = self.plan(rows).masks, self.table.tokens
         m, length = int(masks[0].sum()), len(self.x)
         draws = torch.cartesian_prod(*[torch.arange(len(tokens))] * m).reshape(-1, m) if m else torch.zeros(1, 0).long()

@@ -1,7 +1,7 @@
-"""Every completion of a sequence followed at once: what a rule does on the way to it, and with which probability.
+"""Follows a rule on the paths to all completions of a sequence at once, and computes their probabilities.
 
-A rule that is a function of state and memory reaches every partial state along one path only, so the probability of a
-completion is read off by giving the positions that the rule chooses that completion's own tokens. See `exact_law`.
+A rule that is a function of state and memory reaches every partial state along only one path. So the probability of a
+completion is found by giving the positions that the rule chooses the tokens of the completion. See `exact_law`.
 """
 
 from __future__ import annotations
@@ -25,19 +25,31 @@ from .oracle import Oracle
 
 
 def numbers_of(memory: Memory) -> Float[Tensor, "states memory"]:
-    """Returns the numbers in a rule's memory: its future depends only on them and on the evaluations it compares."""
+    """Returns the numbers in a rule's memory; the rest of it holds earlier evaluations that the rule compares with."""
     numbers = memory if isinstance(memory, Tensor) else getattr(memory, "numbers", None)
     assert isinstance(numbers, Tensor)
     return numbers
 
 
 def _with_numbers(memory: Any, numbers: Tensor) -> Memory:
-    """The memory of a rule with history, with other numbers."""
+    """Returns the memory of a rule with history, with other numbers."""
     return replace(memory, numbers=numbers)
 
 
 class Walk:
-    """Follows every completion along every given order at once."""
+    """Follows all completions in all given orders at once.
+
+    Args:
+        sampler: Denoiser, rule and settings of the draw.
+        oracle: The oracle with the distribution of the data, if it is known.
+        x: The sequence with masks.
+        points: The completions.
+        temperature: The temperature of the draw.
+        blocks: Window length for semi-autoregressive sampling.
+
+    Attributes:
+        divergence: The sum over the orders followed so far of `E_data [log p - log q]`, in nats.
+    """
 
     def __init__(
         self, sampler: Sampler, oracle: Oracle | None, x: Tensor, points: Tensor, temperature: float, blocks: int | None
@@ -54,7 +66,16 @@ class Walk:
         )
 
     def follow(self, noise: Tensor, log_p: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns `log q` for each (order, point) and the sums over orders of the five expectations."""
+        """Follows all completions in some orders.
+
+        Args:
+            noise: The noise of the orders, one row per order.
+            log_p: The log-probabilities of the points under the data.
+
+        Returns:
+            `log q` of each order and point, and sums over the orders of five expectations: bound, dependence,
+            evaluations under the sampler, evaluations under the data, and the probability off the support.
+        """
         orders, points = len(noise), len(self.points)
         order = torch.arange(orders).repeat_interleave(points)
         target = self.points.repeat(orders, 1)
@@ -65,12 +86,12 @@ class Walk:
         log_q = torch.zeros(len(target), dtype=torch.float64)
         totals = torch.zeros(5, dtype=torch.float64)
         dead: dict[tuple[float, ...], float] = {}
-        before: list[Tensor] = []  # where each walker stood at the evaluations its rule remembers, oldest first
+        before: list[Tensor] = []  # the states at the evaluations that the rule remembers, the oldest first
         while True:
             live = (x == self.mask).any(-1)
             if not bool(live.any()):
                 break
-            # Many points share a state; each is evaluated once.
+            # Many points share a state; each state is evaluated once.
             key = torch.cat([order.unsqueeze(-1).double(), x.double(), *before, memory], -1)[live]
             states, inverse = torch.unique(key, dim=0, return_inverse=True)
             of_state, length = states[:, 0].long(), x.shape[1]
@@ -90,7 +111,7 @@ class Walk:
             gain = table[inverse].gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
             gain = torch.where(chosen, gain, 0.0).sum(-1)
             mass = torch.zeros(len(sx), dtype=torch.float64)
-            mass[inverse] = log_q[live].exp()  # every point of a state carries the state's own mass
+            mass[inverse] = log_q[live].exp()  # all points that share a state have the probability of the state
             after = torch.where(chosen, tokens, x[live])
             totals += torch.stack(
                 [
@@ -118,7 +139,7 @@ class Walk:
         return hypothetical(self.sampler, x, memory, self.block.expand(len(x), -1), noise, self.temperature)
 
     def _memory(self, trail: list[Tensor], noise: Tensor, numbers: Tensor) -> Memory:
-        """What the rule remembers: repeats the evaluations that one with history compares with."""
+        """Returns the rule's memory in a state; for a rule with history, the evaluations it remembers are repeated."""
         if not self.history:
             return numbers
         memory = _with_numbers(self.sampler.rule.start(torch.zeros(len(numbers), dtype=torch.int64)), numbers)
@@ -127,13 +148,13 @@ class Walk:
         return memory
 
     def _draw_log_prob(self, logits: Tensor) -> Tensor:
-        """Log-probabilities a draw at this temperature, top-k and top-p gives each token, in float64."""
+        """Returns the log-probability of drawing each token with the settings of the draw, in float64."""
         allowed = forbid(logits, self.sampler.settings.forbidden)
         top_k, top_p = self.sampler.settings.top_k, self.sampler.settings.top_p
         return draw_log_prob(allowed, temperature=self.temperature, top_k=top_k, top_p=top_p)
 
     def _dependence(self, x: Tensor, after: Tensor, chosen: Tensor, tokens: Tensor, p: Tensor) -> Tensor:
-        """This step's `E_data log p(x_U) - Σ log p_i(x_i)` under the oracle's own conditionals."""
+        """Returns `E_data [log p(x_U) - Σ log p_i(x_i)]` of this step under the oracle's own conditionals."""
         if self.oracle is None:
             return torch.tensor(float("nan"), dtype=torch.float64)
         query = Query(x, chosen, torch.ones_like(chosen), torch.arange(len(x)))
@@ -156,7 +177,10 @@ class Walk:
         mass: Tensor,
         dead: dict[tuple[float, ...], float],
     ) -> None:
-        """Adds the mass that leaves the support, by (order, masks left, memory): its future depends on nothing else."""
+        """Adds the probability of leaving the support to `dead`, by order, remaining masks and memory.
+
+        The number of further evaluations depends only on these.
+        """
         children, first = torch.unique(torch.cat([inverse.unsqueeze(-1), after], -1), dim=0, return_inverse=True)
         stay = torch.zeros(len(states), dtype=torch.float64)
         of_child = torch.zeros(len(children), dtype=torch.float64)
@@ -169,7 +193,7 @@ class Walk:
             dead[key] = dead.get(key, 0.0) + float(lost[row])
 
     def _dead_evaluations(self, dead: dict[tuple[float, ...], float], noise: Tensor) -> float:
-        """Expected further evaluations off the support, where every marginal is uniform."""
+        """Returns the expected number of further evaluations off the support, where all marginals are uniform."""
         length, total = self.x.shape[0], 0.0
         if not dead:
             return total

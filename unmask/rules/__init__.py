@@ -28,7 +28,9 @@ from .predictor import Extrapolate, Predictor
 from .ranked import Rule
 from .remasking import Remasking
 from .scored import Noisy, Scored, ScoredOrder
+from .self_speculative import SelfSpeculative
 from .speculative import Speculative
+from .tempered import TemperedBound
 from .testing import IndependenceTest
 from .wino import Wino
 
@@ -70,10 +72,12 @@ __all__ = [
     "Rule",
     "Scored",
     "ScoredOrder",
+    "SelfSpeculative",
     "Spaced",
     "Speculative",
     "Stable",
     "Steps",
+    "TemperedBound",
     "Threshold",
     "TimeGrid",
     "TopK",

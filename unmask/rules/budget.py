@@ -47,9 +47,10 @@ class Budget(Protocol):
         ...
 
 
-def leading(count: Int[Tensor, " batch"], like: Bool[Tensor, "batch length"]) -> Bool[Tensor, "batch length"]:
-    """Marks the first `count` columns of each row."""
-    return torch.arange(like.shape[1], device=like.device) < count.unsqueeze(-1)
+def leading(count: Int[Tensor, " batch"] | int, like: Bool[Tensor, "batch length"]) -> Bool[Tensor, "_ length"]:
+    """Marks the first `count` columns of each row: one row for all if there is one count for all."""
+    place = torch.arange(like.shape[1], device=like.device)
+    return place < (count.unsqueeze(-1) if isinstance(count, Tensor) else count)
 
 
 def no_memory(masked: Int[Tensor, " batch"]) -> Float[Tensor, "batch 0"]:
@@ -81,8 +82,7 @@ class TopK:
         return no_memory(masked)
 
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
-        count = torch.full((len(ranked.candidate),), self.k, device=ranked.candidate.device)
-        return leading(count, ranked.candidate) & ranked.candidate, ranked.memory
+        return leading(self.k, ranked.candidate) & ranked.candidate, ranked.memory
 
 
 def One() -> TopK:
@@ -273,6 +273,11 @@ def check_gamma(gamma: float | Tensor) -> Float[Tensor, "..."]:
     return values
 
 
+def same_numbers(one: float | Tensor, other: float | Tensor) -> bool:
+    """Whether two settings are the same number; those with a number for each sequence only if they are one object."""
+    return one is other or (not isinstance(one, Tensor) and not isinstance(other, Tensor) and one == other)
+
+
 @dataclass(frozen=True, eq=False)
 class EntropyBound:
     """The EB-Sampler's budget: the longest prefix with `ΣH - max H <= gamma` nats (arXiv:2505.24857).
@@ -302,6 +307,12 @@ class EntropyBound:
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
         fits = _dependence(ranked.entropy) <= ranked.memory[:, :1]
         return fits & ranked.candidate, ranked.memory
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, EntropyBound) and same_numbers(self.gamma, other.gamma)
+
+    def __hash__(self) -> int:
+        return hash(self.gamma)
 
     def __repr__(self) -> str:
         shown = self.gamma if isinstance(self.gamma, (int, float)) else torch.as_tensor(self.gamma).tolist()

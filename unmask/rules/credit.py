@@ -18,6 +18,7 @@ from .budget import Threshold, no_memory, probability
 from .history import EVERY
 from .order import Confidence
 from .speaker import Speaker
+from .ties import settled
 
 if TYPE_CHECKING:
     from .ranked import Rule
@@ -172,7 +173,7 @@ class Credit(Speaker):
         answer = yield Ask(seen.candidate, time=rule.time(seen))
         stats = answer.stats
         earned = (-stats.doubt.double()).log1p().mul(self.gamma).exp()  # max p ^ gamma
-        memory = seen.memory.earn(seen.candidate, stats.token, earned, self.beta)
+        memory = seen.memory.earn(seen.candidate, _likeliest(seen, answer), earned, self.beta)
         token, credit = (pairs[seen.candidate] for pairs in memory.paired(*seen.x.shape))
         bonus = torch.where(token >= 0, self.alpha * credit.log1p(), 0.0)
         if isinstance(rule.order, Confidence):
@@ -194,12 +195,21 @@ class Credit(Speaker):
         p = (answer.logits.gather(1, token.clamp(min=0)).double() - stats.log_norm.double().unsqueeze(-1)).exp()
         p = torch.where(token >= 0, p, 0.0)
         gain = p * bonus.expm1()
-        best = (p + gain).argmax(-1, keepdim=True)
+        best = settled(p + gain).argmax(-1, keepdim=True)
         top, own = token.gather(1, best).squeeze(-1), p.gather(1, best).squeeze(-1)
         # What is left beside it; no small difference of two large numbers, as another token than before has <= 1/2.
         rest = torch.where(top == stats.token, stats.doubt.double(), 1 - own)
         rest = rest + gain.scatter(1, best, 0.0).sum(-1)
         return replace(stats, doubt=rest / (rest + own + gain.gather(1, best).squeeze(-1)), token=top)
+
+
+def _likeliest(seen: Situation, answer: Answer) -> Int[Tensor, " positions"]:
+    """The most probable token of each position, the lowest id among those that differ by rounding alone."""
+    log_norm = answer.stats.log_norm
+    if log_norm.dtype is not torch.float64:  # `settled` changes nothing there
+        return answer.stats.token
+    p = (answer.logits - log_norm.unsqueeze(-1)).exp()
+    return seen.draw.most_probable(settled(p), log_norm, answer.row, 1)[0].squeeze(-1)
 
 
 def credited(

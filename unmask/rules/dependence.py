@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..sampling.view import View
-from .budget import check_gamma
+from .budget import check_gamma, same_numbers
 from .profile import Line, Profile
 
 AGGREGATES = ("sum", "largest", "nearest")
@@ -100,7 +101,7 @@ class DependenceBound:
         entropy = ranked.entropy.double()
         rank = torch.arange(entropy.shape[1], device=entropy.device)
         sure = ranked.doubt.double() <= commitment
-        pairs = Pairs(self, ranked)
+        pairs = self.pairs(ranked)
         # Between two admissions no price changes, so the next to be admitted is the first in the ranking that fits:
         # as many turns as positions are admitted, instead of one per position.
         last = torch.zeros_like(ranked.position[:, :1])
@@ -122,12 +123,39 @@ class DependenceBound:
             admitted |= live & (rank == last)
         return admitted, ranked.memory
 
+    def pairs(self, view: View) -> Pairs:
+        """Returns what this budget charges: the dependence of every position of a view on a set that grows."""
+        return Pairs(self, view)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, DependenceBound):
+            return False
+        numbers = zip((self.gamma, self.commitment), (other.gamma, other.commitment), strict=True)
+        return all(same_numbers(*pair) for pair in numbers) and self._read == other._read
+
+    def __hash__(self) -> int:
+        return hash((self.gamma, self.commitment, self._read))
+
+    @property
+    def _read(self) -> tuple[Profile, str, bool, float | None]:
+        """How dependence is read off the profile."""
+        return self.profile, self.aggregate, self.scaled, self.quantile
+
     def __repr__(self) -> str:
         def shown(value: float | Tensor) -> object:
             return value if isinstance(value, (int, float)) else torch.as_tensor(value).tolist()
 
         settings = f"gamma={shown(self.gamma)}, aggregate={self.aggregate!r}, commitment={shown(self.commitment)}"
         return f"DependenceBound({settings})"
+
+
+@runtime_checkable
+class Priced(Protocol):
+    """A budget that charges positions for their dependence on those unmasked with them."""
+
+    def pairs(self, view: View) -> Pairs:
+        """Returns the dependence of every position of a view on a set that grows, in nats."""
+        ...
 
 
 class Pairs:

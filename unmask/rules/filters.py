@@ -45,7 +45,7 @@ class Filter:
             fits(rule)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class UpstreamGate(Filter):
     """Of what a budget admits, keeps positions with little uncertainty to their left (Reliable Parallel Decoding).
 
@@ -101,7 +101,7 @@ class UpstreamGate(Filter):
         return passed | (stuck & near & (near.cumsum(-1) == 1)), memory
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Spaced(Filter):
     """Of what a budget admits, keeps the best first, then each position far enough from those kept (DUS).
 

@@ -174,7 +174,7 @@ def log_probs(seen: Situation, answer: Answer) -> Float[Tensor, "positions vocab
     """The log-probabilities of an answer's rows, without the tokens that their sequences forbid."""
     log_norm = answer.stats.log_norm
     parts = torch.empty(answer.logits.shape, dtype=log_norm.dtype, device=log_norm.device)
-    for settings, index in seen.draw.parts(answer.row):
+    for settings, index in seen.draw.parts(answer.row, "forbidden"):
         parts[index] = forbid(answer.logits[index].to(log_norm.dtype), settings.forbidden)
     return parts - log_norm.unsqueeze(-1)
 

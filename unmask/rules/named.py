@@ -6,11 +6,14 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
+from functools import lru_cache
 from typing import Any
 
 from ..checks import key_values
+from ..folders import EMBEDDED
 from ..sampling.conversation import AnyRule
 from ..schedule import SCHEDULES
+from .auto import LOSS, auto_choice, auto_expects
 from .blind import Dilated, Groups
 from .budget import All, Budget, CarriedBound, EntropyBound, Factor, One, Stable, Steps, Threshold, TopK
 from .clock import ancestral, extrapolated_first_hitting, first_hitting, parallel_first_hitting
@@ -28,7 +31,9 @@ from .profile import Profile, load_profile
 from .ranked import Rule
 from .remasking import STRATEGIES, Remasking
 from .scored import Noisy
+from .self_speculative import SelfSpeculative
 from .speculative import Speculative
+from .tempered import TemperedBound
 from .testing import IndependenceTest
 from .wino import Wino
 
@@ -105,9 +110,24 @@ def _around(text: str, wrap: Callable[[Budget], Budget]) -> Rule:
     return replace(rule, budget=wrap(rule.budget))
 
 
+NO_PROFILE = "none"
+"""What stands for no profile where a rule can do without."""
+
+
 def _profile(profile: str | Profile) -> Profile:
     """The profile itself, or the one that lies beside a model."""
-    return profile if isinstance(profile, Profile) else load_profile(profile)
+    if isinstance(profile, Profile):
+        return profile
+    return _shipped_profile(profile) if profile in EMBEDDED else load_profile(profile)
+
+
+_shipped_profile = lru_cache(load_profile)
+"""What is shipped does not change; sequences whose rules have the same profile can be worked on together."""
+
+
+def _perhaps(profile: str | Profile) -> Profile | None:
+    """The profile of a rule that can do without."""
+    return None if profile == NO_PROFILE else _profile(profile)
 
 
 @dataclass(frozen=True)
@@ -118,11 +138,13 @@ class Family:
         summary: What the rule does, in one line.
         build: Makes the rule from its settings.
         settings: The settings that it takes, by name.
+        says: What a user should know of a choice that the rule makes, from its settings.
     """
 
     summary: str
     build: Callable[..., AnyRule]
     settings: dict[str, Setting] = field(default_factory=dict)
+    says: Callable[..., str] | None = None
 
     @property
     def setting(self) -> str | None:
@@ -130,7 +152,28 @@ class Family:
         return next((name for name, setting in self.settings.items() if setting.default is None), None)
 
 
+def _auto(loss: float, temperature: float, profile: str | Profile) -> AnyRule:
+    """The rule that `auto` stands for."""
+    name, settings = auto_choice(loss, temperature)
+    return FAMILIES[name].build(
+        **{key: one.default for key, one in FAMILIES[name].settings.items()} | settings | {"profile": profile}
+    )
+
+
+def _auto_says(loss: float, temperature: float, profile: str) -> str:
+    """Which rule `auto` stands for, and what it expects to lose."""
+    name, settings = auto_choice(loss, temperature)
+    chosen = NamedRule(name, settings | {"profile": profile}, _auto(loss, temperature, NO_PROFILE))
+    return f"{chosen}: {auto_expects(loss, temperature, profile != NO_PROFILE)}"
+
+
 FAMILIES: dict[str, Family] = {
+    "auto": Family(
+        "chosen for the model and the temperature of the draw; its only setting is the loss that one can bear",
+        _auto,
+        {"loss": Setting(float, LOSS), "temperature": Setting(float, 1.0), "profile": Setting(str, NO_PROFILE)},
+        _auto_says,
+    ),
     "top1-entropy": Family("lowest entropy, one at a time", lambda: Rule(Entropy(), One())),
     "top1-confidence": Family("highest confidence, one at a time", lambda: Rule(Confidence(), One())),
     "top1-margin": Family("largest margin, one at a time", lambda: Rule(Margin(), One())),
@@ -189,6 +232,22 @@ FAMILIES: dict[str, Family] = {
             "aggregate": _choice(AGGREGATES, "sum"),
             "quantile": Setting(float, 0.0),
             "commitment": Setting(float, 1.0),
+        },
+    ),
+    "tempered-bound": Family(
+        "all that fit gamma by dependence and epsilon by commitment, priced at the temperature of the draw",
+        lambda gamma, epsilon, share, temperature, profile, proxy, noise: Rule(
+            Noisy(PROXIES[proxy](), noise) if noise else PROXIES[proxy](),
+            TemperedBound(gamma, epsilon, temperature, _perhaps(profile), share),
+        ),
+        {
+            "gamma": _needed(0.4),
+            "epsilon": Setting(float, 0.01),
+            "share": Setting(float, 0.0),
+            "temperature": Setting(float, 1.0),
+            "profile": Setting(str, NO_PROFILE),
+            "proxy": _BY_ENTROPY,
+            "noise": Setting(float, 0.0),
         },
     ),
     "independence-test": Family(
@@ -313,6 +372,11 @@ FAMILIES: dict[str, Family] = {
         lambda depth, budget: Lookahead(_inner(budget), depth),
         {"depth": Setting(int, 2), "budget": Setting(str, "entropy-bound:gamma=0.1")},
     ),
+    "s2d2": Family(
+        "left to right by a block model at block size 1, which verifies what its own blocks draft (S2D2)",
+        lambda draft: SelfSpeculative(draft),
+        {"draft": Setting(int, 8)},
+    ),
     "gibbs": Family(
         "writes everything by a budget, then draws positions again one at a time, which leaves an exact law alone",
         lambda sweeps, budget: Gibbs(_inner(budget), sweeps),
@@ -345,6 +409,12 @@ class NamedRule:
     name: str
     settings: dict[str, Any]
     rule: AnyRule
+
+    @property
+    def says(self) -> str:
+        """What a user should know of a choice that the rule makes; empty for most rules."""
+        says = FAMILIES[self.name].says if self.name in FAMILIES else None
+        return says(**self.settings) if says is not None else ""
 
     def __str__(self) -> str:
         inner = ",".join(f"{key}={value}" for key, value in self.settings.items())

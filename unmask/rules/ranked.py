@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -163,14 +164,15 @@ class Rule:
             dim=-1, stable=True
         )  # ties go to the lower position
         if view.last is not None:  # behind the other candidates, before what is none
-            place = view.last.int().masked_fill(~view.candidate, 2).gather(1, order)
+            place = view.last.int().masked_fill_(~view.candidate, 2).gather(1, order)
             order = order.gather(1, place.argsort(dim=-1, stable=True))
         admitted, memory = self.budget.admit(view.ranked(order))
-        chosen = admitted.new_zeros(admitted.shape).scatter_(1, order, admitted)
+        chosen = torch.zeros_like(admitted).scatter_(1, order, admitted)
         if view.last is not None:
-            left = (view.candidate & ~view.last & ~chosen).any(-1, keepdim=True)
-            chosen = chosen & ~(view.last & left)
+            others = view.candidate > view.last
+            left = (others > chosen).any(-1, keepdim=True)
+            chosen = chosen > (view.last & left)
             # A budget need not take the first of the ranking. If all that it took has to wait, the first one is taken.
-            stuck = view.candidate.any(-1, keepdim=True) & ~chosen.any(-1, keepdim=True)
-            chosen = chosen.scatter(1, order[:, :1], chosen.gather(1, order[:, :1]) | stuck)
+            stuck = view.candidate.any(-1, keepdim=True) > chosen.any(-1, keepdim=True)
+            chosen = chosen.scatter_add(1, order[:, :1], stuck)
         return chosen, memory

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from ..checks import key_values
-from .named import NamedRule, named_rule
-from .profile import Profile
+from ..errors import AdapterError
+from ..sampling.conversation import AnyRule
+from ..schedule import Schedule
+from .auto import LOSS
+from .clock import MaskedFraction
+from .named import FAMILIES, NO_PROFILE, NamedRule, named_rule
+from .profile import Profile, load_profile
+from .ranked import Rule
 
 GAMMA = 0.05
 """γ of `entropy-bound` where none is given, in nats; chosen on validation puzzles. The library itself has none."""
@@ -19,9 +27,21 @@ COMMITMENT = 0.1
 """The limit on `1 - max p` of `dependence-bound` at temperatures below 1, where none is given."""
 
 
+def timed(rule: AnyRule, schedule: Schedule) -> AnyRule:
+    """Returns the rule with a clock that reads the time off the share of masks, unless it has one or cannot have one.
+
+    Args:
+        rule: Any rule.
+        schedule: The noise schedule of the denoiser that is conditioned on the time.
+    """
+    if isinstance(rule, Rule) and rule.clock is None:
+        return replace(rule, clock=MaskedFraction(schedule))
+    return rule
+
+
 def usual_rule(
     name: str,
-    own: str | Profile | None = None,
+    own: str | Path | Profile | None = None,
     temperature: float = 1.0,
     gammas: Mapping[str, float] = GAMMAS,
     **settings: Any,
@@ -45,9 +65,60 @@ def usual_rule(
             raise ValueError(f"{key} is given twice, as {told[key]} in the rule {name} and as {value} beside it")
     if family in gammas and settings.get("gamma") is None and "gamma" not in told:
         settings["gamma"] = gammas[family]
+    settings = suited(name, own, temperature) | {key: value for key, value in settings.items() if value is not None}
     if family == "dependence-bound":
         if "profile" not in told:
             settings["profile"] = settings.get("profile") or own
         if settings.get("commitment") is None and "commitment" not in told and temperature < 1:
             settings["commitment"] = COMMITMENT
     return named_rule(name, **settings)
+
+
+def suited(name: str, own: str | Path | Profile | None, temperature: float) -> dict[str, Any]:
+    """Returns what a rule takes of the draw and of the model, where its name does not say it.
+
+    That is the temperature, and the dependence profile of rules that can do without one: the model's, if it has any.
+
+    Args:
+        name: Name of the rule, perhaps with settings.
+        own: Where the model's dependence profile may be, or the profile.
+        temperature: The temperature of the draw.
+    """
+    family, _, inline = name.partition(":")
+    told = key_values(inline)
+    takes = FAMILIES[family].settings if family in FAMILIES else {}
+    found: dict[str, Any] = {"temperature": temperature} if "temperature" in takes else {}
+    if "profile" in takes and takes["profile"].default == NO_PROFILE:
+        found["profile"] = _profile_of(own)
+    return {key: value for key, value in found.items() if key not in told}
+
+
+def _profile_of(own: str | Path | Profile | None) -> str | Profile:
+    """The profile itself, where one can be loaded from, or `NO_PROFILE`."""
+    if own is None or isinstance(own, Profile):
+        return NO_PROFILE if own is None else own
+    try:
+        load_profile(own)
+    except AdapterError:
+        return NO_PROFILE
+    return str(own)
+
+
+def default_rule(model: str | Path | Profile | None = None, temperature: float = 1.0, loss: float = LOSS) -> NamedRule:
+    """Returns the rule that users get who name none, which is called `auto`.
+
+    Args:
+        model: The model that is sampled: its name or folder, where its dependence profile may be, or the profile.
+            Without one, dependence is priced at entropies.
+        temperature: The temperature of the draw.
+        loss: The loss that one can bear, in [0, 1]: at temperature 1 the share of the entropy of a sequence that is
+            lost by drawing tokens together; at 0, and for tokens that are nearly certain at any temperature, the chance
+            that a token which is taken beside others is wrong, as the model has it.
+
+    Returns:
+        The rule (`NamedRule.rule`), with what it chose and expects to lose (`NamedRule.says`).
+
+    Raises:
+        ValueError: If the loss is not in [0, 1], or the temperature negative.
+    """
+    return usual_rule("auto", model, temperature, loss=loss)

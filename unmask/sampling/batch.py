@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Sequence
 
 import torch
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from ..denoiser import Denoiser
 from ..draws.categorical import check_draw
-from ..draws.streams import as_streams, derive
+from ..draws.streams import as_streams, row_streams
 
 Tokens = Int[Tensor, "batch length"] | Int[Tensor, " length"] | Sequence[Sequence[int] | Int[Tensor, " length"]]
 
@@ -72,11 +71,8 @@ def stream_ids(
             "pass either seed=... (row r gets the stream derive(seed, r)) or streams=[...], one a sequence"
         )
     if streams is None:
-        try:
-            number = operator.index(seed)  # pyright: ignore[reportArgumentType]
-        except TypeError:
-            raise ValueError(f"seed is an integer, got {seed!r}") from None
-        return as_streams((derive(number, row) for row in range(batch)), device)
+        assert seed is not None
+        return row_streams(seed, batch, device)
     ids = as_streams(streams.tolist() if isinstance(streams, Tensor) else streams, device)
     if len(ids) != batch:
         raise ValueError(f"{len(ids)} streams for a batch of {batch} sequences")

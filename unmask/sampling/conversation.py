@@ -43,6 +43,8 @@ class Ask:
         power: A power `β >= 1` for each row of the situation, for `Marginals.log_moment`.
         unsure: True for states that may turn out impossible: it is not an error if their logits are not a distribution.
         measure: Whether the statistics of the logits are wanted; if not, `Answer.marginals` is `None`.
+        stepwise: Whether the states are evaluated autoregressively by a model with block-causal attention (see
+            `Query.stepwise`).
     """
 
     where: Bool[Tensor, "states length"]
@@ -53,6 +55,7 @@ class Ask:
     power: Float[Tensor, " rows"] | None = None
     unsure: Bool[Tensor, " states"] | None = None
     measure: bool = True
+    stepwise: bool = False
 
 
 @dataclass(frozen=True)
@@ -181,13 +184,22 @@ class Situation:
             answer: The answer to a question about the candidates of the sequences as they are.
             numbers: The budget's memory, if the rule remembers more than that.
         """
-        masked = self.masked
-        numbers = self.numbers if numbers is None else numbers
-        view = View.blank(self.candidate, self.noise, numbers, masked, self.valid & ~masked)
+        view = self._blank(self.numbers if numbers is None else numbers)
         if answer is None:
             return view
         late = self.draw.late(answer.stats.token, answer.row) if self.draw.waits else None
         return view.measured(answer.stats, late)
+
+    def _blank(self, numbers: Float[Tensor, "rows memory"]) -> View:
+        """A view without marginals, whose `masked` and `known` are made when they are looked at."""
+        blank = View.blank(self.candidate, self.noise, numbers)
+
+        def make(name: str) -> Tensor | None:
+            if name == "masked":
+                return self.masked
+            return self.valid & ~self.masked if name == "known" else getattr(blank, name)
+
+        return View.of(make)
 
     def fresh(self, purpose: Purpose) -> Float[Tensor, "rows length"]:
         """Returns a uniform random number per position, new for every evaluation of the sequence."""

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..draws.categorical import Marginals, check_draw, divergence, draw_rows, marginals, most_probable
+from ..draws.categorical import Marginals, check_draw, divergence, draw_rows, ids, marginals, most_probable
 
 
 @runtime_checkable
@@ -88,11 +88,13 @@ class Draw:
         temperature: Divides the logits of a draw; 0 takes the argmax. Planning does not see it.
         kind: Index in `settings` of each sequence's settings; on the host.
         settings: The distinct settings.
+        common: The temperature of all sequences, if it is the same: known without asking the device.
     """
 
     temperature: Float[Tensor, " batch"]
     kind: Int[Tensor, " batch"]
     settings: tuple[Settings, ...]
+    common: float | None = None
 
     @staticmethod
     def of(temperature: Float[Tensor, " batch"], settings: Sequence[Settings]) -> Draw:
@@ -105,12 +107,13 @@ class Draw:
             kind = torch.zeros(len(temperature), dtype=torch.int64)
         else:
             kind = torch.tensor([distinct.index(one) for one in settings], dtype=torch.int64)
-        return Draw(temperature, kind, tuple(distinct))
+        values = set(temperature.tolist())
+        return Draw(temperature, kind, tuple(distinct), values.pop() if len(values) == 1 else None)
 
     def select(self, rows: Int[Tensor, " kept"]) -> Draw:
         """Returns some of the sequences, in the given order."""
         kind = torch.zeros(len(rows), dtype=torch.int64) if len(self.settings) == 1 else self.kind[rows.cpu()]
-        return Draw(self.temperature[rows], kind, self.settings)
+        return Draw(self.temperature[rows], kind, self.settings, self.common)
 
     @staticmethod
     def join(parts: Sequence[Draw]) -> Draw:
@@ -123,18 +126,28 @@ class Draw:
                     settings.append(one)
             number = torch.tensor([settings.index(one) for one in part.settings])
             kinds.append(number[part.kind])
-        return Draw(torch.cat([part.temperature for part in parts]), torch.cat(kinds), tuple(settings))
+        common = parts[0].common if len({part.common for part in parts}) == 1 else None
+        return Draw(torch.cat([part.temperature for part in parts]), torch.cat(kinds), tuple(settings), common)
 
-    def parts(self, row: Int[Tensor, " values"]) -> Iterator[tuple[Settings, Int[Tensor, " part"] | slice]]:
-        """Which of some values, each of a sequence, have which settings: indices, or everything if all are alike."""
-        if len(self.settings) == 1:
+    def parts(
+        self, row: Int[Tensor, " values"], *names: str
+    ) -> Iterator[tuple[Settings, Int[Tensor, " part"] | slice]]:
+        """Which of some values, each of a sequence, have which settings: indices, or everything if all are alike.
+
+        Args:
+            row: The sequence of each value.
+            *names: The settings that matter; sequences that differ in others are alike.
+        """
+        keys = [tuple(getattr(one, name) for name in names) for one in self.settings]
+        first = [keys.index(key) for key in keys]
+        if not any(first):
             yield self.settings[0], slice(None)
             return
-        kind = self.kind.to(row.device)[row]
-        for number, settings in enumerate(self.settings):
+        kind = torch.tensor(first)[self.kind].to(row.device)[row]
+        for number in sorted(set(first)):
             index = (kind == number).nonzero().squeeze(-1)
             if len(index):
-                yield settings, index
+                yield self.settings[number], index
 
     def processed(
         self, logits: Float[Tensor, "rows vocab"], row: Int[Tensor, " rows"], position: Int[Tensor, " rows"], x: Tensor
@@ -148,7 +161,7 @@ class Draw:
             x: The state of each sequence that was evaluated, a row for each row of the logits.
         """
         changed = logits.clone()
-        for settings, index in self.parts(row):
+        for settings, index in self.parts(row, "processor"):
             if settings.processor is not None:
                 changed[index] = settings.processor(logits[index], position[index], x[index]).to(logits.dtype)
         return changed
@@ -157,10 +170,10 @@ class Draw:
         self, logits: Float[Tensor, "rows vocab"], row: Int[Tensor, " rows"], power: Float[Tensor, " rows"] | None
     ) -> Marginals:
         """Returns `marginals` of each row without the tokens that its sequence forbids; not checked."""
-        if len(self.settings) == 1:
-            return marginals(logits, self.settings[0].forbidden, power, check=False)
         whole: dict[str, Tensor] = {}
-        for settings, index in self.parts(row):
+        for settings, index in self.parts(row, "forbidden"):
+            if isinstance(index, slice):
+                return marginals(logits, settings.forbidden, power, check=False)
             some = None if power is None else power[index]
             part = marginals(logits[index], settings.forbidden, some, check=False)
             for field in fields(Marginals):
@@ -191,14 +204,16 @@ class Draw:
             stats: Statistics of the same logits, if known: they save work and change no draw.
             power: The power to which the marginals are raised before drawing.
         """
-        tau = self.temperature[row]
+        if self.common == 0 and stats is not None:  # the argmax, which is known
+            return stats.token if rows is None else stats.token[rows]
+        tau = 1.0 if self.common == 1 else self.temperature[row]
         tau = tau if power is None else tau / power
-        if len(self.settings) == 1:
-            one = self.settings[0]
-            return draw_rows(logits, rows, uniform, tau, one.top_k, one.top_p, one.forbidden, stats)
-        rows = torch.arange(len(row), device=row.device) if rows is None else rows
         drawn = torch.empty_like(row)
-        for one, index in self.parts(row):
+        for one, index in self.parts(row, "top_k", "top_p", "forbidden"):
+            if isinstance(index, slice):
+                return draw_rows(logits, rows, uniform, tau, one.top_k, one.top_p, one.forbidden, stats)
+            rows = torch.arange(len(row), device=row.device) if rows is None else rows
+            tau = torch.as_tensor(tau, dtype=torch.float64, device=row.device).expand(len(row))
             drawn[index] = draw_rows(
                 logits, rows[index], uniform[index], tau[index], one.top_k, one.top_p, one.forbidden, stats
             )
@@ -209,7 +224,7 @@ class Draw:
     ) -> Float[Tensor, " rows"]:
         """Returns `KL(new || old)` of each row of logits in nats, without the tokens that its sequence forbids."""
         found = torch.zeros(len(new), dtype=torch.float64, device=new.device)
-        for one, index in self.parts(row):
+        for one, index in self.parts(row, "forbidden"):
             found[index] = divergence(new[index], old[index], one.forbidden)
         return found
 
@@ -220,7 +235,7 @@ class Draw:
         count = min(count, logits.shape[1] - min(len(one.forbidden) for one in self.settings))
         token = torch.zeros(len(row), count, dtype=torch.int64, device=row.device)
         log_p = torch.full((len(row), count), -torch.inf, dtype=log_norm.dtype, device=row.device)
-        for one, index in self.parts(row):
+        for one, index in self.parts(row, "forbidden"):
             best = most_probable(logits[index], log_norm[index], count, one.forbidden)
             token[index, : best[0].shape[1]], log_p[index, : best[0].shape[1]] = best
         return token, log_p
@@ -237,7 +252,14 @@ class Draw:
 
     def late(self, token: Int[Tensor, " rows"], row: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
         """True where a token is one that has to wait for the others in its sequence."""
+        if len(self.settings) == 1:
+            return _among(token, self.settings[0].last)
         late = torch.zeros(len(token), dtype=torch.bool, device=token.device)
-        for one, index in self.parts(row):
-            late[index] = torch.isin(token[index], torch.tensor(one.last, dtype=token.dtype, device=token.device))
+        for one, index in self.parts(row, "last"):
+            late[index] = _among(token[index], one.last)
         return late
+
+
+def _among(token: Int[Tensor, " rows"], some: tuple[int, ...]) -> Bool[Tensor, " rows"]:
+    """True where a token is one of some."""
+    return token == some[0] if len(some) == 1 else torch.isin(token, ids(some, token.device))

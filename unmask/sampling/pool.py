@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from .result import StepInfo
 from .state import State
 from .turn import Turn
 
-_ROWS = ("x", "where", "valid", "sequence", "time", "block")
+_ROWS = ("x", "where", "valid", "sequence", "time", "block", "stepwise")
 """What a query has of each state."""
 
 
@@ -33,6 +32,11 @@ def together(queries: Sequence[Query], mask_id: int) -> Query:
     columns: dict[str, Any] = {}
     for name in _ROWS:
         parts = [getattr(query, name) for query in queries]
+        if name == "stepwise" and any(part is not None for part in parts):
+            parts = [
+                torch.zeros_like(query.sequence, dtype=torch.bool) if part is None else part
+                for query, part in zip(queries, parts, strict=True)
+            ]
         if any(part is None for part in parts):
             columns[name] = None
             continue
@@ -81,10 +85,9 @@ def _here(query: Query, gone: Collection[int]) -> tuple[Query, Tensor | None]:
     if not gone or len(kept) == len(query.x):
         return query, None
     rows = torch.tensor(kept, dtype=torch.int64, device=query.x.device)
-    columns = {name: value[rows] for name in _ROWS if (value := getattr(query, name)) is not None}
     here = torch.zeros_like(query.sequence, dtype=torch.bool).index_fill(0, rows, True)
     state = query.rows.div(query.x.shape[1], rounding_mode="floor")
-    return replace(query, **columns, index=None), here[state].unsqueeze(-1)
+    return query.narrow(rows, query.x.shape[1]), here[state].unsqueeze(-1)
 
 
 class Batch:

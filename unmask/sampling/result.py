@@ -55,6 +55,16 @@ class StepInfo:
         return StepInfo(nothing, nobody, nobody, nothing, none, none, none, 0, nothing)
 
 
+def _by_sequence(bounds: list[tuple[Tensor, Tensor]], sequences: int) -> tuple[tuple[float, ...], ...]:
+    """The numbers of each sequence in order of the steps, of steps that say to which sequences theirs belong."""
+    if not bounds:
+        return ((),) * sequences
+    sequence, nats = (torch.cat(column).cpu() for column in zip(*bounds, strict=True))
+    values = nats[sequence.argsort(stable=True)].tolist()
+    ends = torch.bincount(sequence, minlength=sequences).cumsum(0).tolist()
+    return tuple(tuple(values[begin:end]) for begin, end in zip([0, *ends], ends, strict=False))
+
+
 @dataclass(frozen=True)
 class Event:
     """One token written to one position. Rules that mask again or overwrite may write a position several times.
@@ -116,17 +126,13 @@ class Result:
         steps: list[StepInfo] | None,
     ) -> Result:
         """Collects the result of a run that ended in `state`."""
-        per_sequence: list[list[float]] = [[] for _ in range(len(state.x))]
-        for sequence, bound in bounds:
-            for row, nats in zip(sequence.tolist(), bound.tolist(), strict=True):
-                per_sequence[row].append(nats)
         return Result(
             tokens=state.x,
             lengths=state.valid.sum(-1),
             nfe=state.nfe,
             evaluations=state.evaluations,
             forward_passes=forward_passes,
-            bounds=tuple(tuple(nats) for nats in per_sequence),
+            bounds=_by_sequence(bounds, len(state.x)),
             masks_left=state.pending.sum(-1),
             streams=tuple(stream % 2**64 for stream in state.streams.tolist()),
             initial=initial,

@@ -12,9 +12,8 @@ from torch import Tensor
 from ..denoiser import Query, check_logits
 from ..draws.categorical import check_marginals
 from ..errors import LogitsError, RuleError
-from .blocks import open_block
 from .conversation import Answer, AnyRule, Ask, Move, Situation
-from .host import HostMasks, to_host, where_true
+from .host import HostMasks, all_finite, to_host, where_true
 from .result import StepInfo
 from .state import State, put_memory, select_memory
 from .view import dependence_bound
@@ -41,15 +40,15 @@ class Turn:
         self.query: Query | None = None
         self.move: Move | None = None
         self._answers: list[Answer] = []
-        self._fine: list[Tensor] = []
+        self._fine: list[Tensor | bool] = []
         self._masks, device = HostMasks.of(state), state.x.device
-        self._alive = (self._masks.pending.any(-1) | self._masks.more).nonzero().squeeze(-1)
+        self._alive = self._masks.alive
         if not len(self._alive):
             return
         self.live = self._alive.to(device, non_blocking=True)
         self._every = len(self._alive) == len(state.x)
         mine = self._masks.of_rows(self._alive)
-        self._pending, self._open = mine.pending, open_block(mine.pending, mine.block)
+        self._pending, self._open = mine.pending, mine.open
         self.seen = Situation(
             x=self._rows(state.x),
             candidate=self._open.to(device, non_blocking=True),
@@ -105,7 +104,8 @@ class Turn:
         if ask.row is not None:
             valid, slots, block = valid[ask.row], slots[ask.row], block[ask.row]
         index = seen.index if ask.where is seen.candidate else ask.index
-        return Query(x, ask.where, valid, slots, ask.time, index, block)
+        stepwise = torch.ones_like(slots, dtype=torch.bool) if ask.stepwise else None
+        return Query(x, ask.where, valid, slots, ask.time, index, block, stepwise)
 
     def tell(self, logits: Float[Tensor, "rows vocab"]) -> None:
         """Takes the logits of `query`, one row for each position asked for.
@@ -125,8 +125,8 @@ class Turn:
             power = None if ask.power is None else ask.power[asked.row]
             stats = draw.statistics(logits, asked.row if len(draw.settings) > 1 else index, power)
             assert stats.top is not None
-            sound = stats.top.isfinite()
-            self._fine.append((sound if ask.unsure is None else sound | ask.unsure[asked.state]).all())
+            sure = stats.top if ask.unsure is None else stats.top.masked_fill(ask.unsure[asked.state], 0.0)
+            self._fine.append(all_finite(sure))
         answer = Answer(ask, index, logits, stats)
         self._answers.append(answer)
         self._hear(answer)
@@ -149,21 +149,22 @@ class Turn:
         taken, sound = to_host(move.chosen, fine)
         if not sound:
             self._report()
-        pending = self._pending
+        chosen, allowed, pending = taken.numpy(), self._open.numpy(), self._pending.numpy()
         # A rule that says which rows it draws from may have looked further than the open block.
-        wrong, idle = taken > (self._open if move.rows is None else pending), self._open.any(-1) > taken.any(-1)
+        wrong = chosen > (allowed if move.rows is None else pending)
+        idle = allowed.any(-1) > chosen.any(-1)
         if move.erase is not None or move.tokens is not None:
-            editable = self.seen.editable.cpu() & self.seen.valid.cpu()
+            editable = (self.seen.editable & self.seen.valid).cpu().numpy()
             if move.tokens is not None:
                 wrong &= ~(editable & ~pending)
             if move.erase is not None:
-                erase = move.erase.cpu()
+                erase = move.erase.cpu().numpy()
                 idle &= ~erase.any(-1)
-                wrong |= erase & (~editable | (pending & ~taken))
+                wrong |= erase & (~editable | (pending & ~chosen))
         if move.more is not None:  # it counts its turns, and one of them may change nothing
-            idle &= ~move.more.cpu()
-        if bool(idle.any() | wrong.any()):
-            row = int((idle | wrong.any(-1)).nonzero()[0])
+            idle &= ~move.more.cpu().numpy()
+        if idle.any() or wrong.any():
+            row = int((idle | wrong.any(-1)).argmax())
             raise RuleError(
                 f"{self.rule} must unmask at least one candidate of every sequence, and candidates only"
                 f" ({self._who(row)})"
@@ -214,7 +215,7 @@ class Turn:
         at = where_true(taken, state.x.device)
         info = self._draw(move, taken, at, candidates)
         columns = {
-            "x": self.seen.x.flatten().index_copy(0, at, info.tokens).view_as(self.seen.x),
+            "x": self.seen.x.masked_scatter(move.chosen, info.tokens),
             "pending": self.seen.pending > move.chosen,
             "nfe": self.seen.nfe + self._counts[0],
             "evaluations": self._rows(state.evaluations) + self._counts[1],

@@ -6,7 +6,9 @@ one at a time. Rules that need more (draws, past predictions, extra evaluations)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING
 
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
@@ -18,6 +20,8 @@ from ..draws.categorical import Marginals
 @dataclass(frozen=True)
 class View:
     """The state of a batch as its rule sees it. Statistics are `+inf` where a position is not a candidate.
+
+    Views made of others fill in a column when it is looked at first: a rule looks at few of them.
 
     Attributes:
         candidate: Positions that may be unmasked now.
@@ -41,10 +45,27 @@ class View:
     position: Int[Tensor, "batch length"]
     noise: Float[Tensor, "batch length"]
     memory: Float[Tensor, "batch memory"]
-    masked: Bool[Tensor, "batch length"] | None = None
-    known: Bool[Tensor, "batch length"] | None = None
-    last: Bool[Tensor, "batch length"] | None = None
-    drift: Float[Tensor, "batch length"] | None = None
+    masked: Bool[Tensor, "batch length"] | None = field(default_factory=lambda: None)
+    known: Bool[Tensor, "batch length"] | None = field(default_factory=lambda: None)
+    last: Bool[Tensor, "batch length"] | None = field(default_factory=lambda: None)
+    drift: Float[Tensor, "batch length"] | None = field(default_factory=lambda: None)
+
+    if not TYPE_CHECKING:  # what is no column stays an error for the type checker
+
+        def __getattr__(self, name: str) -> Tensor | None:
+            make = vars(self).get("_make")
+            if make is None or name not in _COLUMNS:
+                raise AttributeError(f"a view has no column {name!r}; it has {', '.join(_COLUMNS)}")
+            value = make(name)
+            object.__setattr__(self, name, value)
+            return value
+
+    @staticmethod
+    def of(make: Callable[[str], Tensor | None]) -> View:
+        """Returns a view whose columns are made, given their names, when they are looked at first."""
+        view = object.__new__(View)
+        object.__setattr__(view, "_make", make)
+        return view
 
     @staticmethod
     def blank(
@@ -55,9 +76,14 @@ class View:
         known: Bool[Tensor, "batch length"] | None = None,
     ) -> View:
         """Returns a view before any evaluation, which is enough for a rule that does not look at marginals."""
-        nothing = torch.zeros_like(noise)
-        position = torch.arange(candidate.shape[1], device=candidate.device).expand_as(candidate)
-        return View(candidate, nothing, nothing, nothing, position, noise, memory, masked, known)
+        given = {"candidate": candidate, "noise": noise, "memory": memory, "masked": masked, "known": known}
+
+        def make(name: str) -> Tensor | None:
+            if name == "position":
+                return torch.arange(candidate.shape[1], device=candidate.device).expand_as(candidate)
+            return torch.zeros_like(noise) if name in _STATISTICS else given.get(name)
+
+        return View.of(make)
 
     def measured(self, stats: Marginals, late: Bool[Tensor, " rows"] | None = None) -> View:
         """Returns the same view with the statistics of its candidates, one row each.
@@ -65,21 +91,36 @@ class View:
         A candidate is `late` if its most probable token has to wait for the others. Only the first late candidate stays
         a candidate. It is unmasked after the others or together with all of them, so a text is written before it ends.
         """
-        view, statistics = self, {}
-        for name in ("entropy", "doubt", "closeness"):
-            statistics[name] = spread(getattr(stats, name), self.candidate)
-        if late is not None:
-            waits = spread(late, self.candidate, False)
-            first = waits & (waits.cumsum(-1) == 1)
-            view = replace(self, candidate=self.candidate & ~waits | first, last=first)
-            statistics = {name: values.masked_fill(~view.candidate, torch.inf) for name, values in statistics.items()}
-        return replace(view, **statistics)
+        if late is None:
+            return View.of(
+                lambda name: (
+                    spread(getattr(stats, name), self.candidate) if name in _STATISTICS else getattr(self, name)
+                )
+            )
+        waits = spread(late, self.candidate, False)
+        first = waits & (waits.cumsum(-1) == 1)
+        candidate = (self.candidate > waits) | first
+        changed = {"candidate": candidate, "last": first}
+
+        def make(name: str) -> Tensor | None:
+            if name in _STATISTICS:
+                return spread(getattr(stats, name), self.candidate).masked_fill_(~candidate, torch.inf)
+            return changed[name] if name in changed else getattr(self, name)
+
+        return View.of(make)
 
     def ranked(self, order: Int[Tensor, "batch length"]) -> View:
         """Returns the same view with positions permuted: column `k` holds position `order[:, k]`."""
-        columns = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "memory"}
-        moved = {name: values.gather(1, order) for name, values in columns.items() if values is not None}
-        return replace(self, **moved)
+
+        def make(name: str) -> Tensor | None:
+            values = getattr(self, name)
+            return values if values is None or name == "memory" else values.gather(1, order)
+
+        return View.of(make)
+
+
+_COLUMNS = tuple(column.name for column in fields(View))
+_STATISTICS = ("entropy", "doubt", "closeness")
 
 
 def dependence_bound(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import math
 import uuid
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
 from starlette.requests import Request as HttpRequest
@@ -19,8 +21,42 @@ STATUS = {"request": 400, "timeout": 504, "model": 500, "shutdown": 503}
 """The status of a request that has failed, by the kind of failure."""
 
 
+Told = asyncio.Queue[Sequence[Event] | None]
+"""What is told of a request; `None` if its client has hung up."""
+
+
 class Gone(Exception):
     """The client has hung up."""
+
+
+class Mailbox:
+    """Takes events from the thread of the engine to an event loop, which is woken once for all that have come by then.
+
+    Args:
+        loop: The event loop.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._posted: deque[tuple[Told, Sequence[Event]]] = deque()
+        self._woken = False
+
+    def post(self, told: Told, events: Sequence[Event]) -> None:
+        """Puts events into a queue of the loop; may be called from any one thread.
+
+        Raises:
+            RuntimeError: If the loop has gone.
+        """
+        self._posted.append((told, events))
+        if not self._woken:
+            self._woken = True
+            self.loop.call_soon_threadsafe(self._hand_over)
+
+    def _hand_over(self) -> None:
+        self._woken = False  # first: what is posted from now on may wake the loop once too often, but never waits
+        while self._posted:
+            told, events = self._posted.popleft()
+            told.put_nowait(events)
 
 
 def submit(engine: Engine, model: str, wanted: Wanted, watch: bool, http: HttpRequest) -> Answering:
@@ -38,11 +74,9 @@ def submit(engine: Engine, model: str, wanted: Wanted, watch: bool, http: HttpRe
     """
     if not engine.alive:
         raise Refused("the server is shutting down", status=503, headers={"Retry-After": "5"})
-    loop, told = asyncio.get_running_loop(), asyncio.Queue[Sequence[Event] | None]()
-
-    def tell(events: Sequence[Event]) -> None:
-        loop.call_soon_threadsafe(told.put_nowait, events)
-
+    told: Told = asyncio.Queue()
+    mailbox: Mailbox = http.app.state.mailbox
+    tell = functools.partial(mailbox.post, told)
     request = Request(f"unmask-{uuid.uuid4().hex}", model, wanted.asked, tell, watch, wanted.candidates)
     try:
         engine.submit(request)
@@ -60,9 +94,7 @@ class Answering:
         request: The request.
     """
 
-    def __init__(
-        self, engine: Engine, request: Request, told: asyncio.Queue[Sequence[Event] | None], http: HttpRequest
-    ) -> None:
+    def __init__(self, engine: Engine, request: Request, told: Told, http: HttpRequest) -> None:
         self.engine, self.request, self._told = engine, request, told
         self._left = len(request.asked)
         self._watcher = asyncio.create_task(self._watch(http))

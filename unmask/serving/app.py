@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from pathlib import Path
@@ -16,9 +17,10 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from .. import __version__
-from .answering import Gone, submit
+from .answering import Gone, Mailbox, submit
 from .asking import Wanted, wanted_chat, wanted_completion, wanted_unmasking
 from .bodies import ChatBody, CompletionBody, Draw, UnmaskBody
+from .described import ANSWERS, JSON, STREAM, described, responses
 from .engine import Engine
 from .events import Finished, Written
 from .guard import Guard
@@ -60,6 +62,7 @@ def create_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        app.state.mailbox = Mailbox(asyncio.get_running_loop())
         engine.start()
         yield
         await asyncio.to_thread(engine.stop)
@@ -74,6 +77,7 @@ def create_app(
         redoc_url=None,
     )
     app.state.engine, app.state.metrics = engine, metrics
+    app.openapi = functools.partial(described, app)
     _add_errors(app)
     _add_answers(app, list(served), engine, log_prompts)
     _add_upkeep(app, list(served), engine, metrics)
@@ -172,17 +176,17 @@ def _add_answers(app: FastAPI, served: Sequence[Served], engine: Engine, log_pro
         note(http, whole["usage"])
         return Json(whole)
 
-    @app.post("/v1/completions", tags=["openai"], responses=_FAILURES)
+    @app.post("/v1/completions", tags=["openai"], responses=responses(JSON, STREAM, also=ANSWERS))
     async def completions(body: CompletionBody, http: Request) -> Response:
         """Continues prompts, or fills gaps: before `suffix`, or at the places that `spans` names."""
         return await openai(http, body, *await wanted(http, body, wanted_completion))
 
-    @app.post("/v1/chat/completions", tags=["openai"], responses=_FAILURES)
+    @app.post("/v1/chat/completions", tags=["openai"], responses=responses(JSON, STREAM, also=ANSWERS))
     async def chats(body: ChatBody, http: Request) -> Response:
         """Answers a chat."""
         return await openai(http, body, *await wanted(http, body, wanted_chat))
 
-    @app.post("/v1/unmask", tags=["unmask"], responses=_FAILURES)
+    @app.post("/v1/unmask", tags=["unmask"], responses=responses(STREAM, also=ANSWERS))
     async def unmask(body: UnmaskBody, http: Request) -> Response:
         """Returns a stream of events: every position that is written or erased, evaluation by evaluation."""
         model, found = await wanted(http, body, wanted_unmasking)
@@ -193,12 +197,12 @@ def _add_answers(app: FastAPI, served: Sequence[Served], engine: Engine, log_pro
 def _add_upkeep(app: FastAPI, served: Sequence[Served], engine: Engine, metrics: Metrics) -> None:
     created = int(time.time())
 
-    @app.get("/v1/models", tags=["openai"])
+    @app.get("/v1/models", tags=["openai"], responses=responses(JSON))
     async def models() -> Response:
         """Lists the models."""
         return Json({"object": "list", "data": [about(one) for one in served]})
 
-    @app.get("/v1/models/{name}", tags=["openai"])
+    @app.get("/v1/models/{name}", tags=["openai"], responses=responses(JSON, also=(404,)))
     async def model(name: str) -> Response:
         """Describes a model."""
         found = next((one for one in served if one.name == name), None)
@@ -210,38 +214,22 @@ def _add_upkeep(app: FastAPI, served: Sequence[Served], engine: Engine, metrics:
         own = {"id": one.name, "object": "model", "created": created, "owned_by": "unmask"}
         return {**own, "unmask": one.about()}
 
-    @app.get("/v1/rules", tags=["unmask"])
+    @app.get("/v1/rules", tags=["unmask"], responses=responses(JSON))
     async def named_rules() -> Response:
         """Lists the rules (which decide the positions to unmask at each step), with their settings."""
         return Json({"object": "list", "data": rules()})
 
-    @app.get("/healthz", tags=["upkeep"])
+    @app.get("/healthz", tags=["upkeep"], responses=responses(JSON))
     async def healthz() -> Response:
         """Reports that the process is alive."""
         return Json({"status": "ok"})
 
-    @app.get("/readyz", tags=["upkeep"])
+    @app.get("/readyz", tags=["upkeep"], responses=responses(JSON, also=(503,)))
     async def readyz() -> Response:
         """Reports whether the server accepts requests."""
         return Json({"status": "ready"}) if engine.alive else Json({"status": "stopping"}, 503)
 
-    @app.get("/metrics", tags=["upkeep"])
+    @app.get("/metrics", tags=["upkeep"], responses=responses("text/plain"))
     async def counted() -> Response:
         """Returns the server's metrics, for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4")
-
-
-_FAILURES: dict[int | str, dict[str, Any]] = {
-    status: {"description": told}
-    for status, told in {
-        400: "A field cannot be honoured; `error.param` names it.",
-        401: "The key is missing or wrong.",
-        404: "There is no such model.",
-        408: "The request was sent too slowly.",
-        413: "The request is too large.",
-        422: "Not used; see 400.",
-        429: "The queue is full; Retry-After says when to ask again.",
-        503: "The server is shutting down.",
-        504: "The request took too long.",
-    }.items()
-}

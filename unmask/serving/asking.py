@@ -114,7 +114,7 @@ def wanted_unmasking(served: Served, body: UnmaskBody, others: Sequence[Served])
         for name in ("max_tokens", "block_length", "end_last", "stop"):
             if getattr(body, name) is not None:
                 raise Refused(f"{name} does not go with text, whose gaps say what is to be written", name)
-        named, seed = rule_of(body, others), seed_of(body)
+        named, seed = rule_of(body, served, others), seed_of(body)
         with blaming("text"):
             asked = asked_infill(served.language, body.text, rule=named.rule, seed=seed, **_draw(body))
         return Wanted(asked, str(named), seed)
@@ -137,7 +137,7 @@ def _continued(
     """Answers that come after their prompts."""
     with blaming("model"):
         model = served.language
-    named, seed = rule_of(body, others), seed_of(body)
+    named, seed = rule_of(body, served, others), seed_of(body)
     most = new_tokens(model, body)
     processor = processor_of(served, body) if isinstance(body, Answer) else None
     blocks, choice, choices = body.block_length, None, ()
@@ -217,7 +217,7 @@ def _filled(served: Served, body: CompletionBody, others: Sequence[Served]) -> W
         spans = [(start, stop, size) for start, stop, size in body.spans or ()]
         if body.max_tokens is not None:
             raise Refused("max_tokens does not go with spans, which say how many tokens are missing", "max_tokens")
-    named, seed, copies = rule_of(body, others), seed_of(body), body.n or 1
+    named, seed, copies = rule_of(body, served, others), seed_of(body), body.n or 1
     with blaming(where, masks="max_tokens" if body.suffix is not None else "prompt", surrogate="prompt"):
         asked = asked_infill(
             model,
@@ -237,7 +237,7 @@ def _puzzle(served: Served, body: UnmaskBody, others: Sequence[Served]) -> Wante
     for name in ("prompt", "messages", "max_tokens", "block_length", "end_last", "stop"):
         if getattr(body, name) is not None:
             raise Refused(f"{name} does not apply to a model of Sudokus: give text, 81 characters", name)
-    named, seed = rule_of(body, others), seed_of(body)
+    named, seed = rule_of(body, served, others), seed_of(body)
     draw = _draw(body)
     with blaming("top_k"):
         check_draw(draw["temperature"], draw["top_k"], draw["top_p"])

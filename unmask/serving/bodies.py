@@ -4,26 +4,34 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, StrictBool
+from pydantic_core.core_schema import CoreSchema, no_info_after_validator_function
 
 LARGEST = 2**63 - 1
 
 
-def _only(*accepted: Any) -> AfterValidator:
+class _Only:
     """Refuses a field of OpenAI's API that has no meaning here, except for the values that ask for nothing."""
 
-    def check(value: Any) -> Any:
-        if value is not None and value not in accepted:
-            told = " or ".join(repr(one) for one in accepted)
+    def __init__(self, *accepted: Any) -> None:
+        self.accepted = accepted
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        return {"enum": [None, *self.accepted], "description": "Taken if it asks for nothing."}
+
+    def _check(self, value: Any) -> Any:
+        if value is not None and value not in self.accepted:
+            told = " or ".join(repr(one) for one in self.accepted)
             raise ValueError(f"is not supported by this server{f': leave it out, or give {told}' if told else ''}")
         return value
 
-    return AfterValidator(check)
 
-
-Penalty = Annotated[float | None, _only(0.0)]
-Off = Annotated[StrictBool | None, _only(False)]
-Nothing = Annotated[Any, _only()]
+Penalty = Annotated[float | None, _Only(0.0)]
+Off = Annotated[StrictBool | None, _Only(False)]
+Nothing = Annotated[Any, _Only()]
 Token = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Stop = str | Annotated[list[str], Field(max_length=16)] | None
 Number = Annotated[int | None, Field(ge=1, le=1 << 20)]
@@ -115,7 +123,7 @@ class CompletionBody(Answer):
     )
     logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
     echo: Off = None
-    best_of: Annotated[int | None, _only(1)] = None
+    best_of: Annotated[int | None, _Only(1)] = None
 
 
 class Part(Strict):
@@ -140,15 +148,15 @@ class ChatBody(Answer):
     max_completion_tokens: Number = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int | None, Field(ge=0, le=20)] = None
-    tools: Annotated[list[Any] | None, _only([])] = None
-    tool_choice: Annotated[Any, _only("none")] = None
-    functions: Annotated[list[Any] | None, _only([])] = None
-    function_call: Annotated[Any, _only("none")] = None
+    tools: Annotated[list[Any] | None, _Only([])] = None
+    tool_choice: Annotated[Any, _Only("none")] = None
+    functions: Annotated[list[Any] | None, _Only([])] = None
+    function_call: Annotated[Any, _Only("none")] = None
     parallel_tool_calls: Nothing = None
-    modalities: Annotated[list[str] | None, _only(["text"])] = None
+    modalities: Annotated[list[str] | None, _Only(["text"])] = None
     store: Off = None
     metadata: Nothing = None
-    service_tier: Annotated[str | None, _only("auto", "default")] = None
+    service_tier: Annotated[str | None, _Only("auto", "default")] = None
     reasoning_effort: Nothing = None
 
 

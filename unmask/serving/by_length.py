@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from ..denoiser import Denoiser, Query, device_of
@@ -45,7 +44,7 @@ class ByLength:
         logits = None
         for start, stop in parts:
             mine = torch.zeros_like(query.sequence, dtype=torch.bool).index_fill(0, order[start:stop], True)
-            part = self.denoiser(_narrow(query, mine.nonzero().squeeze(-1), int(length[stop - 1])))
+            part = self.denoiser(query.narrow(mine.nonzero().squeeze(-1), int(length[stop - 1])))
             logits = part.new_empty(len(state), part.shape[1]) if logits is None else logits
             logits[mine[state]] = part
         assert logits is not None
@@ -65,11 +64,3 @@ def parted(length: Sequence[int], start: int = 0) -> list[tuple[int, int]]:
         return [(start, start + len(length))]
     cut = saved.index(most) + 1
     return [*parted(length[:cut], start), *parted(length[cut:], start + cut)]
-
-
-def _narrow(query: Query, rows: Int[Tensor, " part"], width: int) -> Query:
-    """Some states of a query, without the columns that none of them has."""
-    names = ("x", "where", "valid", "block")
-    wide = {name: value[rows, :width] for name in names if (value := getattr(query, name)) is not None}
-    time = None if query.time is None else query.time[rows]
-    return replace(query, **wide, sequence=query.sequence[rows], time=time, index=None)

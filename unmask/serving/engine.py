@@ -170,12 +170,11 @@ class Engine:
             leaving = self._cancelled(lane)
             admitted = [lane.sequences[number] for number in lane.scheduler.admit()]
         lane.runner.leave(leaving)
+        refused = {work.number: error for work, error in lane.runner.join([one.work for one in admitted])}
         for one in admitted:
             one.admitted = now
-            try:
-                lane.runner.join(one.work)
-            except Exception as error:
-                self._fail(lane, one, error)
+            if one.work.number in refused:
+                self._fail(lane, one, refused[one.work.number])
             else:
                 self._tell(one.request, [Admitted(one.index, now - one.submitted)])
         if not len(lane.runner):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..rules.named import FAMILIES, NamedRule, named_rule
+from ..rules.usual import suited
 from .bodies import Draw
 from .refusals import Refused, blaming
 from .served import Served
@@ -24,8 +25,13 @@ _STATES = ("draft", "depth")
 _PROFILE = re.compile(r"profile\s*=\s*([^,+]*)")
 
 
-def rule_of(body: Draw, served: Sequence[Served]) -> NamedRule:
+def rule_of(body: Draw, asked: Served, served: Sequence[Served]) -> NamedRule:
     """The rule that a request names.
+
+    Args:
+        body: The request.
+        asked: The model that it is for.
+        served: All models of the server.
 
     Raises:
         Refused: If there is none, it does not take its settings, or they would cost too much.
@@ -38,7 +44,8 @@ def rule_of(body: Draw, served: Sequence[Served]) -> NamedRule:
         known = [one.name for one in served if one.folder == one.name]
         if any(one.strip() not in known for one in profiles):
             raise ValueError(f"profile is one of the shipped models of this server: {', '.join(known)}")
-        named = named_rule(text, **given)
+        temperature = 1.0 if body.temperature is None else body.temperature
+        named = named_rule(text, **suited(text, asked.folder or None, temperature) | given)
     for key, value in named.settings.items():
         most = MOST_STATES if key in _STATES else LARGEST_SETTING
         if isinstance(value, int) and value > most:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import ipaddress
 import json
 import logging
@@ -91,6 +92,8 @@ def run(app: FastAPI, limits: Limits, host: str, port: int, grace: float) -> Non
     # Uvicorn sends itself the signal again once it has stopped; a server that did as it was told has not failed.
     before = [signal.signal(number, lambda *_: None) for number in (signal.SIGTERM, signal.SIGINT)]
     server = configured(app, limits, host, port, grace)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: to search it for garbage again and again stops every request for a while
     try:
         server.run()
     except SystemExit:  # it could not start, and has logged why

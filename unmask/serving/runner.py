@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..denoiser import Denoiser
@@ -77,17 +77,31 @@ class Runner:
             self.cached.forget(list(self._work))
         return Runner(self.denoiser, self.cached)
 
-    def join(self, work: Work) -> None:
-        """Adds a sequence, which takes part from the next forward pass on.
+    def join(self, works: Sequence[Work]) -> list[tuple[Work, Exception]]:
+        """Adds sequences, which take part from the next forward pass on; those that can start together do.
 
-        Raises:
-            ValueError: If its settings do not go with the model.
+        Returns:
+            Those that were not added, because their settings do not go with the model, with the reasons.
         """
-        settings = work.asked.settings
-        pool = self._pools[-1 if settings.rule.asks_once else 0]
-        sampler = Sampler(pool.denoiser, settings.rule, **settings.draw)
-        pool.join(sampler, begin(sampler, [work.asked], getattr(self.denoiser, "block_causal", None), [work.number]))
-        self._work[work.number] = work
+        refused = []
+        for together in _alike(works):
+            try:
+                self._start(together)
+            except Exception as error:
+                if len(together) > 1:
+                    refused += [one for work in together for one in self.join([work])]
+                else:
+                    refused.append((together[0], error))
+        return refused
+
+    def _start(self, works: Sequence[Work]) -> None:
+        """Adds sequences with one rule, and one length of blocks."""
+        rule = works[0].asked.settings.rule
+        pool = self._pools[-1 if rule.asks_once else 0]
+        sampler = Sampler(pool.denoiser, rule)
+        blocks, numbers = getattr(self.denoiser, "block_causal", None), [work.number for work in works]
+        pool.join(sampler, begin(sampler, [work.asked for work in works], blocks, numbers))
+        self._work |= {work.number: work for work in works}
 
     def leave(self, numbers: Iterable[int]) -> None:
         """Asks sequences to leave: they are not evaluated any more, and the next `step` reports that they are gone."""
@@ -95,7 +109,7 @@ class Runner:
 
     def step(self) -> list[Turned]:
         """Makes a forward pass, and returns what happened to each sequence."""
-        left = self._left(self._asked)
+        left = self._left(self._asked) if self._asked else []
         # A sequence in an open turn stays in the pool until the turn has ended, but costs nothing any more.
         left += [Turned(self._work.pop(number), done=True) for number in self._asked if number in self._work]
         self._asked = set()
@@ -124,3 +138,18 @@ class Runner:
                 if work is not None:
                     left.append(Turned(work, done=True, error=error))
         return left
+
+
+def _alike(works: Sequence[Work]) -> list[list[Work]]:
+    """Returns sequences in groups of one rule, and one length of blocks."""
+    groups: list[list[Work]] = []
+    for work in works:
+        own = work.asked.settings
+        for group in groups:
+            other = group[0].asked.settings
+            if own.block_length == other.block_length and own.rule == other.rule:
+                group.append(work)
+                break
+        else:
+            groups.append([work])
+    return groups

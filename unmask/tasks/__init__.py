@@ -1,1 +1,1 @@
-"""Tasks: examples, prompts with masks, scores."""
+"""Tasks: training examples, prompts with masks, and scores of completions."""

@@ -1,4 +1,4 @@
-"""What the tasks share: the names of splits, random numbers that belong to an example, prompts from examples."""
+"""What the tasks share: the names of the splits, random numbers for each example, and the masking of examples."""
 
 from __future__ import annotations
 
@@ -15,20 +15,24 @@ from .task import Examples, Prompts
 
 SPLITS = ("train", "validation", "test")
 HALVES = ("validation", "test")
-"""The splits of data for models that others trained."""
+"""The splits of the tasks for models that others trained."""
 
 ENDLESS = 2**31
-"""Length of a split that is generated example by example."""
+"""Number of examples of a split whose examples are generated."""
 
 MASK_SIGN = "□"
-"""How the tasks that are text show a mask."""
+"""The character for a mask, in the tasks that show sequences as text."""
 
 _WORD = 0xFFFFFFFFFFFFFFFF
 _Item = TypeVar("_Item")
 
 
 def check_split(split: str, splits: Sequence[str] = SPLITS) -> str:
-    """Returns the name of a split.
+    """Returns the name of a split, checked.
+
+    Args:
+        split: The name.
+        splits: The splits that there are.
 
     Raises:
         ValueError: If there is no such split.
@@ -39,10 +43,14 @@ def check_split(split: str, splits: Sequence[str] = SPLITS) -> str:
 
 
 def check_index(index: int, length: int) -> int:
-    """Returns the index of an example; a negative one counts from the end.
+    """Returns the index of an example in `0 .. length - 1`; a negative index counts from the end.
+
+    Args:
+        index: The index.
+        length: Number of examples.
 
     Raises:
-        IndexError: If there is no such example; it ends a loop over the examples.
+        IndexError: If there is no such example. This also ends a `for` loop over the examples.
     """
     if not -length <= index < length:
         raise IndexError(f"example {index} of {length}")
@@ -50,9 +58,13 @@ def check_index(index: int, length: int) -> int:
 
 
 class Draws:
-    """Random integers of one example: SplitMix64, seeded by `streams.derive` of the labels given.
+    """Random integers for one example, from SplitMix64 seeded with `unmask.draws.streams.derive`.
 
-    The numbers depend on nothing but the labels, whatever the platform, the Python version or the order of examples.
+    They depend only on the seed and the labels, not on the platform, the Python version or the order of the examples.
+
+    Args:
+        seed: The seed.
+        *labels: What the numbers are for, such as the task, the split and the index of the example.
 
     References:
         Steele, Lea, Flood (2014), "Fast splittable pseudorandom number generators".
@@ -69,11 +81,11 @@ class Draws:
         return ((z ^ (z >> 31)) * n) >> 64
 
     def pick(self, items: Sequence[_Item]) -> _Item:
-        """Returns one of the items, each as likely."""
+        """Returns one of the items, all with equal probability."""
         return items[self.below(len(items))]
 
     def sample(self, n: int, k: int) -> list[int]:
-        """Returns `k` different integers of `0 .. n - 1` in random order, each choice as likely."""
+        """Returns `k` different integers of `0 .. n - 1` in random order, all choices with equal probability."""
         pool = list(range(n))
         for i in range(k):
             j = i + self.below(n - i)
@@ -82,7 +94,11 @@ class Draws:
 
 
 def stack(examples: Examples, limit: int) -> tuple[Int[Tensor, "examples length"], Bool[Tensor, "examples length"]]:
-    """Stacks the first examples, and which of their tokens may be masked.
+    """Returns the first examples as one tensor, and which of their tokens may be masked.
+
+    Args:
+        examples: The examples.
+        limit: How many of them; if there are fewer, all.
 
     Raises:
         ValueError: If `limit` is below 1.
@@ -93,10 +109,19 @@ def stack(examples: Examples, limit: int) -> tuple[Int[Tensor, "examples length"
 
 
 def gaps(length: int, count: int, span: int, draws: Draws) -> Bool[Tensor, " length"]:
-    """Masks `count` spans of `span` positions each at random places, with at least one shown position between any two.
+    """Masks `count` spans at random positions, with at least one position between any two that is not masked.
+
+    Args:
+        length: Length of the sequence.
+        count: Number of spans.
+        span: Positions per span.
+        draws: The random numbers.
+
+    Returns:
+        True where masked. All possible choices have equal probability.
 
     Raises:
-        ValueError: If they do not fit.
+        ValueError: If the spans do not fit.
     """
     shown = length - count * span
     if count > shown + 1:
@@ -109,6 +134,6 @@ def gaps(length: int, count: int, span: int, draws: Draws) -> Bool[Tensor, " len
 
 
 def recovered(prompts: Prompts, tokens: Int[Tensor, "prompts length"], mask_id: int) -> Float[Tensor, " prompts"]:
-    """Returns the share of the masked tokens of each prompt that came back exactly; a mask that is left is wrong."""
+    """Returns the share of the masked tokens of each prompt that were recovered; a remaining mask counts as wrong."""
     masked = prompts.tokens == mask_id
     return (masked & (tokens == prompts.answers)).sum(1).double() / masked.sum(1)

@@ -1,4 +1,4 @@
-"""Infilling for models that others trained: sequences of their own lengths between two tokens that are never masked."""
+"""Infilling for models that others trained, with sequences of different lengths between two special tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,14 @@ from .task import Prompts
 
 
 class Sequences:
-    """Complete sequences of a split, filled up to one length; the special tokens are never masked."""
+    """The sequences of a split, padded to one length; the special tokens are never masked.
+
+    Args:
+        rows: The token ids of each sequence.
+        length: The length that sequences are padded to.
+        special_ids: Tokens that are never masked.
+        fill_id: The padding token.
+    """
 
     def __init__(self, rows: Sequence[Sequence[int]], length: int, special_ids: tuple[int, ...], fill_id: int) -> None:
         self.rows, self.length, self.fill_id = rows, length, fill_id
@@ -31,24 +38,25 @@ class Sequences:
 
 
 class Infilling:
-    """What the tasks of models that others trained share: masks at random or in spans, and the share recovered.
+    """Base of the tasks for models that others trained: random masks or spans, scored by the share recovered.
 
-    There is nothing to train on: the data are in two halves, `validation` to choose settings on and `test` to report.
-    Masks are a function of (split, index).
+    There is no training split: the data are in two halves, `validation` for choosing settings and `test` for reporting.
+    The masks are a function of (split, index).
 
     Args:
-        kind: `random` masks single tokens, `spans` stretches of `span`; a subclass may know more.
-        share: The share of a sequence that these two mask, rounded to whole tokens or spans, at least one.
+        rows: The token ids of the sequences of each half.
+        kind: `random` masks single tokens, `spans` masks spans of `span` tokens; a subclass may have more kinds.
+        share: The share of a sequence that these two mask, rounded to whole tokens or spans, but at least one.
         span: Tokens per span.
-        length: The largest number of tokens of a sequence.
+        length: The maximum number of tokens of a sequence; longer ones are left out.
 
     Attributes:
-        special_ids: Tokens of the vocabulary that stand for nothing: they never fill a mask.
-        fill_id: The one of them that fills sequences up to one length; a model is not shown it (see `Foreign`).
+        special_ids: Special tokens of the vocabulary: no mask is ever filled with one of them.
+        fill_id: The padding token, which is one of them; no model is given it (see `Foreign`).
 
     Raises:
         ValueError: If a setting is out of range.
-        DataError: If no sequence is that short.
+        DataError: If all sequences of a half are longer than `length`.
     """
 
     name: str
@@ -69,7 +77,7 @@ class Infilling:
                 raise DataError(f"no sequence of the {split} half of {self.name} has at most {length} tokens")
 
     def examples(self, split: str) -> Sequences:
-        """Returns the sequences of a half, in an order that makes the first few a fair sample.
+        """Returns the sequences of a half, in a random order, so that the first few are a fair sample.
 
         Raises:
             ValueError: If the split is neither `validation` nor `test`.
@@ -89,7 +97,12 @@ class Infilling:
         return Prompts.of(answers, masked, self.mask_id)
 
     def chosen(self, tokens: Int[Tensor, " tokens"], draws: Draws) -> Bool[Tensor, " tokens"]:
-        """Returns which tokens of a sequence, special ones left out, are masked."""
+        """Returns which tokens of a sequence are masked.
+
+        Args:
+            tokens: The sequence without its special tokens.
+            draws: The random numbers.
+        """
         length = len(tokens)
         if self.kind == "spans":
             most = (length + 1) // (self.span + 1)
@@ -99,5 +112,5 @@ class Infilling:
         return masked
 
     def score(self, prompts: Prompts, tokens: Int[Tensor, "prompts length"]) -> Float[Tensor, " prompts"]:
-        """Returns the share of the masked tokens of each prompt that came back; a mask that is left counts as wrong."""
+        """Returns the share of each prompt's masked tokens that were recovered; a remaining mask counts as wrong."""
         return recovered(prompts, tokens, self.mask_id)

@@ -1,6 +1,6 @@
-"""The subword tokenizer: byte-level byte-pair encoding, trained on the novels' training text.
+"""The subword tokenizer: byte-level byte-pair encoding, trained on the training text of the two novels.
 
-Imports tokenizers, so it is imported only from inside functions.
+This module imports the package tokenizers, so it is imported only inside functions.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from importlib import resources
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 PIECES = 512
-"""Number of pieces, the 256 bytes among them, so that any text can be written."""
+"""Size of the vocabulary. The 256 bytes are in it, so any text can be encoded."""
 
 
 def train(texts: Iterable[str]) -> Tokenizer:
-    """Trains the tokenizer; the same texts give the same pieces."""
+    """Trains the tokenizer; the same texts give the same vocabulary."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -1,8 +1,8 @@
-"""Compiled kernels behind `sudoku_puzzles`: constraint propagation, search, digging, training states.
+"""Compiled kernels of `sudoku_puzzles`: constraint propagation, search, removal of clues, training states.
 
-Imports numba, so it is imported only from inside functions. Cells are numbered 0..80 row by row. A set of digits is a
-bit mask: bit `d` stands for token `d + 1`. Every random choice comes from a SplitMix64 stream that is seeded per puzzle
-or per sequence, so results depend neither on numba's generator nor on the order of calls.
+This module imports numba, so it is imported only inside functions. Cells are numbered 0..80, row by row. A set of
+digits is a bit mask: bit `d` stands for token `d + 1`. Every random choice comes from a SplitMix64 stream that is
+seeded per puzzle or per sequence, so results depend neither on numba's generator nor on the order of calls.
 """
 
 import numpy as np
@@ -36,7 +36,7 @@ def _mix(z):
 
 @njit(cache=True)
 def stream(seed, a, b):
-    """State of the random stream number `(a, b)` of `seed`: an array of one unsigned 64-bit integer."""
+    """Returns the state of the random stream `(a, b)` of `seed`: an array of one unsigned 64-bit integer."""
     s = np.empty(1, np.uint64)
     z = _mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15))
     z = _mix(z ^ (np.uint64(a) + np.uint64(0xD1B54A32D192ED03)))
@@ -46,14 +46,14 @@ def stream(seed, a, b):
 
 @njit(cache=True)
 def below(s, n):
-    """A uniform integer in `0 .. n - 1`, up to a bias of about n * 2^-32."""
+    """Returns a uniform integer in `0 .. n - 1`, up to a bias of about n * 2^-32."""
     s[0] += np.uint64(0x9E3779B97F4A7C15)
     return np.int64(((_mix(s[0]) >> np.uint64(32)) * np.uint64(n)) >> np.uint64(32))
 
 
 @njit(cache=True)
 def shuffled(s, n):
-    """A uniform random order of `0 .. n - 1`."""
+    """Returns a uniformly random permutation of `0 .. n - 1`."""
     p = np.arange(n)
     for i in range(n - 1, 0, -1):
         j = below(s, i + 1)
@@ -63,9 +63,10 @@ def shuffled(s, n):
 
 @njit(cache=True)
 def propagate(cand, done):
-    """Closes `cand` (digit sets, in place) under naked and hidden singles; False on a contradiction.
+    """Applies naked and hidden singles to the digit sets `cand`, in place, as long as they change something.
 
-    `done` marks the cells whose digit has been taken from their peers.
+    `done` marks the cells whose digit has already been removed from the sets of their peers. Returns False at a
+    contradiction.
     """
     while True:
         changed = True
@@ -128,7 +129,7 @@ def _branch_cell(cand):
 
 @njit(cache=True)
 def count_solutions(cand, limit, cands, dones, first):
-    """Counts completions of the digit sets `cand`, stopping at `limit`; the first one found goes to `first`.
+    """Counts the completions of the digit sets `cand` up to `limit`; the first one found is written to `first`.
 
     `cands` and `dones` are scratch space of shape (82, 81).
     """
@@ -167,7 +168,7 @@ def count_solutions(cand, limit, cands, dones, first):
 
 @njit(cache=True)
 def candidates(puzzle):
-    """Digit sets of the cells of a puzzle before any propagation."""
+    """Returns the digit sets of the cells of a puzzle before any propagation."""
     cand = np.empty(81, np.int64)
     for i in range(81):
         cand[i] = ALL if puzzle[i] == 0 else 1 << (puzzle[i] - 1)
@@ -176,7 +177,7 @@ def candidates(puzzle):
 
 @njit(cache=True)
 def digit(mask):
-    """Token of a set of one digit."""
+    """Returns the token of a set of one digit."""
     d = 0
     while mask:
         mask >>= 1
@@ -186,9 +187,9 @@ def digit(mask):
 
 @njit(cache=True)
 def random_grid(s, out):
-    """Writes a random complete grid to `out`: cells in random order take random digits, contradictions undone.
+    """Writes a random complete grid to `out`: cells in random order get random digits, with backtracking.
 
-    Every grid can occur, and shuffled symmetries make the law invariant under them, but it is not exactly uniform.
+    Every grid can occur. The distribution is invariant under the symmetries of Sudoku, but not exactly uniform.
     """
     cand = np.full(81, ALL, np.int64)
     done = np.zeros(81, np.int64)
@@ -234,7 +235,7 @@ def random_grid(s, out):
 
 @njit(cache=True)
 def dig(s, solution, keep, cands, dones):
-    """Removes clues in random order while the solution stays unique; `keep` is 1 where a clue stays."""
+    """Removes clues in random order, each unless the solution would no longer be unique; `keep` is 1 for those left."""
     keep[:] = 1
     cand = np.empty(81, np.int64)
     first = np.empty(81, np.int64)
@@ -248,7 +249,10 @@ def dig(s, solution, keep, cands, dones):
 
 @njit(cache=True)
 def closure(puzzle, out):
-    """Writes the puzzle closed under naked and hidden singles to `out` (0: undetermined); False if contradictory."""
+    """Writes a puzzle to `out` with the cells filled in that naked and hidden singles determine, and 0 for the others.
+
+    Returns False if the puzzle is contradictory; `out` is then the puzzle itself.
+    """
     cand = candidates(puzzle)
     done = np.zeros(81, np.int64)
     ok = propagate(cand, done)
@@ -260,9 +264,9 @@ def closure(puzzle, out):
 
 @njit(cache=True)
 def make_pool(seed, start, solutions, kinds):
-    """Fills `solutions` with random grids and `kinds` with 2 for clues, 1 for cells singles reach, 0 for the rest.
+    """Fills `solutions` with random grids, and `kinds` as in `sudoku_puzzles.PuzzlePool`.
 
-    Puzzle number `start + i` of `seed` goes to row `i`.
+    Puzzle number `start + i` of `seed` is in row `i`.
     """
     cands = np.empty((82, 81), np.int64)
     dones = np.empty((82, 81), np.int64)
@@ -284,7 +288,7 @@ def make_pool(seed, start, solutions, kinds):
 
 @njit(cache=True)
 def count_many(puzzles, limit, counts, solutions):
-    """Counts the solutions of each puzzle up to `limit`; the first solution goes to `solutions`."""
+    """Counts the solutions of each puzzle up to `limit`; the first one found is written to `solutions`."""
     cands = np.empty((82, 81), np.int64)
     dones = np.empty((82, 81), np.int64)
     first = np.empty(81, np.int64)
@@ -297,7 +301,7 @@ def count_many(puzzles, limit, counts, solutions):
 
 @njit(cache=True)
 def training_states(seed, step, solutions, kinds, hard, few, weights, x, target):
-    """Fills one batch: row `i` of step `step` is a function of `(seed, step, i)` and the pool alone.
+    """Fills the batch of a step: row `i` depends only on `(seed, step, i)` and the pool.
 
     `weights` are the cumulative percentages of the kinds of states, see `sudoku_puzzles.StateMix`.
     """
@@ -313,7 +317,7 @@ def training_states(seed, step, solutions, kinds, hard, few, weights, x, target)
                 target[n, i] = solutions[g, i]
                 x[n, i] = 0 if k < hidden else solutions[g, i]
             continue
-        # A state of a unique puzzle: its clues and a random part of the other cells, easy cells first or at random.
+        # A state of a puzzle with one solution: its clues and a random part of the other cells, easy ones first.
         if draw < weights[1]:
             g = below(s, solutions.shape[0])
         elif draw < weights[2]:
@@ -325,7 +329,7 @@ def training_states(seed, step, solutions, kinds, hard, few, weights, x, target)
             x[n, i] = solutions[g, i] if kinds[g, i] == 2 else 0
         style = below(s, 4)
         order = shuffled(s, 81)
-        if style == 1:  # part of what singles reach
+        if style == 1:  # some of the cells that singles determine
             reached = 0
             for i in range(81):
                 reached += kinds[g, i] == 1
@@ -335,14 +339,14 @@ def training_states(seed, step, solutions, kinds, hard, few, weights, x, target)
                 if quota > 0 and kinds[g, i] == 1:
                     x[n, i] = solutions[g, i]
                     quota -= 1
-        elif style >= 2:  # all that singles reach, and in half of these a few cells more
+        elif style >= 2:  # all cells that singles determine, and in half of these states a few more
             for i in range(81):
                 if kinds[g, i] == 1:
                     x[n, i] = solutions[g, i]
             rest = 0
             for i in range(81):
                 rest += x[n, i] == 0
-            if rest == 0:  # singles solve it: back to a random part
+            if rest == 0:  # singles solve the whole puzzle: mask a random part of their cells again
                 for i in range(81):
                     if kinds[g, i] == 1 and below(s, 2):
                         x[n, i] = 0

@@ -1,8 +1,8 @@
 """Human antibody chains: fill in masked residues, for the models `sapiens-vh` (heavy) and `sapiens-vl` (light).
 
-The chains are joined from human germline segments, without mutations: heavy ones from V, D and J, light ones from V and
-J, kappa and lambda. Such chains are the certain part of what the models were trained on: they compare samplers with
-each other and say little of how good a model is.
+The chains are joined from human germline segments, without mutations: heavy chains from V, D and J segments, light ones
+(kappa and lambda) from V and J segments. The models were trained on similar sequences, so these chains serve to compare
+samplers with each other, and say little about how good a model is.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ VOCABULARY = ("<s>", "<pad>", "</s>", "<unk>", *RESIDUES, "<mask>")
 """The tokens of both models, in the order of their ids."""
 
 COUNT = 1000
-"""Chains that are joined for a half; those that are joined twice count once."""
+"""Number of chains that are made for a half; duplicates are then removed."""
 
 LOCI = {"heavy": ("IGH",), "light": ("IGK", "IGL")}
 _LONGEST = 144
@@ -32,14 +32,22 @@ _LONGEST = 144
 
 @cache
 def segments() -> dict[str, str]:
-    """Returns the human germline segments by name: `IGHV1-2*02`, `IGKJ1*01`, `IGHD1-1*01/1` (a reading frame), ..."""
+    """Returns the human germline segments by name: `IGHV1-2*02`, `IGKJ1*01`, `IGHD1-1*01/1` (reading frame 1), ..."""
     packed = resources.files("unmask").joinpath("data/antibodies/germline.txt.gz").read_bytes()
     lines = decode(packed, "the embedded germline segments").splitlines()
     return dict(line.split() for line in lines)
 
 
 def chains(chain: str, half: str) -> list[str]:
-    """Joins chains of segments at random, a function of (chain, half, index); each V gene belongs to one half."""
+    """Joins random segments to chains, each a function of (chain, half, index); a V gene belongs to one half only.
+
+    Args:
+        chain: `heavy` or `light`.
+        half: `validation` or `test`.
+
+    Returns:
+        The different chains, as one-letter codes of residues.
+    """
     known = segments()
     pools = {
         kind: [name for name in known if name.startswith(kind)]
@@ -62,17 +70,20 @@ def _half(allele: str) -> str:
 class AntibodyTask(Infilling):
     """Antibody chains with masks (see the module), scored by the share of masked residues recovered.
 
-    A V gene, all its alleles, is in one of the halves; D and J are in both.
+    All alleles of a V gene are in the same half; D and J segments are in both halves.
 
     Args:
         chain: `heavy` or `light`.
-        kind: `random` masks single residues, `spans` stretches of `span`, about a complementarity-determining region.
+        kind: `random` masks single residues; `spans` masks spans of `span` residues, by default about the length of a
+            complementarity-determining region.
         share: The share of a chain that is masked.
         span: Residues per span.
-        length: The largest number of tokens of a chain, the two around it included; longer ones are left out.
+        length: The maximum number of tokens of a chain, including its first and last special token; longer chains are
+            left out.
 
     Raises:
         ValueError: If a setting is out of range.
+        DataError: If all chains of a half are longer than `length`.
     """
 
     name = "antibodies"

@@ -1,20 +1,20 @@
 """Arithmetic written as text, in which later characters follow from earlier ones.
 
-The prompt shows the problem and masks the answer with its working. Four kinds:
+The prompt shows the problem; the answer and its working are masked. There are four kinds:
 
-- `addition`: several sums a sequence, `347+586= 933 128+245= 373`. A digit depends on the carries to its right.
-- `expression`: numbers, `+`, `-`, `*` and brackets, worked out one operation at a time:
+- `addition`: several sums in a sequence, `347+586= 933 128+245= 373`. A digit depends on the carries to its right.
+- `expression`: numbers, `+`, `-`, `*` and brackets, evaluated one operation at a time:
   `(23+18)*2-45=41*2-45=82-45=37`.
 - `word`: `tom has 23 apples, gets 18 more and gives 12 away. how many are left? 23+18=41 41-12=29`.
-- `countdown`: make a number from others, each used once: `2 18 23 make 82: 23+18=41 41*2=82`. Mostly there are several
-  ways, so tokens drawn together may belong to different ones.
+- `countdown`: make a number from others, each used once: `2 18 23 make 82: 23+18=41 41*2=82`. Usually there are several
+  solutions, and tokens that are drawn in parallel may belong to different ones.
 
-`mixed` draws one of the first three for each sequence. The answers of the first three follow from their problems; what
-makes them hard to decode in parallel is that a network which cannot do all the steps at once is unsure of the later
-ones, until it has written the earlier ones down.
+`mixed` draws one of the first three for each sequence. The answers of the first three are determined by their problems.
+They are hard to decode in parallel because a network that cannot do all the steps at once is uncertain about the later
+steps until it has written down the earlier ones.
 
-The number of masks does not give the answer away: a sum has room for a carry, a space without one; otherwise every
-number that is worked out has two digits, so the shape of the problem fixes the length. What pads a sequence is shown.
+The number of masks does not reveal the answer: a sum has a place for a carry, which is a space if there is none, and in
+the other kinds all results have two digits, so the form of the problem fixes the length. Padding is not masked.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from ._common import ENDLESS, MASK_SIGN, Draws, check_index, check_split, stack
 from .task import Prompts
 
 CHARACTERS = " 0123456789+-*()=.,:?abcdefghijklmnopqrstuvwxyz"
-"""The vocabulary; the mask comes after it."""
+"""The vocabulary: a character's index is its token id. The mask token comes after the last one."""
 
 _IDS = {character: index for index, character in enumerate(CHARACTERS)}
 _LEAST, _MOST = 10, 99
@@ -46,7 +46,7 @@ OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "-": lambda a, b: a - b,
     "*": lambda a, b: a * b,
 }
-"""What the signs mean."""
+"""The function of each sign."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class Problem:
     """One problem.
 
     Attributes:
-        shown: What the prompt shows.
-        hidden: Working and answer; the answer proper is what follows the last `=`.
-        key: What tells the split: problems that are the same but for names or order have the same.
+        shown: The text that the prompt shows.
+        hidden: The working and the answer, which follows the last `=`.
+        key: Determines the split. Problems that differ only in names or in the order of numbers have the same key.
     """
 
     shown: str
@@ -66,7 +66,14 @@ class Problem:
 
 @dataclass(frozen=True)
 class Operation:
-    """A node of an expression: `left sign right`, with its value."""
+    """A node of an expression: `left sign right`.
+
+    Attributes:
+        sign: `+`, `-` or `*`.
+        left: The left operand.
+        right: The right operand.
+        value: The value of the node.
+    """
 
     sign: str
     left: Operation | int
@@ -80,10 +87,14 @@ def value_of(node: Operation | int) -> int:
 
 
 def expression(operations: int, draws: Draws) -> Operation | int:
-    """Makes a random expression whose parts all have two-digit values; its own value is uniform in 10..99.
+    """Makes a random expression whose parts have two-digit values; its own value is uniform in 10..99.
 
-    It grows from the top: a node that must have the value v is split into parts that give v. One factor of each product
-    is a single digit, so that there are products at all.
+    It is built from the root: a node that must have the value v is split into two parts that give v. One factor of each
+    product is a single digit, as the product of two larger numbers would have three digits.
+
+    Args:
+        operations: Number of operations; at 0 the expression is a number.
+        draws: The random numbers.
     """
     return _grow(_LEAST + draws.below(_MOST - _LEAST + 1), operations, draws)
 
@@ -111,7 +122,10 @@ def _grow(value: int, operations: int, draws: Draws) -> Operation | int:
 
 
 def write(node: Operation | int) -> str:
-    """Writes an expression with the brackets that make it readable in one way only, and none that do not."""
+    """Writes an expression with the brackets that it needs, and no others.
+
+    A right operand that is a sum or difference, or a product in a product, always has brackets.
+    """
     if isinstance(node, int):
         return str(node)
     left, right = write(node.left), write(node.right)
@@ -128,7 +142,11 @@ def numbers_of(node: Operation | int) -> list[int]:
 
 
 def work_out(node: Operation) -> tuple[Operation | int, Operation]:
-    """Works out the first operation, from the left, on two plain numbers; also returns that operation."""
+    """Evaluates the first operation, from the left, on two plain numbers.
+
+    Returns:
+        The expression with the value in place of the operation, and the operation.
+    """
     if isinstance(node.left, Operation):
         left, done = work_out(node.left)
         return Operation(node.sign, left, node.right, node.value), done
@@ -191,7 +209,7 @@ def _word(draws: Draws) -> Problem:
 
 
 def _chain(signs: str, draws: Draws) -> tuple[list[int], list[str]]:
-    # Numbers such that working from the left keeps to two digits, and the steps.
+    # Returns numbers for which all results, from left to right, have two digits; and the steps as text.
     while True:
         value = _LEAST + draws.below(_MOST - _LEAST + 1)
         numbers, lines = [value], []
@@ -207,7 +225,13 @@ def _chain(signs: str, draws: Draws) -> tuple[list[int], list[str]]:
 
 
 def makes(text: str, numbers: list[int], target: int) -> bool:
-    """True if the steps in `text` (`23+18=41 41*2=82`) are right, use each number once and end at the target."""
+    """Returns whether steps, such as `23+18=41 41*2=82`, are right, use each number once and end at the target.
+
+    Args:
+        text: The steps, with spaces between them.
+        numbers: The given numbers.
+        target: The number to make.
+    """
     left = list(numbers)
     value = None
     for step in text.strip().split(" "):
@@ -231,12 +255,17 @@ def encode(text: str) -> Int[Tensor, " characters"]:
 
 
 def _longest_expression(numbers: int) -> int:
-    # Two digits a number, a sign between any two, brackets around every part that is neither a number nor the whole.
+    # Two digits per number, a sign between any two, brackets around each part that is not a number or the whole.
     return 2 * numbers + (numbers - 1) + 2 * max(0, numbers - 2)
 
 
 class ArithmeticExamples:
-    """Problems of a split, each a function of (seed, index)."""
+    """The sequences of a split, each a function of (seed, index).
+
+    Args:
+        task: The task.
+        split: The split.
+    """
 
     def __init__(self, task: ArithmeticTask, split: str) -> None:
         self.task, self.split = task, split
@@ -250,7 +279,7 @@ class ArithmeticExamples:
         draws = Draws(task.seed if self.split == "train" else 0, "arithmetic", task.kind, self.split, index)
         kind = draws.pick(_MIXED) if task.kind == "mixed" else task.kind
         problems = [task.problem(kind, self.split, draws) for _ in range(task.problems if kind == "addition" else 1)]
-        # The shown part is pushed to the right, so that the answer always begins at the same place.
+        # The shown part is aligned to the right, so that the answer always begins at the same position.
         text, maskable = " " * (task.widths[kind] - len(problems[0].shown)), []
         for number, one in enumerate(problems):
             text += " " * (number > 0) + one.shown
@@ -263,19 +292,20 @@ class ArithmeticExamples:
 class ArithmeticTask:
     """Arithmetic as text (see the module for the kinds).
 
-    Only answers and their working are masked, in training too: of the problem itself nothing can be learned but that
-    its digits are random. A problem belongs to one split, told by a hash of its numbers (of a sum the two operands in
-    either order); 2,000 sequences validate, 10,000 test.
+    Only answers and their working are masked, also in training: the problems themselves have random digits, of which
+    nothing can be learned. A hash of a problem's numbers (for a sum the two operands in either order) determines its
+    split. The validation split has 2,000 sequences, the test split 10,000.
 
-    The score is the share of the problems of a sequence whose last number is right (a sequence is one problem, but for
-    `addition`, where it is `problems`); working is not judged. For `countdown` it is 1 where all steps are right, use
-    each number once and end at the target, else 0; any way that fits the masks counts.
+    The score is the share of the problems of a sequence whose final number is right; the working is not judged. A
+    sequence of the kind `addition` holds `problems` problems, all others hold one. For `countdown` the score is 1 if
+    all steps are right, use each number once and end at the target, and 0 if not; any solution that fits into the masks
+    counts.
 
     Args:
         kind: `"addition"`, `"expression"`, `"word"`, `"countdown"` or `"mixed"`.
         digits: Digits of the operands of sums, from 2 to 9.
         problems: Sums per sequence, from 1 to 16.
-        operations: Operations per expression or countdown, from 1 to 6; without it 3, and 2 for countdown.
+        operations: Operations per expression or countdown, from 1 to 6; default: 3, and 2 for countdown.
         seed: The seed of the training problems.
 
     Raises:
@@ -320,7 +350,7 @@ class ArithmeticTask:
         self.quality = "share of problems solved" if kind == "countdown" else "share of answers right"
 
     def problem(self, kind: str, split: str, draws: Draws) -> Problem:
-        """Draws problems until one belongs to the split."""
+        """Draws problems of a kind until one belongs to the split, and returns that one."""
         while True:
             if kind == "addition":
                 one = _addition(draws, self.digits)
@@ -336,12 +366,12 @@ class ArithmeticTask:
         return ArithmeticExamples(self, check_split(split))
 
     def prompts(self, split: str, limit: int) -> Prompts:
-        """Returns the first `limit` sequences of a split, answers and working masked."""
+        """Returns the first `limit` sequences of a split, with answers and working masked."""
         answers, masked = stack(self.examples(split), limit)
         return Prompts.of(answers, masked, self.mask_id)
 
     def score(self, prompts: Prompts, tokens: Int[Tensor, "prompts length"]) -> Float[Tensor, " prompts"]:
-        """Returns, per prompt, what `quality` says; a mask that is left counts as wrong."""
+        """Returns the score of each prompt, as the class describes it; a remaining mask counts as wrong."""
         judge = self._countdown_score if self.kind == "countdown" else self._share_right
         rows = zip(prompts.tokens, prompts.answers, tokens, strict=True)
         return torch.tensor([judge(*map(self.show, row)) for row in rows], dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Whether a model is one for a task, before it is used on it: by its name, its kind, its tokens and its length."""
+"""Checks that a model fits a task, by the task it was trained on, its objective, its tokens and its length."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .task import Task
 
 
 def check_model(model: str | Path, denoiser: Denoiser, task: Task) -> None:
-    """Refuses a model that was trained on another task, reads from left to right, or has other tokens.
+    """Refuses a model that was trained on another task, is causal, or has other tokens or another length.
 
     Args:
         model: Name or folder of the model, as for `unmask.load`.
-        denoiser: The model, loaded.
-        task: What it is to be used on.
+        denoiser: The loaded model.
+        task: The task that it is to be used for.
 
     Raises:
-        AdapterError: If it does not fit; the message names both and models that do.
+        AdapterError: If the model does not fit. The message names both, and embedded models that fit.
     """
     known = trained_on(model)
     if known.objective == "causal":
         raise AdapterError(
-            f"the model {str(model)!r} reads from left to right: it judges {known.task or 'samples'} and cannot fill in"
-            f" masks of the task {task.name}{_others(task)}"
+            f"the model {str(model)!r} is causal: it judges {known.task or 'samples'} and cannot fill in masks of the"
+            f" task {task.name}{_others(task)}"
         )
     if known.task is not None and known.task != task.name:
         raise AdapterError(
-            f"the model {str(model)!r} is one of the task {known.task}, not of {task.name}: they do not belong"
+            f"the model {str(model)!r} was trained on the task {known.task}, not on {task.name}: they do not belong"
             f" together{_others(task)}"
         )
     found, wanted = (denoiser.vocab_size, denoiser.mask_id), (task.vocab_size, task.mask_id)
@@ -56,7 +56,7 @@ def check_model(model: str | Path, denoiser: Denoiser, task: Task) -> None:
 
 
 def _others(task: Task) -> str:
-    """The embedded models of a task, for a message."""
+    """Returns advice that names the embedded models of a task, for a message; empty if there are none."""
     names = []
     for name in EMBEDDED:
         try:

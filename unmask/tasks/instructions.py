@@ -1,20 +1,20 @@
-"""Short instructions about numbers with their answers, as a language model is asked: the response ends itself.
+"""Short instructions about numbers with their answers, as given to a language model: the response has an end token.
 
-The prompt is shown, plain or as a chat; the response is masked, and filled up with `<|endoftext|>`, which the model
-learns to predict too, and so where to end. The kinds, with an example each:
+The prompt is plain text or a chat. The response is masked, and padded with `<|endoftext|>`, which the model learns to
+predict as well, so that it learns where to end. The kinds, with examples of prompt and answer:
 
 - `sums`: `12+35=` `47`, `7*8=` `56`, `What is 9 plus 4?` `13`: sums and the multiplication table;
 - `basic`: the same, and differences;
-- `calculate`: the same, `Add 12 and 35.` `47`, and longer products, `23*7=` `140+21=161`;
+- `calculate`: the same as `basic`, also in words (`Add 12 and 35.` `47`), and longer products, `23*7=` `140+21=161`;
 - `steps`: `Add 27 and 45 step by step.` `7+5=12, 20+40=60, 60+12=72`;
 - `chain`: `12+35-8=` `47-8=39`;
 - `count`: `Count from 7 to 12.` `7 8 9 10 11 12`;
 - `reverse`: `Reverse 3814.` `4183`;
 - `sort`: `Sort 31 7 25.` `7 25 31`;
 - `double`: `Double 4 8 15.` `8 16 30`;
-- `split`: `Find two numbers that make 47.` `12+35`, or any two others: what is drawn together must fit.
+- `split`: `Find two numbers that make 47.` `12+35`, or any other sum: tokens drawn in parallel must fit each other.
 
-A response of so many characters is given more masks than it needs, so their number does not tell its length.
+A response is given more masks than it has characters, so the number of masks does not reveal its length.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from .task import Prompts
 
 CHARACTERS = "\n" + "".join(chr(code) for code in range(32, 127))
 SPECIAL = ("<|endoftext|>", "<|mask|>", "<|pad|>", "<|unk|>", "<|user|>", "<|assistant|>")
-"""The tokens that are no characters; their ids come after those of the characters."""
+"""The special tokens; their ids come after those of the characters."""
 
 END_ID, MASK_ID, PAD_ID, UNKNOWN_ID, USER_ID, ASSISTANT_ID = range(len(CHARACTERS), len(CHARACTERS) + len(SPECIAL))
 
@@ -53,7 +53,7 @@ _IDS = {character: index for index, character in enumerate(CHARACTERS)}
 _VALIDATION, _TEST, _BUCKETS = 2_000, 10_000, 16
 _LENGTH, _CANVAS = 96, 32
 _CANVASES = (4, 4, 5, 6, 8, 16, 32)
-"""Masks of a response in training, each as often, as far as they fit; more where the response needs more."""
+"""Numbers of masks for a response in training, drawn with equal probability; a longer response gets more."""
 _WORDS = {"+": "plus", "-": "minus", "*": "times"}
 
 
@@ -62,10 +62,11 @@ class Instruction:
     """One instruction.
 
     Attributes:
-        prompt: What is asked.
-        answer: The answer; of several that are right, one.
-        kind: See the module.
-        key: What tells the split; `""` for the multiplication table and sums of digits, which are only trained on.
+        prompt: The text of the instruction.
+        answer: The answer, or one of several right answers.
+        kind: The kind, see the module.
+        key: Determines the split; `""` for the multiplication table and sums of single digits, which are in the
+            training split.
     """
 
     prompt: str
@@ -74,7 +75,7 @@ class Instruction:
     key: str
 
     def right(self, text: str) -> bool:
-        """True if a response is right, the working included; spaces around it do not count."""
+        """Returns whether a response is right, including its working; spaces around it are ignored."""
         text = text.strip()
         if self.kind != "split":
             return text == self.answer
@@ -193,16 +194,22 @@ KINDS: dict[str, Callable[[Draws], Instruction]] = {
     "split": _split,
 }
 _OFTEN = {"sums": 6, "basic": 6, "calculate": 6}
-"""How many times as often as the others a kind is drawn."""
+"""How many times as often as a kind that is not listed a kind is drawn."""
 
 
 def split_of(key: str) -> str:
-    """Returns the split that an instruction belongs to, told by a hash of its operands."""
+    """Returns the split of an instruction, which a hash of its key determines; the key `""` is in `"train"`."""
     return {0: "validation", 1: "test"}.get(derive(0, "instruction split", key) % _BUCKETS, "train") if key else "train"
 
 
 def draw_instruction(split: str, draws: Draws, kinds: tuple[str, ...]) -> Instruction:
-    """Draws instructions of one of the kinds until one belongs to the split."""
+    """Draws instructions of a random kind until one belongs to the split, and returns that one.
+
+    Args:
+        split: The split.
+        draws: The random numbers.
+        kinds: The kinds to draw from.
+    """
     kind = draws.pick([kind for kind in kinds for _ in range(_OFTEN.get(kind, 1))])
     while True:
         one = KINDS[kind](draws)
@@ -216,7 +223,11 @@ def encode(text: str) -> list[int]:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Writes `tokenizer.json` and `tokenizer_config.json`: a token per character, and the chat template."""
+    """Writes the tokenizer, which has a token per character, and its chat template.
+
+    Args:
+        folder: The folder in which `tokenizer.json` and `tokenizer_config.json` are written.
+    """
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -241,11 +252,15 @@ def save_tokenizer(folder: Path) -> None:
 
 
 class InstructionExamples:
-    """Instructions of a split, each a function of (seed, index).
+    """The instructions of a split, each a function of (seed, index).
 
-    Half of them are chats, some of those with an earlier turn where it fits. For training, the masks are one of the
-    task's `canvases`, and at least 1 to 4 more than the response has tokens, as far as they fit; elsewhere there are
-    `canvas`.
+    Half of them are chats; in training, some of these have an earlier turn, if it fits. The number of masks in training
+    is drawn from the task's `canvases`, but is at least 1 to 4 more than the response has tokens, as far as they fit.
+    In the other splits it is `canvas`.
+
+    Args:
+        task: The task.
+        split: The split.
     """
 
     def __init__(self, task: InstructionTask, split: str) -> None:
@@ -280,7 +295,7 @@ class InstructionExamples:
         if len(response) >= canvas or len(prompt) + canvas > self.task.length:
             raise ValueError(
                 f"{one.prompt!r} with its answer {one.answer!r} does not fit {self.task.length} tokens with"
-                f" {canvas} for the response; make length and canvas larger"
+                f" {canvas} of them for the response; make length and canvas larger"
             )
         tokens = [*prompt, *response, *[END_ID] * (canvas - len(response))]
         maskable = [False] * len(prompt) + [True] * canvas
@@ -291,17 +306,18 @@ class InstructionExamples:
 class InstructionTask:
     """Instructions about numbers (see the module).
 
-    An instruction belongs to one split, told by a hash of its operands; of a chat with earlier turns, all do. The score
-    is 1 where the response up to its end token is right, working included, else 0.
+    A hash of the operands determines the split of an instruction; all turns of a chat are of the same split. The score
+    is 1 if the response up to its end token is right, including its working, and 0 if not.
 
     Args:
-        kinds: Which kinds, joined by `+`; default: all but `sums` and `basic`, which `calculate` contains.
-        length: Tokens per sequence, the room for prompt and response.
-        canvas: Masks of a prompt to be answered.
+        kinds: The kinds, joined by `+`; default: all but `sums` and `basic`, which `calculate` contains.
+        length: Tokens per sequence, for prompt and response together.
+        canvas: The number of masks for a response, outside training.
         seed: The seed of the training instructions.
 
     Raises:
-        ValueError: If there is no such kind, a number is out of range, or a prompt might not fit.
+        ValueError: If there is no such kind or a number is out of range; when an example is read, if it does not fit
+            into `length` tokens.
     """
 
     name = "instructions"
@@ -325,11 +341,11 @@ class InstructionTask:
         self.canvas, self.length = whole("canvas", canvas, 1), whole("length", length, 1)
 
     def draw(self, split: str, draws: Draws) -> Instruction:
-        """Draws an instruction of a split."""
+        """Draws an instruction of a split, with the given random numbers."""
         return draw_instruction(split, draws, self.chosen)
 
     def asked(self, prompt: str, answer: str) -> Instruction:
-        """Returns the instruction of a prompt."""
+        """Returns the instruction that the text of a prompt and an answer make, for scoring."""
         return Instruction(prompt, answer, "split" if prompt.startswith("Find two") else "", "")
 
     def examples(self, split: str) -> InstructionExamples:
@@ -342,7 +358,7 @@ class InstructionTask:
         return [examples.instruction(index)[0] for index in range(min(limit, len(examples)))]
 
     def prompts(self, split: str, limit: int) -> Prompts:
-        """Returns the first `limit` instructions of a split, `canvas` masks for each response."""
+        """Returns the first `limit` instructions of a split, with masks for each response."""
         answers, masked = stack(self.examples(split), limit)
         return Prompts.of(answers, masked, self.mask_id)
 
@@ -352,20 +368,20 @@ class InstructionTask:
         for prompt, answer, filled in zip(prompts.tokens, prompts.answers, tokens, strict=True):
             masked = prompt == self.mask_id
             asked = (prompt == USER_ID).nonzero()
-            last = prompt[int(asked[-1]) :] if len(asked) else prompt  # earlier turns of a chat are not asked
+            last = prompt[int(asked[-1]) :] if len(asked) else prompt  # only the last turn of a chat is to be answered
             shown = last[last < len(CHARACTERS)]
             one = self.asked(_text(shown), _response(answer[masked]))
             right.append(one.right(_response(filled[masked])))
         return torch.tensor(right, dtype=torch.float64)
 
     def show(self, tokens: Int[Tensor, " length"]) -> str:
-        """Returns the text, with `□` for a mask, and `<|...|>` for a special token; no padding."""
+        """Returns the text without padding, with `□` for a mask and `<|...|>` for a special token."""
         names = (*CHARACTERS, *SPECIAL)
         names = [MASK_SIGN if index == MASK_ID else name for index, name in enumerate(names)]
         return "".join(names[token] for token in tokens.tolist() if token != PAD_ID)
 
     def save_tokenizer(self, folder: Path) -> None:
-        """Writes the tokenizer of the vocabulary beside a model (see `save_tokenizer`)."""
+        """Writes the task's tokenizer into the folder of a model (see the function `save_tokenizer`)."""
         save_tokenizer(folder)
 
 

@@ -1,15 +1,15 @@
-"""Mazes: given walls, start and end, say for each cell where the shortest path goes next.
+"""Mazes: given walls, start and end, predict for each cell where the shortest path goes next.
 
-A sequence has two halves of `size²` tokens, cell by cell, row by row: the *maze*, which is always shown, and the
+A sequence has two halves of `size²` tokens, one per cell, row by row: the *maze*, which is always shown, and the
 *answer*, which is masked. A token of the maze says which of the four sides are open (16 sets) and whether the cell is
 plain, the start or the end. A token of the answer is the direction from the cell to the next cell of the path (north,
-east, south, west), or none for the end and for cells off the path. So a prompt has `size²` masks.
+east, south, west), or none for the end and for cells that are not on the path. So a prompt has `size²` masks.
 
-Two kinds. `tree`: a depth-first maze, in which exactly one path joins any two cells. The generator follows `gen_dfs`
-of maze-dataset: it starts in a random cell that is in neither the last row nor the last column, goes on to a random
-unvisited neighbour, or back where there is none. `loops`: the same with a part of the walls removed, so that there may
-be several shortest paths; the answer of an example is one of them, uniformly drawn. In both, start and end are two
-different cells, each pair as likely.
+There are two kinds. `tree`: a depth-first maze, in which exactly one path joins any two cells. The generator follows
+`gen_dfs` of maze-dataset: it starts in a random cell that is in neither the last row nor the last column, and moves to
+a random unvisited neighbour, or back if there is none. `loops`: the same with some of the walls removed, so that there
+may be several shortest paths; the answer of an example is one of them, uniformly drawn. In both kinds, start and end
+are two different cells, and all pairs have equal probability.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from ._common import ENDLESS, Draws, check_index, check_split, stack
 from .task import Prompts
 
 CONDITIONS = 48
-"""Tokens of the maze: `16 · role + open sides`, with the roles plain, start, end."""
+"""Number of token ids of the maze: `16 · role + open sides`, with the roles 0 (plain), 1 (start) and 2 (end)."""
 
 ANSWERS = {0: CONDITIONS, NORTH: CONDITIONS + 1, EAST: CONDITIONS + 2, SOUTH: CONDITIONS + 3, WEST: CONDITIONS + 4}
-"""Tokens of the answer: none and the four directions."""
+"""Token ids of the answer, by direction; 0 is no direction."""
 
 MASK = CONDITIONS + len(ANSWERS)
 
@@ -55,9 +55,9 @@ class Maze:
 
     Attributes:
         size: Cells per side.
-        sides: For each cell, row by row, the set of its open sides.
+        sides: For each cell, row by row, the set of its open sides: a sum of `NORTH`, `EAST`, `SOUTH` and `WEST`.
         start: Number of the cell in which the path starts.
-        end: Number of the cell in which it ends.
+        end: Number of the cell in which the path ends.
     """
 
     size: int
@@ -90,8 +90,8 @@ def random_maze(size: int, removed: float, draws: Draws) -> Maze:
 
     Args:
         size: Cells per side, at least 2.
-        removed: Which share of the walls between cells is opened, rounded to whole walls.
-        draws: Where the randomness comes from.
+        removed: The share of the remaining walls between cells that is opened, rounded to whole walls.
+        draws: The random numbers.
     """
     table = _neighbours(size)
     sides = [0] * (size * size)
@@ -126,12 +126,12 @@ def random_maze(size: int, removed: float, draws: Draws) -> Maze:
 
 
 def distances(maze: Maze) -> list[int]:
-    """Returns the number of steps from each cell to the end; -1 where there is no way."""
+    """Returns the number of steps from each cell to the end, and -1 for cells from which it cannot be reached."""
     table = _neighbours(maze.size)
     steps = [-1] * len(maze.sides)
     steps[maze.end] = 0
     reached = [maze.end]
-    for cell in reached:  # grows while it is walked
+    for cell in reached:  # the list grows during the loop: a breadth-first search
         for side, _, other in table[cell]:
             if maze.sides[cell] & side and steps[other] < 0:
                 steps[other] = steps[cell] + 1
@@ -156,9 +156,13 @@ def path_counts(maze: Maze) -> list[int]:
 
 
 def shortest_path(maze: Maze, draws: Draws) -> list[int]:
-    """Returns the answer for a shortest path, uniformly drawn: per cell the side it leaves by, 0 for none.
+    """Returns the answer for a uniformly random shortest path: for each cell the side by which it is left, 0 for none.
 
-    The walk goes on to a neighbour with the chance that the neighbour's share of the shortest paths has.
+    At each step, the probability of a neighbour is its share of the remaining shortest paths.
+
+    Args:
+        maze: The maze, in which the end can be reached from the start.
+        draws: The random numbers.
     """
     table = _neighbours(maze.size)
     counts, steps = path_counts(maze), distances(maze)
@@ -181,11 +185,14 @@ def shortest_path(maze: Maze, draws: Draws) -> list[int]:
 
 
 def is_shortest_path(maze: Maze, answer: Sequence[int | None]) -> bool:
-    """True if the directions lead from start to end through open sides, in as few steps as possible, and no others do.
+    """Returns whether an answer is exactly a shortest path.
+
+    The directions must lead from start to end through open sides in as few steps as possible, and all other cells must
+    have no direction.
 
     Args:
         maze: The maze.
-        answer: Per cell the side the path leaves by, 0 for none; `None` where the token is no direction at all.
+        answer: For each cell the side by which the path leaves it, 0 for none; `None` if its token is not of an answer.
     """
     table = _neighbours(maze.size)
     cell, used = maze.start, 0
@@ -208,7 +215,7 @@ def encode(maze: Maze, answer: Sequence[int]) -> Int[Tensor, " length"]:
 
 
 def decode(tokens: Int[Tensor, " length"]) -> tuple[Maze, list[int | None]]:
-    """Returns the maze and the answer of a sequence; `None` where the answer is masked or no direction.
+    """Returns the maze and the answer of a sequence; `None` for cells that are masked or have a token of the maze.
 
     Raises:
         ValueError: If the first half is not a maze with one start and one end.
@@ -223,7 +230,7 @@ def decode(tokens: Int[Tensor, " length"]) -> tuple[Maze, list[int | None]]:
 
 
 def draw(maze: Maze, answer: Sequence[int | None]) -> str:
-    """Draws a maze: `#` wall, `S` and `E` the ends, arrows for the answer, `?` where it is masked."""
+    """Draws a maze as text: `#` is a wall, `S` the start, `E` the end, arrows are the answer, `?` is a mask."""
     wide = 2 * maze.size + 1
     canvas = [["#"] * wide for _ in range(wide)]
     shift = {NORTH: (-1, 0), EAST: (0, 1), SOUTH: (1, 0), WEST: (0, -1)}
@@ -250,13 +257,13 @@ def parse_drawing(text: str) -> Maze:
     """Reads a maze drawn as `(2 size + 1)²` characters, row by row: `#` wall, `.` open, `S` start, `E` end.
 
     Raises:
-        DataError: If it is no such drawing.
+        DataError: If the text is not such a drawing.
     """
     wide = round(len(text) ** 0.5)
     if wide * wide != len(text) or wide % 2 == 0 or wide < 5:
         raise DataError(f"a drawn maze has (2n + 1)² characters, got {len(text)}")
     if set(text) - set("#.SE") or text.count("S") != 1 or text.count("E") != 1:
-        raise DataError("a drawn maze has one S, one E, and else # and .")
+        raise DataError("a drawn maze has one S and one E; all other characters are # and .")
     size = wide // 2
     ends = {text[wide * row + column]: (row, column) for row in range(wide) for column in range(wide)}
     if any(place % 2 == 0 for name in "SE" for place in ends[name]):
@@ -266,7 +273,7 @@ def parse_drawing(text: str) -> Maze:
         row, column = (2 * place + 1 for place in divmod(cell, size))
         at = wide * row + column
         if text[at] == "#":
-            raise DataError(f"the cell in row {row // 2 + 1}, column {column // 2 + 1} is walled up")
+            raise DataError(f"the cell in row {row // 2 + 1}, column {column // 2 + 1} is drawn as a wall")
         around = {NORTH: at - wide, EAST: at + 1, SOUTH: at + wide, WEST: at - 1}
         sides.append(sum(side for side, there in around.items() if text[there] != "#"))
         if any(sides[-1] & side and not _inside(there, wide) for side, there in around.items()):
@@ -280,7 +287,7 @@ def _inside(at: int, wide: int) -> bool:
 
 
 def is_tree(maze: Maze) -> bool:
-    """True if exactly one path joins any two cells."""
+    """Returns whether exactly one path joins any two cells."""
     return sum(side.bit_count() for side in maze.sides) == 2 * (len(maze.sides) - 1) and min(distances(maze)) >= 0
 
 
@@ -289,11 +296,11 @@ def read_csv(path: Path, encoding: str | None = None) -> list[Maze]:
 
     Args:
         path: The file; see `unmask.files.tables.read_table`.
-        encoding: The encoding of the file; default: the one it declares, else UTF-8.
+        encoding: The encoding of the file; default: the one that it declares, or else UTF-8.
 
     Raises:
-        DataError: If the file cannot be read, has no such column or no row, or a row holds no maze; the message names
-            the line.
+        DataError: If the file cannot be read, has no such column or no row, or a row does not hold a maze. The message
+            names the line.
     """
     mazes = []
     for line, row in read_table(path, ("maze",), "the mazes", encoding):
@@ -302,7 +309,7 @@ def read_csv(path: Path, encoding: str | None = None) -> list[Maze]:
         except DataError as error:
             raise DataError(f"{path}, line {line}: {error}") from error
     if not mazes:
-        raise DataError(f"{path} holds no maze")
+        raise DataError(f"{path} does not hold any maze")
     return mazes
 
 
@@ -317,7 +324,13 @@ def embedded_mazes() -> tuple[Maze, ...]:
 
 
 class MazeExamples:
-    """Mazes of a split: those given, or generated ones, each a function of (seed, index)."""
+    """The mazes of a split: given mazes, or generated ones, each a function of (seed, index).
+
+    Args:
+        task: The task.
+        split: The split.
+        mazes: The mazes; `None`: they are generated.
+    """
 
     def __init__(self, task: MazeTask, split: str, mazes: Sequence[Maze] | None) -> None:
         self.task, self.split, self.mazes = task, split, mazes
@@ -343,27 +356,28 @@ class MazeExamples:
 
 
 class MazeTask:
-    """Mazes: find the shortest path (see the module for how it is written).
+    """Mazes: find the shortest path (see the module for the tokens).
 
-    Only answers are masked, in training too. The walls of a maze tell, by a hash, the one split it may be in, whatever
-    its ends; 2,000 mazes validate, 10,000 test. The test mazes of 6×6 trees are instead those of an embedded file made
-    by others; none of them is in another split. (There are few enough 6×6 trees that among 10,000 some occur twice.)
+    Only answers are masked, also in training. A hash of a maze's walls determines its split, whatever its start and
+    end. The validation split has 2,000 mazes, the test split 10,000. For trees of 6×6 cells the test mazes are those of
+    an embedded file made by others, and none of them is in another split. (There are so few 6×6 trees that among 10,000
+    some occur twice.)
 
-    The score is 1 where the answer is a shortest path from start to end, and nothing else; 0 elsewhere. In a tree that
-    is the one path.
+    The score is 1 if the answer is exactly a shortest path from start to end, and 0 if not. In a tree there is only one
+    path.
 
     Args:
         kind: `"tree"` or `"loops"`.
-        size: Cells per side, at least 4 (there are only 42 trees of 3×3); without it 6 for trees, 8 with loops.
-        removed: The share of walls opened to make loops.
-        data: A CSV file with a column `maze` of drawings (see `parse_drawing`), for testing instead of the
-            kind's own test mazes; for trees they must be trees.
+        size: Cells per side, at least 4 (there are only 42 trees of 3×3); default: 6 for trees, 8 for loops.
+        removed: The share of the walls that is opened to make loops.
+        data: A CSV file with a column `maze` of drawings (see `parse_drawing`), which replace the kind's own test
+            mazes; for the kind `tree` they must be trees.
         seed: The seed of the training mazes.
-        encoding: The encoding of the file; default: the one it declares, else UTF-8.
+        encoding: The encoding of the file; default: the one that it declares, or else UTF-8.
 
     Raises:
         ValueError: If a setting is out of range.
-        DataError: If the file cannot be read, or a maze does not fit the kind and size, or has no way to its end.
+        DataError: If the file cannot be read, or a maze does not fit the kind and size, or its end cannot be reached.
     """
 
     name = "maze"
@@ -405,12 +419,14 @@ class MazeTask:
                 f"{name} has {maze.size}×{maze.size} cells, not {self.size}×{self.size}; set size={maze.size}"
             )
         if self.kind == "tree" and not is_tree(maze):
-            raise DataError(f"{name} is no tree: more or fewer than one path joins its cells; kind=loops takes it")
+            raise DataError(
+                f"{name} is not a tree: not exactly one path joins any two of its cells; kind=loops accepts it"
+            )
         if distances(maze)[maze.start] < 0:
-            raise DataError(f"{name} has no way from start to end")
+            raise DataError(f"{name} has no path from start to end")
 
     def split_of(self, maze: Maze) -> str | None:
-        """Returns which split a generated maze may be in; `None` if it is one of those given for testing."""
+        """Returns the split that a generated maze may be in; `None` if it is one of the given test mazes."""
         walls = bytes(maze.sides)
         if walls in self.held_out:
             return None
@@ -421,12 +437,12 @@ class MazeTask:
         return MazeExamples(self, check_split(split), self.mazes if split == "test" else None)
 
     def prompts(self, split: str, limit: int) -> Prompts:
-        """Returns the first `limit` mazes of a split, answers masked."""
+        """Returns the first `limit` mazes of a split, with the answers masked."""
         answers, masked = stack(self.examples(split), limit)
         return Prompts.of(answers, masked, self.mask_id)
 
     def score(self, prompts: Prompts, tokens: Int[Tensor, "prompts length"]) -> Float[Tensor, " prompts"]:
-        """Returns 1 for each shortest path, else 0. The maze is the prompt's, whatever the sequence says."""
+        """Returns 1 for each answer that is a shortest path, and 0 for the others; the maze is that of the prompt."""
         scores = []
         for prompt, row in zip(prompts.tokens, tokens, strict=True):
             maze, _ = decode(prompt)
@@ -434,7 +450,7 @@ class MazeTask:
         return torch.tensor(scores, dtype=torch.float64)
 
     def geometry(self) -> Relations:
-        """Returns which pairs of positions are alike: cells as far apart along each side."""
+        """Returns which pairs of positions are alike: pairs of cells that are equally many rows and columns apart."""
         return geometry.maze(self.size)
 
     def show(self, tokens: Int[Tensor, " length"]) -> str:
@@ -442,11 +458,11 @@ class MazeTask:
         return draw(*decode(tokens))
 
     def symbol(self, token: int) -> str:
-        """Returns the arrow of a direction; nothing for none, and for tokens of the maze."""
+        """Returns the arrow for a token's direction; an empty text for no direction and for tokens of the maze."""
         return {NORTH: "↑", EAST: "→", SOUTH: "↓", WEST: "←"}.get(_DIRECTIONS.get(token, 0), "")
 
     def layout(self, tokens: Int[Tensor, " length"]) -> Layout:
-        """Returns the cells of the answer between the walls of the maze, `S` and `E` at the ends."""
+        """Returns a grid of the answer's cells, with the walls of the maze, `S` at the start and `E` at the end."""
         maze, _ = decode(tokens)
         cells = self.size**2
         walls = tuple(NORTH + EAST + SOUTH + WEST - sides for sides in maze.sides)

@@ -1,4 +1,4 @@
-"""Four-part chorales: given a melody, harmonise it; fill in a gap; compose from nothing.
+"""Four-part chorales: harmonise a given melody, fill in a gap, or compose a whole piece.
 
 A sequence is 64 steps of a sixteenth note in four voices, voice by voice: token `64·voice + step` is a pitch, MIDI
 `36 + token`, and 46 is the mask. A note held over several steps is the same token several times.
@@ -37,10 +37,10 @@ GAP = (24, 40)
 """The steps that the kind `fill` masks, in all voices: 16 of the 64."""
 
 KINDS = {"harmonise": (("soprano",), None), "fill": (NAMES, GAP), "compose": ((), None)}
-"""What is shown of a chorale in each kind of prompt: voices, and the steps in which they are masked all the same."""
+"""For each kind of prompt: the voices that are shown, and the steps in which they are masked nevertheless."""
 
 SPLITS = {"train": "train", "validation": "valid", "test": "test"}
-"""Names of the splits, and of the keys that hold them in a file."""
+"""The names of the splits, and their keys in a file."""
 
 _ROW = 16
 _CLASSES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
@@ -48,11 +48,11 @@ _CLASSES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
 
 @dataclass(frozen=True)
 class Chorale:
-    """A piece of a file.
+    """A piece of music in a file.
 
     Attributes:
-        split: The split it is in.
-        number: Its place there, counted from 0.
+        split: The split of the piece.
+        number: The index of the piece in its split, from 0.
         steps: MIDI pitches of each sixteenth note, from the soprano to the bass; fewer than four where voices rest.
     """
 
@@ -61,7 +61,7 @@ class Chorale:
     steps: tuple[tuple[int, ...], ...]
 
     def starts(self) -> list[int]:
-        """Returns every step from which on 64 steps can be written as tokens (see `window`)."""
+        """Returns all steps at which a window of 64 steps can begin (see `window`)."""
         wrong = [number for number, step in enumerate(self.steps) if _fault(step)]
         starts, first = [], 0
         for stop in [*wrong, len(self.steps)]:
@@ -70,16 +70,17 @@ class Chorale:
         return starts
 
     def window(self, start: int | None = None) -> Int[Tensor, " 256"]:
-        """Returns the tokens of 64 steps from `start` on, by default the last 64.
+        """Returns the tokens of the 64 steps from `start` on, by default of the last 64 steps.
 
         Raises:
-            DataError: If there are no 64 such steps, one of them has not four pitches, or a pitch is out of range.
+            DataError: If there are fewer than 64 such steps, one of them does not have four pitches, or a pitch is out
+                of range.
         """
         start = len(self.steps) - STEPS if start is None else start
         steps = self.steps[start : start + STEPS] if start >= 0 else ()
         name = f"piece {self.number} of {self.split}"
         if len(steps) < STEPS:
-            raise DataError(f"{name} has {len(self.steps)} steps, not {STEPS} from step {max(start, 0)} on")
+            raise DataError(f"{name} has {len(self.steps)} steps, fewer than {STEPS} from step {max(start, 0)} on")
         for number, step in enumerate(steps, start=start):
             if fault := _fault(step):
                 raise DataError(f"{name}, step {number}, {fault}")
@@ -98,12 +99,13 @@ def read_chorales(path: Path | None = None) -> dict[str, list[Chorale]]:
     """Reads chorales: the pieces of each split of a file.
 
     Args:
-        path: JSON, perhaps gzipped: `{"train": [...], "valid": [...], "test": [...]}` or some of these; a piece is a
-            list of steps, a step a list of MIDI pitches. Or a MIDI file, which is the only piece of the split test
-            (see `unmask.tasks.music_files.read_midi`). Default: the chorales that ship with the package.
+        path: A JSON file, gzipped or not, that holds `{"train": [...], "valid": [...], "test": [...]}` or some of these
+            keys; a piece is a list of steps, and a step is a list of MIDI pitches. Or a MIDI file, which becomes the
+            only piece of the test split (see `unmask.tasks.music_files.read_midi`). Default: the chorales that ship
+            with the package.
 
     Raises:
-        DataError: If the file cannot be read, or is not such JSON; the message names the piece and the step.
+        DataError: If the file cannot be read, or does not hold such JSON. The message names the piece and the step.
         ImportError: For a MIDI file, if mido is not installed (extra `music`).
     """
     if path is None:
@@ -138,11 +140,11 @@ def _list(value: Any, where: str) -> list[Any]:
 
 
 def masked_part(given: Iterable[str], gap: tuple[int, int] | None = None) -> Bool[Tensor, " 256"]:
-    """Returns which notes are masked: of the voices that are not given, and of all voices in a gap.
+    """Returns which notes are masked: those of voices that are not given, and those of all voices in a gap.
 
     Args:
-        given: Voices that are shown.
-        gap: First step of the gap, and the first one after it; steps are counted from 0.
+        given: Names of the voices that are shown.
+        gap: The first step of the gap and the first step after it, counted from 0; `None`: there is no gap.
 
     Raises:
         ValueError: If there is no such voice, the gap is not inside the 64 steps, or nothing is masked.
@@ -163,7 +165,7 @@ def masked_part(given: Iterable[str], gap: tuple[int, int] | None = None) -> Boo
 
 
 def equal_previous(tokens: Int[Tensor, "pieces 256"]) -> Float[Tensor, " pieces"]:
-    """Returns the share of tokens equal to the same voice's previous step, of those that have one."""
+    """Returns the share of tokens that equal the previous token of the same voice; the first ones are not counted."""
     notes = tokens.reshape(-1, VOICES, STEPS)
     return (notes[..., 1:] == notes[..., :-1]).double().mean((1, 2))
 
@@ -180,19 +182,19 @@ def chain_score(
     tokens: Int[Tensor, "prompts 256"],
     on_batch: Callable[[int], None] | None = None,
 ) -> Float[Tensor, " prompts"]:
-    """Returns the chain log-likelihood of completions in nats per filled-in token (see `chain_log_likelihood`).
+    """Returns the chain log-likelihood of completions, in nats per filled-in token (see `chain_log_likelihood`).
 
-    The order in which the tokens of a completion are judged is a function of its prompt: any two completions of a
-    prompt are compared in the same order. It takes one evaluation per filled-in token.
+    The order of the tokens is a function of the prompt, so all completions of a prompt are judged in the same order.
+    It takes one evaluation of the judge per filled-in token.
 
     Args:
-        judge: The model.
-        prompts: What was completed, with masks.
+        judge: The model that judges.
+        prompts: The prompts, with masks.
         tokens: The completions.
         on_batch: Called with the number of evaluations just made.
 
     Raises:
-        ValueError: If a completion contains a mask, or there are not as many as prompts.
+        ValueError: If a completion contains a mask, or the number of completions is not that of the prompts.
     """
     masked = prompts == judge.mask_id
     streams = [derive(0, prompt) for prompt in prompts.tolist()]
@@ -200,13 +202,13 @@ def chain_score(
 
 
 def _last(chorales: list[Chorale]) -> list[tuple[Chorale, int]]:
-    """The last 64 steps of each piece that has no rest there."""
+    """Returns the first of the last 64 steps of each piece, without the pieces that have a rest there."""
     lasts = [(chorale, len(chorale.steps) - STEPS) for chorale in chorales]
     return [(chorale, last) for chorale, last in lasts if last in chorale.starts()]
 
 
 def show(tokens: Int[Tensor, " 256"]) -> str:
-    """Renders a sequence in rows of 16 steps, a line per voice: `·` while a note is held, `?` where masked."""
+    """Renders a sequence as text, in rows of 16 steps with a line per voice: `·` is a held note, `?` is a mask."""
     notes = tokens.reshape(VOICES, STEPS).tolist()
     systems = []
     for first in range(0, STEPS, _ROW):
@@ -232,10 +234,10 @@ def pitch_name(midi: int) -> str:
 
 
 class Windows:
-    """Examples: 64 steps of chorales, every token maskable.
+    """Examples of 64 steps of a chorale, all of whose tokens may be masked.
 
     Args:
-        places: Each one's chorale and first step.
+        places: The chorale and the first step of each example.
     """
 
     def __init__(self, places: list[tuple[Chorale, int]]) -> None:
@@ -250,20 +252,21 @@ class Windows:
 
 
 class MusicTask:
-    """Chorales with something to be filled in, scored by how probable a model finds what was.
+    """Chorales with masked notes, scored by the probability that a model gives to the completion.
 
-    The prompts are of the last 64 steps of each piece. Pieces with a rest there are left out: of the chorales that ship
-    with the package, two of validation and two of test. Training examples are all stretches of 64 steps without a rest.
+    The prompts are the last 64 steps of each piece. Pieces with a rest there are left out: two of validation and two of
+    test among the chorales that ship with the package. Training examples are all windows of 64 steps without a rest.
 
-    The score is the chain log-likelihood per filled-in token in nats (see `chain_log_likelihood`): one token at a time
-    in a random order that is the same for all completions of a prompt, one evaluation of the model each.
+    The score is the chain log-likelihood, in nats per filled-in token (see `chain_log_likelihood`): the tokens are
+    judged one at a time, each with an evaluation of the model, in a random order that is the same for all completions
+    of a prompt.
 
     Args:
         kind: `harmonise` shows the soprano and masks the other voices (192 tokens), `fill` masks 16 steps of all
-            voices (64), `compose` everything (256).
+            voices (64 tokens), and `compose` masks everything (256 tokens).
         data: A file of chorales (see `read_chorales`); default: those that ship with the package.
-        model: The judge: an embedded model or a checkpoint folder; loaded when the first score is asked for.
-        device: Where the judge computes.
+        model: The judge: the name of an embedded model or a checkpoint folder. It is loaded for the first score.
+        device: The device of the judge.
 
     Raises:
         ValueError: If there is no such kind.
@@ -290,7 +293,7 @@ class MusicTask:
         self.chorales = read_chorales(None if data is None else Path(data))
 
     def examples(self, split: str) -> Windows:
-        """Returns stretches of 64 steps: every one of `"train"`, the last of each piece of the other splits.
+        """Returns windows of 64 steps: all those of `"train"`, and the last one of each piece of the other splits.
 
         Raises:
             ValueError: If there is no such split.
@@ -316,8 +319,8 @@ class MusicTask:
         """Returns the chain log-likelihood of each completion, in nats per filled-in token.
 
         Raises:
-            AdapterError: If the judge is not a model of chorales.
-            ValueError: If a completion contains a mask, or there are not as many as prompts.
+            AdapterError: If the judge cannot be loaded or is not a model of chorales.
+            ValueError: If a completion contains a mask, or the number of completions is not that of the prompts.
         """
         if self._judge is None:
             from .fit import check_model
@@ -328,11 +331,11 @@ class MusicTask:
         return chain_score(self._judge, prompts.tokens.to(self.device), tokens.to(self.device)).cpu()
 
     def geometry(self) -> Relations:
-        """Returns which pairs of positions are alike: notes as far apart in time, in one voice or in two."""
+        """Returns which pairs of positions are alike: pairs of notes equally far apart in time, in one voice or two."""
         return geometry.music(VOICES, STEPS)
 
     def show(self, tokens: Int[Tensor, " 256"]) -> str:
-        """Renders a sequence for a person to read (see the function `show`)."""
+        """Renders a sequence as text (see the function `show`)."""
         return show(tokens)
 
     def symbol(self, token: int) -> str:
@@ -340,7 +343,7 @@ class MusicTask:
         return pitch_name(LOWEST + token)
 
     def layout(self, tokens: Int[Tensor, " 256"]) -> Layout:
-        """Returns a row per voice, with lines between stretches of 16 steps, of whatever sequence."""
+        """Returns a grid with a row per voice and lines between groups of 16 steps, the same for all sequences."""
         return replace(Layout.grid(VOICES, STEPS, box=(VOICES, _ROW)), rows=NAMES)
 
     def _split(self, split: str) -> list[Chorale]:

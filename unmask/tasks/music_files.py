@@ -1,4 +1,4 @@
-"""What to do with a chorale: hear it (MIDI, which can also be read) and look at it (a piano roll)."""
+"""Files of chorales: reads and writes MIDI, and draws piano rolls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ..viewing import drawing
 from .music import LOWEST, NAMES, pitch_name
 
 TICKS_PER_STEP = 120
-"""MIDI ticks of a sixteenth note: 480 a quarter note."""
+"""MIDI ticks per sixteenth note; a quarter note has 480."""
 
 _CHOIR = 52
 _DRUMS = 9
@@ -32,11 +32,11 @@ class Note:
     """A pitch held in a voice over several steps.
 
     Attributes:
-        voice: 0 for the soprano to 3 for the bass.
-        pitch: MIDI number.
-        start: First step.
-        stop: First step after it.
-        given: Whether it was given, not composed.
+        voice: From 0 for the soprano to 3 for the bass.
+        pitch: MIDI number of the pitch.
+        start: The first step of the note.
+        stop: The first step after it.
+        given: Whether the note was given, not composed.
     """
 
     voice: int
@@ -47,9 +47,13 @@ class Note:
 
 
 def notes_of(tokens: Int[Tensor, " 256"], given: Bool[Tensor, " 256"] | None = None) -> list[Note]:
-    """Returns the notes of a complete sequence, by voice and start; equal tokens in a row are one held note.
+    """Returns the notes of a complete sequence, ordered by voice and start; consecutive equal tokens are one note.
 
-    A note that is partly given is two. What the tokens do not say is whether a note was struck again.
+    A note of which only a part was given becomes two notes. The tokens do not say whether a note was repeated or held.
+
+    Args:
+        tokens: The sequence.
+        given: True where a token was given; default: none was.
 
     Raises:
         ValueError: If there are not 256 tokens, or one is a mask.
@@ -70,18 +74,18 @@ def notes_of(tokens: Int[Tensor, " 256"], given: Bool[Tensor, " 256"] | None = N
 
 
 def read_midi(content: bytes, name: str) -> tuple[tuple[int, ...], ...]:
-    """Reads a MIDI file as steps of a sixteenth note, each the pitches that sound, from the soprano to the bass.
+    """Reads a MIDI file as steps of a sixteenth note: the pitches that sound in each step, from soprano to bass.
 
-    Four tracks or channels in which one note sounds at a time are the four voices, the highest on average first.
-    Otherwise the pitches that sound are sorted, as for a piece written for a keyboard. Notes begin and end at the
-    nearest step; one shorter than that lasts a step. Percussion (channel 10) is left out.
+    If there are four tracks or channels in each of which one note sounds at a time, they are the four voices, ordered
+    by their average pitch. Otherwise the pitches of each step are sorted, as for a piece written for a keyboard. Notes
+    begin and end at the nearest step, and last at least one step. Percussion (channel 10) is left out.
 
     Args:
         content: The bytes of the file.
-        name: What messages call it.
+        name: What messages call the file.
 
     Raises:
-        DataError: If it is damaged, of the kind 2 (tracks that do not belong together), timed in frames, or silent.
+        DataError: If the file is damaged, of type 2 (independent tracks), timed in frames, too long, or has no notes.
         ImportError: If mido is not installed (extra `music`).
     """
     mido = _mido()
@@ -91,9 +95,7 @@ def read_midi(content: bytes, name: str) -> tuple[tuple[int, ...], ...]:
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"{name} is not a MIDI file that can be read: {said}") from None
     if file.type == 2:
-        raise DataError(
-            f"{name} is a MIDI file of the kind 2, of tracks that do not belong together; save it as kind 1"
-        )
+        raise DataError(f"{name} is a MIDI file of type 2, whose tracks are independent; save it as type 1")
     if not 0 < file.ticks_per_beat < 0x8000:
         raise DataError(f"{name} counts time in frames, not in beats; save it with ticks per quarter note")
     voices = [_spans(track, file.ticks_per_beat / 4) for track in file.tracks]
@@ -101,7 +103,7 @@ def read_midi(content: bytes, name: str) -> tuple[tuple[int, ...], ...]:
         spans for by_channel in voices for channel, spans in sorted(by_channel.items()) if channel != _DRUMS and spans
     ]
     if not parts:
-        raise DataError(f"{name} holds no notes")
+        raise DataError(f"{name} does not hold any notes")
     length = max(stop for spans in parts for _, stop, _ in spans)
     if length > _LONGEST:
         raise DataError(f"{name} lasts {length} sixteenth notes, more than the {_LONGEST} that are read")
@@ -121,10 +123,10 @@ def read_midi(content: bytes, name: str) -> tuple[tuple[int, ...], ...]:
 
 
 def _spans(track: Any, step: float) -> dict[int, list[tuple[int, int, int]]]:
-    """The notes of a track by channel: first step, first step after it, pitch.
+    """Returns the notes of a track by channel, each as its first step, the first step after it, and its pitch.
 
-    Where a pitch is struck again while it sounds, each end belongs to the note that began first; the end of the track
-    ends what still sounds.
+    If a pitch begins again while it sounds, each end belongs to the note that began first. The end of the track ends
+    all notes that still sound.
     """
     found: dict[int, list[tuple[int, int, int]]] = defaultdict(list)
     sounding: dict[tuple[int, int], list[int]] = defaultdict(list)
@@ -156,11 +158,11 @@ def _mido() -> ModuleType:
 
 
 def write_midi(tokens: Int[Tensor, " 256"], path: Path, beats_per_minute: float = 72.0) -> None:
-    """Writes a sequence as a MIDI file: a track and a channel per voice, sixteenth notes of 120 ticks.
+    """Writes a sequence as a MIDI file with a track and a channel per voice, and 120 ticks per sixteenth note.
 
     Args:
         tokens: A complete sequence.
-        path: Where to; an existing file is replaced.
+        path: The file to write; an existing file is replaced.
         beats_per_minute: Quarter notes per minute.
 
     Raises:
@@ -191,13 +193,13 @@ def write_midi(tokens: Int[Tensor, " 256"], path: Path, beats_per_minute: float 
 def write_piano_roll(
     tokens: Int[Tensor, " 256"], path: Path, given: Bool[Tensor, " 256"] | None = None, title: str = ""
 ) -> None:
-    """Draws a sequence as a piano roll, a colour per voice; what was given is pale and hatched.
+    """Draws a sequence as a piano roll, with a colour per voice; given notes are pale and hatched.
 
     Args:
         tokens: A complete sequence.
-        path: Where to; the suffix says the format (`.png`).
-        given: Which notes were given.
-        title: Above the picture.
+        path: The file to write; its suffix determines the format (`.png`).
+        given: True where a token was given; default: none was.
+        title: The title of the picture.
 
     Raises:
         ValueError: If there are not 256 tokens, one is a mask, matplotlib does not know the format, or the file cannot
@@ -210,7 +212,7 @@ def write_piano_roll(
     notes = notes_of(tokens, given)
     figure, axes = pyplot.subplots(figsize=(11, 5), constrained_layout=True)
     for note in notes:
-        # Voices that meet on one pitch stay visible: each is a little lower and thinner than the one above.
+        # Each voice is drawn a little thinner than the one above it, so that voices on the same pitch stay visible.
         axes.broken_barh(
             [(note.start, note.stop - note.start)],
             (note.pitch - 0.45, 0.9 - 0.18 * note.voice),

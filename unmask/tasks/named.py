@@ -69,18 +69,18 @@ def _working() -> type[Task]:
 
 @dataclass(frozen=True)
 class TaskFamily:
-    """A named task: what it is, and its class, whose arguments are its settings.
+    """A named task: a description, and its class, whose arguments are the settings.
 
     Attributes:
-        summary: One line.
-        load: Imports the class.
+        summary: The description, in one line.
+        load: A function that imports and returns the class.
     """
 
     summary: str
     load: Callable[[], type[Task]]
 
     def settings(self) -> dict[str, inspect.Parameter]:
-        """Returns the arguments of the class, with types and defaults."""
+        """Returns the arguments of the class by name, with their types and defaults."""
         return dict(inspect.signature(self.load(), eval_str=True).parameters)
 
 
@@ -102,10 +102,10 @@ def named_task(name: str, **settings: Any) -> Task:
 
     Args:
         name: One of `TASKS`.
-        **settings: What the task takes (see `TaskFamily.settings`); numbers may come as text.
+        **settings: The settings that the task takes (see `TaskFamily.settings`); numbers may be given as text.
 
     Raises:
-        ValueError: If the name is unknown, or a setting does not apply, is of another kind or out of range.
+        ValueError: If the name is unknown, or a setting does not apply, has the wrong type or is out of range.
         DataError: If the task's data cannot be read.
     """
     family = TASKS.get(name)
@@ -121,13 +121,13 @@ def named_task(name: str, **settings: Any) -> Task:
 
 
 def saved_settings(task: Task, settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings to keep beside a trained model, so that `named_task` builds a task that fits it.
+    """Returns the settings to store with a trained model, with which `named_task` builds a task that fits the model.
 
-    The characters of a text are added: another text would have others.
+    They include the vocabulary of a text task, because another text would have other characters.
 
     Args:
         task: The task.
-        settings: Those it was built with.
+        settings: The settings that it was built with.
     """
     vocabulary = getattr(task, "vocabulary", None)
     return {**settings, "vocabulary": vocabulary} if vocabulary else dict(settings)

@@ -1,4 +1,4 @@
-"""The task that a model was trained on, as its folder says."""
+"""Finds the task that a model was trained on, from the model's folder."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from .task import Task
 
 
 def task_of(model: str | Path, **settings: Any) -> Task:
-    """Builds the task a model was trained on, with the vocabulary it was trained with.
+    """Builds the task that a model was trained on, with the vocabulary it was trained with.
 
     Args:
-        model: As in `load`.
+        model: The model, as in `unmask.load`.
         **settings: Settings of the task that replace those of the training, such as `data` or `gaps` of text.
 
     Raises:
-        AdapterError: If there is no such model, or it does not say what it was trained on.
+        AdapterError: If there is no such model, or it does not say which task it was trained on.
         ValueError: If a setting does not apply to the task, or is out of range.
         DataError: If the task's data cannot be read or does not fit the vocabulary.
     """
@@ -35,13 +35,13 @@ def task_of(model: str | Path, **settings: Any) -> Task:
 
 @dataclass(frozen=True)
 class Training:
-    """What a model says it was trained on.
+    """The training of a model, as its folder describes it.
 
     Attributes:
-        task: Name of the task, or `None` if it does not say.
-        settings: The settings of the task, the vocabulary apart.
-        vocabulary: The characters of a text, in the order of their ids, if it says.
-        objective: `"masked"`, or `"causal"` for a judge that reads from left to right.
+        task: Name of the task; `None` if the folder does not say it.
+        settings: The settings of the task, without the vocabulary.
+        vocabulary: The characters of a text task, in the order of their ids; `None` if the folder does not say them.
+        objective: `"masked"`, or `"causal"` for an autoregressive judge.
     """
 
     task: str | None = None
@@ -51,10 +51,10 @@ class Training:
 
 
 def trained_on(model: str | Path) -> Training:
-    """Reads what a model says it was trained on; nothing is loaded.
+    """Reads from a model's folder what it was trained on, without loading the model.
 
     Args:
-        model: As in `load`.
+        model: The model, as in `unmask.load`.
 
     Raises:
         AdapterError: If there is no such model, or its `config.json` cannot be read.
@@ -71,10 +71,10 @@ def trained_on(model: str | Path) -> Training:
 
 
 def embedded_for(task: str) -> str:
-    """Returns the name of the embedded model of a task: the one named like it, or else the one trained on it.
+    """Returns the name of the embedded model of a task: the one with the task's name, or else the one trained on it.
 
     Raises:
-        ValueError: If there are several, or none, or no such task.
+        ValueError: If there is no such task, or not exactly one such model.
     """
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; choose one of {', '.join(TASKS)}")
@@ -82,7 +82,7 @@ def embedded_for(task: str) -> str:
         return task
     found = [model for model in EMBEDDED if trained_on(model).task == task]
     if len(found) != 1:
-        which = f"one of {', '.join(found)}" if found else "none is embedded for it"
+        which = f"one of {', '.join(found)}" if found else "no embedded model was trained on it"
         raise ValueError(f"the task {task} needs a model: {which}; give --model")
     return found[0]
 

@@ -1,4 +1,4 @@
-"""A folder of one's own texts with gaps: no answers are known, so the model itself judges how they are filled."""
+"""A folder of the user's own texts with gaps, whose completions the model itself judges, as no answers are known."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ _GAP = re.compile(rf"\[MASK:(\d+)\]|{MASK_SIGN}")
 
 
 class PromptFolder:
-    """Prompts of a folder: its files `*.txt` in the order of their names.
+    """The prompts in a folder: its files `*.txt`, in the order of their names.
 
-    In a file `□` stands for a mask and `[MASK:12]` for twelve; one line end after the last line is dropped. Each must
-    have as many tokens as the model takes.
+    In a file `□` stands for a mask and `[MASK:12]` for twelve masks; a line end after the last line is dropped. Each
+    prompt must have as many tokens as the model takes.
 
-    The score is minus the NELBO per filled token under the model, in nats: how probable it finds what was put in, given
-    the rest, whatever order it was put in. It cannot tell a dull completion from a good one, but what a sampler loses
-    against one token at a time shows.
+    The score is minus the NELBO under the model, in nats per filled-in token: it estimates how probable the completion
+    is given the rest, whatever the order in which it was filled in. It cannot distinguish a dull completion from a good
+    one, but it shows what a sampler loses compared with one token at a time.
 
     Args:
         folder: The folder.
         denoiser: The model.
-        text: The task it was trained on, for its vocabulary.
-        encoding: The encoding of the files; default: the one they declare, else UTF-8.
+        text: The task that the model was trained on, for its vocabulary.
+        encoding: The encoding of the files; default: the one that they declare, or else UTF-8.
 
     Raises:
         DataError: If the folder has no such file, or one cannot be read, has another number of tokens, no mask, or
@@ -63,23 +63,26 @@ class PromptFolder:
             begin = gap.end()
         tokens += self.text.tokens_of(written[begin:], str(file))
         if self.mask_id not in tokens:
-            raise DataError(f"{file} has no mask: write {MASK_SIGN} for one, [MASK:12] for twelve")
+            raise DataError(f"{file} has no mask: write {MASK_SIGN} for one, [MASK:12] for twelve masks")
         if len(tokens) != self.length:
             raise DataError(f"{file} has {len(tokens)} tokens; the model takes {self.length}")
         return torch.tensor(tokens)
 
     def examples(self, split: str) -> Windows:
-        """Returns the examples of the text the model was trained on."""
+        """Returns the examples of the text task that the model was trained on."""
         return self.text.examples(split)
 
     def prompts(self, split: str, limit: int) -> Prompts:
-        """Returns the first `limit` prompts, which are the same in every split."""
+        """Returns the first `limit` prompts, the same in every split; their answers are the prompts themselves."""
         check_split(split)
         rows = self.rows[: whole("limit", limit, 1)]
         return Prompts(rows, rows)
 
     def score(self, prompts: Prompts, tokens: Int[Tensor, "prompts length"]) -> Float[Tensor, " prompts"]:
-        """Returns minus the NELBO per filled token of each; every sampler is judged under the same masks."""
+        """Returns minus the NELBO of each completion, in nats per filled-in token.
+
+        The random masks of the estimate are the same in every call, so that samplers can be compared.
+        """
         device = device_of(self.denoiser)
         filled = (prompts.tokens == self.mask_id).to(device)
         return -nelbo(self.denoiser, tokens.to(device), maskable=filled, seed=0).per_token.cpu()

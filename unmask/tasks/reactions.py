@@ -1,8 +1,8 @@
 """Chemical reactions in SMILES, `reactants>>products`: fill in masked atoms and bonds, or one whole side.
 
-The tokens are those of RXNMapper's model, the embedded `rxnmapper`: atoms, bonds, brackets, ring closures. Its authors'
-examples are the data; the model has probably been trained on them, so that they compare samplers with each other and
-say nothing of how good it is.
+The tokens are those of RXNMapper's model, the embedded `rxnmapper`: atoms, bonds, brackets, ring closures. The data are
+the examples of its authors. The model was probably trained on them, so they serve to compare samplers with each other,
+and say nothing about how good the model is.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ._infilling import Infilling
 SMILES = re.compile(
     r"\[[^\]]+]|Br?|Cl?|N|O|S|P|F|I|b|c|n|o|s|p|\(|\)|\.|=|#|-|\+|\\|\/|:|~|@|\?|>>?|\*|\$|\%[0-9]{2}|[0-9]"
 )
-"""A token of a reaction, as the model's tokenizer has it."""
+"""Matches one token of a reaction, as the model's tokenizer splits it."""
 
 ARROW = ">>"
 _LONGEST = 164
@@ -41,10 +41,14 @@ def _vocabulary() -> tuple[str, ...]:
 
 
 def read_reactions(path: Path | None = None) -> list[str]:
-    """Reads reactions, one a line; without a path, those that ship with the package.
+    """Reads reactions, one per line; empty lines are skipped.
+
+    Args:
+        path: The file; default: the reactions that ship with the package.
 
     Raises:
-        DataError: If the file cannot be read, or a line is no reaction in the model's tokens; the message names it.
+        DataError: If the file cannot be read, or a line is not a reaction in the model's tokens. The message names the
+            line.
     """
     if path is None:
         packed = resources.files("unmask").joinpath("data/reactions/reactions.txt.gz").read_bytes()
@@ -58,16 +62,16 @@ def read_reactions(path: Path | None = None) -> list[str]:
         tokens = SMILES.findall(line)
         strange = next((token for token in tokens if token not in known), None)
         if "".join(tokens) != line or strange is not None or tokens.count(ARROW) != 1:
-            what = f"{strange!r} is no token of the model" if strange else "expected SMILES as reactants>>products"
+            what = f"{strange!r} is not a token of the model" if strange else "expected SMILES as reactants>>products"
             raise DataError(f"{name}, line {number}: {what}: {line:.60}")
         found.append(line)
     return found
 
 
 def well_formed(reaction: str) -> bool:
-    """Returns whether a text is written as a reaction: one arrow, parentheses and rings closed in each molecule.
+    """Returns whether a text is syntactically a reaction: one arrow, parentheses and rings closed in each molecule.
 
-    Valences are not looked at, nor whether the reaction could happen.
+    Valences are not checked, nor whether the reaction could happen.
     """
     tokens = SMILES.findall(reaction)
     if "".join(tokens) != reaction or tokens.count(ARROW) != 1:
@@ -95,19 +99,20 @@ def _closed(molecule: list[str]) -> bool:
 class ReactionTask(Infilling):
     """Reactions with masks (see the module), scored by the share of masked tokens recovered.
 
-    The halves are told by a hash of the reaction.
+    A hash of a reaction determines its half.
 
     Args:
-        kind: `random` masks single tokens, `spans` stretches of `span`, `product` all that comes after the arrow,
-            `reactants` all that comes before it.
-        share: The share of a reaction that the first two mask.
+        kind: `random` masks single tokens, `spans` masks spans of `span` tokens, `product` masks everything after the
+            arrow, and `reactants` everything before it.
+        share: The share of a reaction that is masked by the first two kinds.
         span: Tokens per span.
-        length: The largest number of tokens of a reaction, the two around it included; longer ones are left out.
-        data: A file of reactions, one a line; default: those that ship with the package.
+        length: The maximum number of tokens of a reaction, including its first and last special token; longer reactions
+            are left out.
+        data: A file of reactions, one per line; default: those that ship with the package.
 
     Raises:
         ValueError: If a setting is out of range.
-        DataError: If the data cannot be read, or no reaction is that short.
+        DataError: If the data cannot be read, or all reactions of a half are longer than `length`.
     """
 
     name = "reactions"
@@ -135,14 +140,14 @@ class ReactionTask(Infilling):
         super().__init__(rows, kind, share, span, length)
 
     def chosen(self, tokens: Int[Tensor, " tokens"], draws: Draws) -> Bool[Tensor, " tokens"]:
-        """Returns which tokens of a reaction are masked."""
+        """Returns which tokens of a reaction are masked; see `Infilling.chosen`."""
         if self.kind in ("random", "spans"):
             return super().chosen(tokens, draws)
         place, arrow = torch.arange(len(tokens)), int((tokens == self.arrow_id).nonzero())
         return place > arrow if self.kind == "product" else place < arrow
 
     def measures(self, tokens: Int[Tensor, "samples length"]) -> dict[str, Float[Tensor, " samples"]]:
-        """Returns `well_formed`: 1 where parentheses and ring closures are closed (see the function), else 0."""
+        """Returns `well_formed`: 1 for samples that are syntactically reactions (see the function), 0 for others."""
         return {"well_formed": torch.tensor([well_formed(self.show(row)) for row in tokens], dtype=torch.float64)}
 
     def show(self, tokens: Int[Tensor, " length"]) -> str:

@@ -1,6 +1,6 @@
-"""9×9 Sudoku: reading puzzles, checking the rules, scoring.
+"""9×9 Sudoku: puzzles, a check of the rules, and the task.
 
-Tokens are 0 for an empty (masked) cell and 1..9 for digits, 81 a puzzle, row by row.
+A puzzle has 81 tokens, row by row: 0 for an empty (masked) cell and 1..9 for digits.
 """
 
 from __future__ import annotations
@@ -32,24 +32,32 @@ UNITS = torch.tensor(UNIT_LISTS)
 
 
 def demo_puzzles() -> list[Puzzle]:
-    """Returns the real puzzles that ship with the package, graded in their column `source`."""
+    """Returns the real puzzles that ship with the package, whose column `source` gives their difficulty."""
     text = resources.files("unmask").joinpath("data/sudoku/demo.csv").read_text(encoding="utf-8")
     return read_puzzles(text.splitlines()).puzzles
 
 
 def as_tensor(puzzles: Iterable[Puzzle]) -> Int[Tensor, "puzzles 81"]:
-    """Stacks the cells of puzzles."""
+    """Returns the cells of puzzles as one tensor."""
     return torch.tensor([puzzle.cells for puzzle in puzzles], dtype=torch.int64).reshape(-1, CELLS)
 
 
 def solved(grids: Int[Tensor, "grids 81"]) -> Bool[Tensor, " grids"]:
-    """True where every row, column and box holds the digits 1 to 9."""
+    """Returns which grids hold the digits 1 to 9 in every row, column and box."""
     digits = torch.arange(1, 10)
     return (grids[:, UNITS].sort(-1).values == digits).all(-1).all(-1)
 
 
 def cells_correct(grids: Int[Tensor, "grids 81"], puzzles: list[Puzzle]) -> tuple[int, int]:
-    """Counts, over puzzles with a known solution, the cells that had to be filled in: (right, all)."""
+    """Counts the cells that had to be filled in, over puzzles with a known solution.
+
+    Args:
+        grids: The completed grids.
+        puzzles: Their puzzles; those without a solution are skipped.
+
+    Returns:
+        The number of these cells that are right, and the number of all of them.
+    """
     right = total = 0
     for grid, puzzle in zip(grids.tolist(), puzzles, strict=True):
         if puzzle.solution is None:
@@ -61,7 +69,14 @@ def cells_correct(grids: Int[Tensor, "grids 81"], puzzles: list[Puzzle]) -> tupl
 
 
 class SudokuExamples:
-    """Puzzles with their solutions: those given, or generated ones, each a function of (seed, index)."""
+    """Puzzles with their solutions: given ones, or generated ones, each a function of (seed, index).
+
+    Args:
+        puzzles: The puzzles; `None`: they are generated.
+        seed: The seed of generated puzzles.
+        length: Number of puzzles.
+        whole: The percentage of generated puzzles all of whose cells may be masked, the clues included.
+    """
 
     def __init__(self, puzzles: list[Puzzle] | None, seed: int, length: int, whole: int) -> None:
         self.puzzles, self.seed, self.length, self.whole = puzzles, seed, length, whole
@@ -87,24 +102,25 @@ class SudokuTask:
     """9×9 Sudoku: fill in the empty cells of a puzzle that has one solution.
 
     Training examples are generated: in 35 % of them every cell may be masked, in the others all but the clues of a
-    minimal puzzle. Puzzles of a file validate where their SHA-256 is even and test where it is odd, in the order of
-    that number, so that the first few are of all grades; all but their clues may be masked. Without a file, 200 real
-    puzzles that ship with the package test, and 1,000 generated minimal ones validate.
+    minimal puzzle. The puzzles of a file are in the validation split if their SHA-256 is even, and in the test split if
+    it is odd. They are ordered by that number, so that the first few have all difficulties; all cells but the clues may
+    be masked. Without a file, 200 real puzzles that ship with the package are the test split, and 1,000 generated
+    minimal puzzles are the validation split.
 
-    The score is 1 where every row, column and box holds each digit once and the clues are kept, else 0.
+    The score is 1 if every row, column and box holds each digit once and the clues are kept, and 0 if not.
 
     Args:
-        data: A file of puzzles with their solutions, of any kind that `read_puzzles` reads.
-        grade: Only real puzzles that the file gives this `grade` or `source` (`easy` also stands for
-            `sudoku-exchange/easy`).
+        data: A file of puzzles with their solutions, in any format that `read_puzzles` reads.
+        grade: Use only puzzles to which the file gives this `grade` or `source` (`easy` also stands for
+            `sudoku-exchange/easy`). It does not apply to generated puzzles.
         seed: The seed of the training puzzles.
-        encoding: The encoding of the file; default: the one it declares, else UTF-8.
+        encoding: The encoding of the file; default: the one that it declares, or else UTF-8.
 
     Raises:
-        ImportError: If examples are generated and numba is not installed.
+        ImportError: When an example is generated, if numba is not installed.
         ValueError: If a setting is out of range.
-        DataError: If the file cannot be read, a line of it cannot be used or gives no solution, or it has no puzzle
-            of that grade.
+        DataError: If the file cannot be read, one of its lines cannot be used or gives no solution, or it has no puzzle
+            of the grade.
     """
 
     name = "sudoku"
@@ -155,7 +171,7 @@ class SudokuTask:
         return SudokuExamples(None, derive(0, "sudoku validation") >> 1, 1000, 0)
 
     def prompts(self, split: str, limit: int) -> Prompts:
-        """Returns the first `limit` puzzles of a split."""
+        """Returns the first `limit` puzzles of a split, with all cells but the clues masked."""
         examples = self.examples(split)
         if split == "train":
             examples.whole = 0
@@ -163,26 +179,26 @@ class SudokuTask:
         return Prompts.of(answers, masked, self.mask_id)
 
     def score(self, prompts: Prompts, tokens: Int[Tensor, "prompts 81"]) -> Float[Tensor, " prompts"]:
-        """Returns 1 for each solved puzzle, else 0."""
+        """Returns 1 for each puzzle that is solved with its clues kept, and 0 for the others."""
         kept = ((prompts.tokens == MASK) | (tokens == prompts.tokens)).all(1)
         return (solved(tokens) & kept).double()
 
     def geometry(self) -> Relations:
-        """Returns which pairs of positions are alike: cells of one row, column or box, or of none."""
+        """Returns which pairs of positions are alike: pairs of cells that share a row, a column, a box, or none."""
         return geometry.sudoku(3)
 
     def show(self, tokens: Int[Tensor, "81"]) -> str:
-        """Returns nine lines of digits, `.` where masked."""
+        """Returns the grid as text: nine rows of digits with lines between the boxes, and `.` for a mask."""
         text = "".join("." if token == MASK else str(token) for token in tokens.tolist())
         rows = [" | ".join(text[9 * row + 3 * box :][:3] for box in range(3)) for row in range(9)]
         return "\n------+-----+------\n".join("\n".join(rows[3 * band :][:3]) for band in range(3))
 
     def symbol(self, token: int) -> str:
-        """Returns the digit."""
+        """Returns the digit of a token as text."""
         return str(token)
 
     def layout(self, tokens: Int[Tensor, "81"]) -> Layout:
-        """Returns nine rows of nine cells, with thick lines around the boxes, of whatever puzzle."""
+        """Returns a grid of nine by nine cells with thick lines around the boxes, the same for all puzzles."""
         return Layout.grid(9, 9, box=(3, 3))
 
 
@@ -191,7 +207,7 @@ def _read_solved(path: Path, encoding: str | None) -> list[Puzzle]:
     if file.rejected:
         raise DataError(f"{path}, line {file.rejected[0].line}: {file.rejected[0].reason}")
     if not file.puzzles:
-        raise DataError(f"{path} holds no puzzle")
+        raise DataError(f"{path} does not hold any puzzle")
     for puzzle in file.puzzles:
         if puzzle.solution is None:
             raise DataError(f"{path}, line {puzzle.line}: no solution; a task needs a column 'solution'")

@@ -1,7 +1,7 @@
-"""Files of Sudoku puzzles as they circulate: tables, one puzzle a line, grids drawn over lines.
+"""Reads files of Sudoku puzzles in the usual formats: tables, one puzzle per line, and grids of nine lines.
 
-A table has a header line that names a column `puzzle`, or as Kaggle's files do `quizzes` and `solutions`. Without a
-header each line holds a puzzle of 81 characters, perhaps its solution and other fields, as in `.sdm` files and the
+A table has a header line that names a column `puzzle` or a similar name, such as `quizzes` in Kaggle's files. Without a
+header, each line holds a puzzle of 81 characters, possibly with its solution and other fields, as in `.sdm` files and
 puzzle banks. Or nine lines make a grid, with or without lines drawn between the boxes, as in `.sdk` and `.ss` files.
 """
 
@@ -21,7 +21,7 @@ from ..files.tables import header_delimiter, split_fields
 
 CELLS = 81
 BLANKS = "0.*_- "
-"""What stands for an empty cell."""
+"""The characters that stand for an empty cell."""
 
 UNIT_LISTS = [
     *([9 * row + column for column in range(9)] for row in range(9)),
@@ -35,18 +35,18 @@ _SOLUTION = ("solution", "solutions", "solved_grid")
 _CELLS = frozenset("123456789" + BLANKS)
 _ROUNDED = re.compile(r"[+-]?\d([.,]\d+)?[eE]\+?\d{2,}")
 _SPREADSHEET = (
-    "a spreadsheet has rounded the puzzle to the number {}, its digits are lost: take the original file, and import the"
-    " column as text"
+    "a spreadsheet has rounded the puzzle to the number {}, so its digits are lost: use the original file, and import"
+    " the column as text"
 )
 _SNIFFED = 10_000
-"""Lines among which a first puzzle is looked for."""
+"""How many lines at the start of a file are searched for a puzzle, to find out the format."""
 
 _WALLS = re.compile(r"[\s|!¦│┃║]+")
 _RULE = re.compile(r"[\s|!+=*_\-:.'`\u2500-\u257f]+")
 _SECTION = re.compile(r"\[\s*([A-Za-z]\w*)\s*\]")
 _ACCEPTED = (
-    "a header line with a column 'puzzle' (and perhaps 'solution'), or 81 characters a puzzle, one a line, or grids of"
-    " nine lines"
+    "a header line with a column 'puzzle' (and optionally 'solution'), or one puzzle of 81 characters per line, or"
+    " grids of nine lines"
 )
 
 
@@ -57,8 +57,8 @@ class Puzzle:
     Attributes:
         cells: 81 tokens, 0 where empty.
         solution: 81 digits, or `None` if the file gives none.
-        line: Line number in its file; of a grid, that of its first row.
-        columns: The file's other columns.
+        line: Line number in its file; for a grid, that of its first row.
+        columns: The other columns of the file, by name.
     """
 
     cells: tuple[int, ...]
@@ -68,12 +68,12 @@ class Puzzle:
 
     @property
     def digest(self) -> int:
-        """SHA-256 of the puzzle's 81 digits, as a number. Real puzzles validate where it is even, test where odd."""
+        """SHA-256 of the puzzle's 81 digits, as a number; it determines the split of a puzzle in a file."""
         return int(hashlib.sha256("".join(map(str, self.cells)).encode()).hexdigest(), 16)
 
     @property
     def grades(self) -> set[str]:
-        """What the file calls its difficulty: column `grade`, column `source`, and the end of that after a `/`."""
+        """The difficulty that the file gives: column `grade`, column `source`, and the part of `source` after a `/`."""
         lower = {name.lower(): value for name, value in self.columns.items()}
         source = lower.get("source", "")
         return {lower.get("grade", ""), source, source.rpartition("/")[2]} - {""}
@@ -81,12 +81,12 @@ class Puzzle:
 
 @dataclass(frozen=True)
 class Rejected:
-    """A line, or the lines of a grid, that hold no usable puzzle, and why.
+    """A line, or the lines of a grid, without a usable puzzle.
 
     Attributes:
         line: Number of the first line.
-        reason: Why.
-        text: The lines as they were; bytes that are not characters are lone surrogates (`surrogateescape`).
+        reason: Why the puzzle cannot be used.
+        text: The original lines; bytes that are not characters are lone surrogates (`surrogateescape`).
     """
 
     line: int
@@ -110,11 +110,11 @@ class PuzzleFile:
 
 
 def parse_cells(text: str) -> tuple[int, ...]:
-    """Reads 81 characters, `1`-`9` for clues and `0 . * _ -` or a space for empty cells.
+    """Reads a puzzle of 81 characters: `1`-`9` for clues, and `0 . * _ -` or a space for empty cells.
 
     Raises:
-        DataError: If there are not 81 of them, one is something else, or two clues contradict each other; a number that
-            a spreadsheet has rounded is named as such.
+        DataError: If there are not 81 characters, one is something else, or two clues contradict each other. If the
+            text is a number that a spreadsheet has rounded, the message says so.
     """
     text = text if len(text) == CELLS else text.strip()
     if len(text) != CELLS:
@@ -139,15 +139,16 @@ def parse_cells(text: str) -> tuple[int, ...]:
 def read_puzzles(
     source: Path | str | Iterable[str], limit: int | None = None, encoding: str | None = None
 ) -> PuzzleFile:
-    """Reads puzzles from a file of any kind that is described above.
+    """Reads puzzles from a file in any of the formats that the module describes.
 
-    A line that cannot be used is reported with its number and does not stop the rest. Lines that begin with `#` are
-    comments. Columns are kept under the names of the header; without one, the fields are `hash` and `rating` in lines
-    of the puzzle bank, else `field1` and so on by their place, and a line above a grid is its `name`.
+    Lines that cannot be used are returned with the reason, and the others are read. Lines that begin with `#` are
+    comments. The other columns of a table keep their names in the header. Without a header, the other fields are named
+    `hash` and `rating` in lines of the puzzle bank, and otherwise `field1` and so on by their position; a line above a
+    grid is its `name`.
 
     Args:
         source: A path (`-` is standard input), or the lines themselves.
-        limit: Stop after so many puzzles.
+        limit: Stop after so many puzzles; default: read all.
         encoding: The encoding of the file; see `unmask.files.reading.read_text`.
 
     Raises:
@@ -163,7 +164,7 @@ def read_puzzles(
     if not told:
         raise DataError(f"{name} needs {_ACCEPTED}; it is empty")
     delimiter = _header_delimiter(told[0].text)
-    # The line after a header is a line of the table; after a title, a grid begins.
+    # After a header comes a line of the table; if a grid comes instead, the line was a title.
     if delimiter is not None and not (len(told) > 1 and _draws(told[1].text)):
         return _read_table(told[0], delimiter, chain(sniffed[sniffed.index(told[0]) + 1 :], lines), limit)
     if any(_holds_puzzle(line.text) for line in told):
@@ -179,7 +180,7 @@ def read_puzzles(
 
 
 def _read_table(header_line: Line, delimiter: str, lines: Iterable[Line], limit: int | None) -> PuzzleFile:
-    # One line, one puzzle: a stray quote must not swallow the lines after it, as it would in a CSV of many-line fields.
+    # Each line is split on its own: in a CSV with fields of several lines, a stray quote would consume the next lines.
     header = [name.strip() for name in _split(header_line.text, delimiter)]
     lower = [name.lower() for name in header]
     asked = next(lower.index(name) for name in _PUZZLE if name in lower)
@@ -214,9 +215,9 @@ def _read_table(header_line: Line, delimiter: str, lines: Iterable[Line], limit:
 
 
 def _is_remark(text: str, delimiter: str, width: int, asked: int) -> bool:
-    """Whether a line of a table is a comment: `#` and a space, or `#` in a line that is not a row of the table.
+    """Returns whether a line of a table is a comment: it begins with `#` and a space, or with `#` and is not a row.
 
-    A first column may hold names such as `#12`.
+    The first column of a row may hold names such as `#12`.
     """
     if not text.startswith("#") or text.startswith("# "):
         return text.startswith("#")
@@ -228,7 +229,7 @@ def _is_remark(text: str, delimiter: str, width: int, asked: int) -> bool:
 
 
 def _read_each(lines: Iterable[Line], limit: int | None) -> PuzzleFile:
-    """Reads a puzzle from every line."""
+    """Reads a puzzle from each line of a file without a header."""
     file = PuzzleFile([], [])
     for line in lines:
         if limit is not None and len(file.puzzles) >= limit:
@@ -245,7 +246,7 @@ def _read_each(lines: Iterable[Line], limit: int | None) -> PuzzleFile:
 
 
 def _row_of(text: str) -> dict[str, str]:
-    """The fields of a line without a header: its puzzle, perhaps the solution, the others by their place."""
+    """Returns the fields of a line without a header by name: puzzle, solution if there is one, and the others."""
     fields = _fields_of(text)
     places = [place for place, one in enumerate(fields) if _is_81(one)]
     if not places:
@@ -266,7 +267,7 @@ def _row_of(text: str) -> dict[str, str]:
 
 
 def _read_grids(lines: list[Line], limit: int | None) -> PuzzleFile:
-    """Reads grids of nine lines each; rows drawn in three groups of three, with empty lines between, are one grid."""
+    """Reads grids of nine rows each; three groups of three rows with empty lines between them are also a grid."""
     file, blank = PuzzleFile([], []), _blanks_drawn(lines)
     groups = list(_groups(lines, blank))
     while groups and (limit is None or len(file.puzzles) < limit):
@@ -306,7 +307,7 @@ Group = tuple[str, list[tuple[Line, str]], list[tuple[Line, str]]]
 
 
 def _groups(lines: list[Line], blank: str) -> Iterator[Group]:
-    """Splits a file of grids at its empty lines, comments, titles and sections; only puzzles' sections count."""
+    """Splits a file of grids at empty lines, comments, titles and sections; only sections of puzzles are read."""
     title, shown = "", True
     rows: list[tuple[Line, str]] = []
     wrong: list[tuple[Line, str]] = []
@@ -320,7 +321,7 @@ def _groups(lines: list[Line], blank: str) -> Iterator[Group]:
             continue
         if rows and not _is_comment(line.text) and len(rows) % 9 and not _SECTION.fullmatch(line.text.strip()):
             if shown:
-                why = line.fault or f"{line.text.strip()[:30]!r} has not nine cells"
+                why = line.fault or f"{line.text.strip()[:30]!r} does not have nine cells"
                 wrong.append((line, why))
             continue
         if rows or wrong:
@@ -336,7 +337,7 @@ def _groups(lines: list[Line], blank: str) -> Iterator[Group]:
 
 
 def _strict_row(text: str) -> str | None:
-    """Nine cells, if a line is them and nothing else, walls apart."""
+    """Returns the nine cells of a line that holds only cells and walls, and `None` for any other line."""
     cells = _WALLS.sub("", text)
     if len(cells) == 9 and set(cells) <= _CELLS and (len(set(cells)) > 1 or cells[0] not in "*_-"):
         return cells
@@ -347,7 +348,12 @@ def _strict_row(text: str) -> str | None:
 
 
 def _grid_row(text: str, blank: str) -> str | None:
-    """Nine cells of a line, where drawn lines and empty cells may look the same."""
+    """Returns the nine cells of a line or `None`, also where empty cells have the character of drawn lines.
+
+    Args:
+        text: The line.
+        blank: The characters of empty cells in this file, from `_blanks_drawn`.
+    """
     if (cells := _strict_row(text)) is not None:
         return cells
     cells = _WALLS.sub("", text)
@@ -359,7 +365,7 @@ def _grid_row(text: str, blank: str) -> str | None:
 
 
 def _blanks_drawn(lines: list[Line]) -> str:
-    """Which of the characters that also draw lines are empty cells in this file, and whether spaces are."""
+    """Returns those of the characters `*`, `_`, `-` and space that stand for empty cells in this file of grids."""
     rows = [_WALLS.sub("", line.text) for line in lines if _strict_row(line.text) is not None]
     blank = "".join(char for char in "*_-" if any(char in row for row in rows))
     spaced = any(len(line.text) == 9 and " " in line.text.strip() and set(line.text) <= _CELLS for line in lines)
@@ -367,7 +373,7 @@ def _blanks_drawn(lines: list[Line]) -> str:
 
 
 def _header_delimiter(text: str) -> str | None:
-    """What separates the fields of a header line that names a puzzle; the empty string stands for white space."""
+    """Returns the delimiter of a header line that names a puzzle, `None` for any other line; `""` is white space."""
     names = text.lower().split()
     found = header_delimiter(text, _PUZZLE)
     if found is not None and found not in text and len(names) > 1:
@@ -382,7 +388,7 @@ def _split(text: str, delimiter: str) -> list[str]:
 
 
 def _fields_of(text: str) -> list[str]:
-    """The fields of a line without a header."""
+    """Splits a line without a header into its fields."""
     if len(text) == CELLS and set(text) <= _CELLS:
         return [text]
     text = re.sub(r"(?<=\S)\s*#.*", "", text)
@@ -401,7 +407,7 @@ def _holds_puzzle(text: str) -> bool:
 
 
 def _draws(text: str) -> bool:
-    """Whether a line is a row of a grid, or a line drawn between rows."""
+    """Returns whether a line is a row of a grid, or a line drawn between rows."""
     spaced = 0 < len(text) <= 9 and set(text) <= _CELLS
     return _strict_row(text) is not None or spaced or (bool(text.strip()) and _RULE.fullmatch(text) is not None)
 

@@ -1,7 +1,7 @@
-"""Sudoku puzzles made to measure: random grids, minimal puzzles, singles, and the states a solver meets.
+"""Generates Sudoku puzzles: random grids, minimal puzzles, cells that singles determine, and states for training.
 
-Everything is a function of a seed, and of nothing else: puzzle number `i` of a seed is the same whether it is made
-alone or among a million. The work is done by compiled kernels, which need numba.
+Everything depends only on a seed: puzzle number `i` of a seed is the same whether it is made alone or among a million.
+The work is done by compiled kernels, which need numba.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ class PuzzlePool:
     """Many minimal puzzles with their solutions.
 
     Attributes:
-        solutions: Complete grids, one a row, as digits 1..9.
-        kinds: Per cell 2 for a clue of the minimal puzzle, 1 for a cell that naked and hidden singles reach from the
-            clues, 0 for one they do not.
+        solutions: Complete grids, one per row, as digits 1..9.
+        kinds: For each cell 2 if it is a clue of the minimal puzzle, 1 if naked and hidden singles determine it from
+            the clues, and 0 if they do not.
     """
 
     solutions: UInt8[np.ndarray, "puzzles 81"]
@@ -41,32 +41,37 @@ class PuzzlePool:
 
     @property
     def puzzles(self) -> UInt8[np.ndarray, "puzzles 81"]:
-        """The minimal puzzles, 0 where there is no clue."""
+        """The minimal puzzles, with 0 where there is no clue."""
         return np.where(self.kinds == 2, self.solutions, 0).astype(np.uint8)
 
     @property
     def hard(self) -> Int[np.ndarray, "hard"]:
-        """Row numbers of the puzzles that singles do not solve."""
+        """The row numbers of the puzzles that singles do not solve."""
         return np.flatnonzero((self.kinds == 0).any(1))
 
     def few(self, clues: int) -> Int[np.ndarray, "few"]:
-        """Row numbers of the puzzles with at most so many clues."""
+        """Returns the row numbers of the puzzles with at most `clues` clues."""
         return np.flatnonzero((self.kinds == 2).sum(1) <= clues)
 
 
 @dataclass(frozen=True)
 class StateMix:
-    """What the network is trained on: percentages of the four kinds of states, 100 together.
+    """The mixture of training states: percentages of four kinds, which sum to 100.
 
-    The last three are states of unique puzzles: the clues and a random part of the other cells (nothing, part of what
-    singles reach, all of that, or all of that and more). Their posterior is a point, so adding them biases nothing.
+    The last three kinds are states of puzzles with one solution: the clues and a random part of the other cells (none,
+    some of those that singles determine, all of those, or these and more). As the solution is unique, the right
+    prediction for such a state is certain, so these states do not bias the network.
 
     Attributes:
-        random: n ~ U{1..81} uniformly random masks on a random grid, the masked-diffusion objective itself.
-        any: Any minimal puzzle.
-        few: Minimal puzzles with at most `few_clues` clues.
-        hard: Minimal puzzles that naked and hidden singles do not solve.
-        few_clues: The bound for `few`.
+        random: Percentage of states with n ~ U{1..81} uniformly random masks on a random grid, the masked-diffusion
+            objective itself.
+        any: Percentage of states of any minimal puzzle.
+        few: Percentage of states of minimal puzzles with at most `few_clues` clues.
+        hard: Percentage of states of minimal puzzles that naked and hidden singles do not solve.
+        few_clues: The largest number of clues for `few`.
+
+    Raises:
+        ValueError: If a percentage is negative, or they do not sum to 100.
     """
 
     random: int = 35
@@ -82,15 +87,16 @@ class StateMix:
 
 
 def make_pool(seed: int, count: int, start: int = 0) -> PuzzlePool:
-    """Makes the minimal puzzles number `start` to `start + count - 1` of a seed, about 0.4 ms each.
+    """Makes the minimal puzzles with the numbers `start` to `start + count - 1` of a seed, in about 0.4 ms each.
 
-    A random complete grid loses clues in random order as long as its solution stays the only one, so no further clue
-    can be removed. Grids come from randomized backtracking: all are possible, their law is not exactly uniform.
+    From a random complete grid, digits are removed in random order unless the solution would no longer be unique. So no
+    clue of the result can be removed. The grids come from randomised backtracking: all grids are possible, but their
+    distribution is not exactly uniform.
 
     Args:
-        seed: Any integer from 0 to 2^63 - 1.
-        count: How many puzzles.
-        start: Number of the first.
+        seed: The seed, an integer from 0 to 2^63 - 1.
+        count: Number of puzzles.
+        start: Number of the first puzzle.
 
     Raises:
         ImportError: If numba is not installed.
@@ -107,7 +113,14 @@ def make_pool(seed: int, count: int, start: int = 0) -> PuzzlePool:
 def count_solutions(
     puzzles: Int[np.ndarray, "puzzles 81"], limit: int = 2
 ) -> tuple[Int[np.ndarray, "puzzles"], UInt8[np.ndarray, "puzzles 81"]]:
-    """Counts the solutions of each puzzle, stopping at `limit`, and gives one of them (zeros if there is none).
+    """Counts the solutions of each puzzle.
+
+    Args:
+        puzzles: The puzzles, with 0 for empty cells.
+        limit: The count stops at this number.
+
+    Returns:
+        The counts, and one solution of each puzzle (zeros if it has none).
 
     Raises:
         ImportError: If numba is not installed.
@@ -120,7 +133,7 @@ def count_solutions(
 
 
 def close_under_singles(puzzle: Int[np.ndarray, "81"]) -> Int[np.ndarray, "81"]:
-    """The puzzle with every cell filled that naked and hidden singles determine; unchanged if it is contradictory.
+    """Fills in all cells that naked and hidden singles determine; a contradictory puzzle is returned unchanged.
 
     Raises:
         ImportError: If numba is not installed.
@@ -131,7 +144,12 @@ def close_under_singles(puzzle: Int[np.ndarray, "81"]) -> Int[np.ndarray, "81"]:
 
 
 def shuffle_symmetries(grids: Int[np.ndarray, "*grids 81"], seed: int) -> Int[np.ndarray, "*grids 81"]:
-    """Applies one random symmetry of Sudoku (cells moved, digits relabelled; 0 stays 0) to all the grids given."""
+    """Applies the same random symmetry of Sudoku to all grids: it permutes cells and relabels digits; 0 stays 0.
+
+    Args:
+        grids: The grids.
+        seed: The seed, which determines the symmetry.
+    """
     rng = np.random.default_rng(seed)
 
     def lines() -> np.ndarray:
@@ -147,11 +165,18 @@ def shuffle_symmetries(grids: Int[np.ndarray, "*grids 81"], seed: int) -> Int[np
 def training_batch(
     pool: PuzzlePool, seed: int, step: int, batch_size: int, mix: StateMix
 ) -> tuple[Int[np.ndarray, "batch 81"], Int[np.ndarray, "batch 81"]]:
-    """Partly masked grids and their solutions: a function of `(pool, seed, step)` and the mix.
+    """Returns partly masked grids and their solutions.
+
+    Args:
+        pool: The puzzles.
+        seed: The seed. With the pool, the step and the mixture it determines the batch.
+        step: The training step.
+        batch_size: Number of grids.
+        mix: The mixture of the kinds of states.
 
     Raises:
         ImportError: If numba is not installed.
-        ValueError: If the pool has no puzzle of a kind the mix asks for.
+        ValueError: If the pool has no puzzle of a kind in the mixture.
     """
     hard, few = pool.hard, pool.few(mix.few_clues)
     if (mix.hard and not len(hard)) or (mix.few and not len(few)):

@@ -1,4 +1,4 @@
-"""What a task is: examples to train on, prompts with masks to complete, and a score."""
+"""The protocol of a task: examples for training, prompts with masks, and a score of completions."""
 
 from __future__ import annotations
 
@@ -12,25 +12,28 @@ from torch import Tensor
 
 @runtime_checkable
 class Examples(Protocol):
-    """Sequences to train or to judge on: example `index` is a function of the index alone.
+    """Sequences for training or evaluation, which depend only on their index.
 
-    Generated data is as long as one likes (`2**31` examples, say), and makes each from its index and the seed.
+    Generated data may have any number of examples, such as `2**31`; each is made from its index and a seed.
     """
 
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> tuple[Int[Tensor, " length"], Bool[Tensor, " length"]]:
-        """Returns the tokens of an example, and which of them may be masked; the others are always shown."""
+        """Returns the tokens of an example, and which of them may be masked; the others are never masked."""
         ...
 
 
 @dataclass(frozen=True)
 class Prompts:
-    """What a sampler is to complete.
+    """Sequences with masks, which a sampler is to complete.
 
     Attributes:
-        tokens: Sequences of one length, the mask token where something is to be filled in.
-        answers: The held-out sequences they came from; the score may, but need not, compare with them.
+        tokens: Sequences of one length, with the mask token where something is to be filled in.
+        answers: The held-out sequences without masks; a score may compare completions with them, but need not.
+
+    Raises:
+        ValueError: If the two have different shapes.
     """
 
     tokens: Int[Tensor, "prompts length"]
@@ -38,7 +41,10 @@ class Prompts:
 
     def __post_init__(self) -> None:
         if self.tokens.shape != self.answers.shape:
-            raise ValueError(f"{tuple(self.tokens.shape)} prompts with {tuple(self.answers.shape)} answers")
+            raise ValueError(
+                f"prompts and answers must have one shape, got {tuple(self.tokens.shape)} and"
+                f" {tuple(self.answers.shape)}"
+            )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -48,7 +54,13 @@ class Prompts:
 
     @staticmethod
     def of(answers: Int[Tensor, "prompts length"], masked: Bool[Tensor, "prompts length"], mask_id: int) -> Prompts:
-        """Masks held-out sequences at given positions."""
+        """Makes prompts from held-out sequences by masking given positions.
+
+        Args:
+            answers: The held-out sequences.
+            masked: True where a token is masked.
+            mask_id: Id of the mask token.
+        """
         return Prompts(torch.where(masked, torch.full_like(answers, mask_id), answers), answers)
 
 
@@ -56,10 +68,11 @@ class Prompts:
 class Task(Protocol):
     """A kind of data with a vocabulary, splits and a score.
 
-    Splits are `"train"`, `"validation"` and `"test"`. Settings are chosen on validation, reported on test.
+    The splits are `"train"`, `"validation"` and `"test"`. Settings are chosen on validation, and results are reported
+    on test.
 
     Attributes:
-        name: What the command line calls it.
+        name: The name of the task on the command line.
         quality: What `score` measures, in a few words; higher is better.
         vocab_size: Number of token ids, the mask token included.
         mask_id: Id of the mask token.
@@ -82,25 +95,25 @@ class Task(Protocol):
         ...
 
     def prompts(self, split: str, limit: int) -> Prompts:
-        """Returns the first `limit` prompts of a split, or as many as there are; always the same ones."""
+        """Returns the first `limit` prompts of a split, or all if there are fewer; always the same prompts."""
         ...
 
     def score(self, prompts: Prompts, tokens: Int[Tensor, "prompts length"]) -> Float[Tensor, " prompts"]:
-        """Judges each completed sequence; the mean over prompts is the sampler's quality."""
+        """Returns a score of each completed sequence; the mean over the prompts is the sampler's quality."""
         ...
 
     def show(self, tokens: Int[Tensor, " length"]) -> str:
-        """Renders a sequence, masks included, for a person to read."""
+        """Renders a sequence, including its masks, as text for people to read."""
         ...
 
 
 @runtime_checkable
 class Foreign(Protocol):
-    """A task in the vocabulary of a model that others trained, whose sequences have lengths of their own.
+    """A task in the vocabulary of a model that others trained, whose sequences have different lengths.
 
     Attributes:
-        fill_id: Fills sequences up to one length. No model is shown it.
-        special_ids: Tokens that never fill a mask, `fill_id` among them.
+        fill_id: The padding token, which makes all sequences equally long. No model is given it.
+        special_ids: Tokens with which no mask is ever filled; `fill_id` is one of them.
     """
 
     fill_id: int
@@ -110,7 +123,16 @@ class Foreign(Protocol):
 def own_lengths(
     task: Foreign, x: Int[Tensor, "batch length"]
 ) -> tuple[list[Int[Tensor, " own"]], Bool[Tensor, "batch longest"]]:
-    """Returns sequences of a task without what fills them up, and where they have no special tokens."""
+    """Returns the sequences of a task without padding, and where a batch of them has no special tokens.
+
+    Args:
+        task: The task.
+        x: The sequences, with padding at their ends.
+
+    Returns:
+        The sequences, each with its own length, and a mask of the length of the longest: True where a token is not
+        special.
+    """
     rows = [row[row != task.fill_id] for row in x]
     special = torch.isin(x, torch.tensor(task.special_ids, device=x.device))
     return rows, ~special[:, : max(map(len, rows), default=0)]

@@ -1,7 +1,8 @@
-"""Text, by characters or by subwords: windows to train on, gaps to fill, text from nothing; measures of samples.
+"""Text by characters or by subwords: windows for training, infilling, free generation, and measures of samples.
 
-A text is cut by contiguous ranges: its first 90 % train, the next 5 % validate, the last 5 % test, so no character is
-in two splits. A training example is a window at a random offset; validation and test windows do not overlap.
+A text is split into contiguous ranges: the first 90 % are for training, the next 5 % for validation, and the last 5 %
+for testing, so that no character is in two splits. A training example is a window at a random offset; validation and
+test windows do not overlap.
 """
 
 from __future__ import annotations
@@ -36,11 +37,12 @@ _WORDS = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 
 
 def read_text(path: Path, encoding: str | None = None) -> str:
-    """Reads a text that is not empty, gzipped or not; a byte order mark is dropped and line ends become `\\n`.
+    """Reads a text file, gzipped or not; a byte order mark is dropped and line ends become `\\n`.
 
     Args:
         path: The file.
-        encoding: Its encoding; default: the one it declares, else UTF-8 (see `unmask.files.reading.read_text`).
+        encoding: The encoding of the file; default: the one that it declares, or else UTF-8 (see
+            `unmask.files.reading.read_text`).
 
     Raises:
         DataError: If the file cannot be read, is empty or in another encoding; the message names the line.
@@ -48,7 +50,7 @@ def read_text(path: Path, encoding: str | None = None) -> str:
     """
     text = reading.read_text(path, "the text", encoding)
     if not text.strip():
-        raise DataError(f"{path} holds no text")
+        raise DataError(f"{path} does not hold any text")
     return text
 
 
@@ -59,16 +61,21 @@ def embedded_text(name: Literal["tinyshakespeare", "moby_dick", "pride_and_preju
 
 
 def encode(text: str, vocabulary: str) -> Int[Tensor, " characters"]:
-    """Returns the place of every character in the vocabulary, which must hold it."""
+    """Returns the index of every character in the vocabulary, which must contain all of them."""
     ids = {character: index for index, character in enumerate(vocabulary)}
     return torch.tensor([ids[character] for character in text], dtype=torch.int32)
 
 
 def check_characters(text: str, vocabulary: str, name: str) -> None:
-    """Checks that a text can be written in a vocabulary of characters.
+    """Checks that a vocabulary has all characters of a text.
+
+    Args:
+        text: The text.
+        vocabulary: The characters.
+        name: What the message calls the text.
 
     Raises:
-        DataError: If not; the message names the first few characters it lacks, and the line of each.
+        DataError: If some are missing. The message names the first few of them, and the line of each.
     """
     strange = sorted(set(text) - set(vocabulary))
     if strange:
@@ -78,10 +85,16 @@ def check_characters(text: str, vocabulary: str, name: str) -> None:
 
 
 class Windows:
-    """Windows of a range of text: at random offsets, each a function of (seed, index), or one after another.
+    """Windows of a range of text, at random offsets or without overlap; every position may be masked.
 
-    Those that do not overlap come in a fixed random order, so that the first few are a fair sample of the range. A
-    remainder shorter than a window is left out. Every position may be masked.
+    A window at a random offset is a function of (seed, index). Windows without overlap are in a fixed random order, so
+    that the first few are a fair sample of the range; a remainder shorter than a window is left out.
+
+    Args:
+        tokens: The tokens of the range.
+        length: Tokens per window.
+        seed: The seed of random offsets.
+        random: Whether the windows are at random offsets.
     """
 
     def __init__(self, tokens: Int[Tensor, " tokens"], length: int, seed: int, random: bool) -> None:
@@ -103,33 +116,33 @@ class Windows:
 
 
 class TextTask:
-    """Text: fill short gaps, or write from nothing.
+    """Text: fill short gaps, or generate freely.
 
-    *By characters*, tokens are the places of characters in the vocabulary, which is the sorted characters of the text.
-    *By subwords*, they are pieces of a byte-level encoding trained on two novels: 512 of them, about 2 characters
-    each there, and any text can be written. The mask is last.
+    By *characters*, a token id is the index of a character in the vocabulary, which holds the characters of the text in
+    sorted order. By *subwords*, the vocabulary is a byte-level byte-pair encoding trained on two novels: 512 tokens, of
+    about 2 characters each in these novels; it can encode any text. The mask token has the last id.
 
-    *Infilling* (the default) masks `span` tokens at a time until `share` of the window is masked, at places that are a
-    function of (split, index) and have at least one shown token in between; its score is the share of masked tokens
-    that come back exactly. *Free* prompts are masked all over; their score is the share of the letters that stand in
-    words of the training text (upper and lower case alike; words at the edges, which may be cut, are not counted;
-    without any other word it is 0). One common word again and again would score well: read it together with
+    *Infilling* (the default) masks gaps of `span` tokens until `share` of the window is masked. Their positions are a
+    function of (split, index), and at least one shown token is between any two of them. The score is the share of
+    masked tokens that are recovered. *Free* prompts are entirely masked. Their score is the share of letters that are
+    in words of the training text, ignoring case. Words at the edges, which may be cut off, are not counted; if there
+    are no other words, the score is 0. Repeating one common word would score well, so read this score together with
     `unigram_entropy` and `distinct_n`.
 
     Args:
-        data: A text, plain or gzipped; without it an embedded one: Tiny Shakespeare by characters, Moby-Dick and
-            Pride and Prejudice (each split for itself) by subwords.
+        data: A text file, gzipped or not; default: an embedded text. By characters this is Tiny Shakespeare, by
+            subwords Moby-Dick and Pride and Prejudice, each of which is divided into the splits.
         level: `"character"` or `"subword"`.
-        test_data: Another text, all of which is the test split; the first 95 % of `data` train then, the rest
-            validates.
+        test_data: Another text file, which becomes the whole test split; the first 95 % of `data` are then for training
+            and the rest for validation.
         length: Tokens per window.
         gaps: `"infill"` or `"free"`.
         span: Tokens per gap.
-        share: The share of a window that infilling masks, rounded to whole gaps, at least one.
-        vocabulary: The characters, in the order of their ids, of a model trained before; without it those of the
-            texts, sorted. Not for subwords.
+        share: The share of a window that infilling masks, rounded to whole gaps, but at least one gap.
+        vocabulary: The characters, in the order of their ids, of a model that was trained before; default: those of the
+            texts, sorted. It does not apply to subwords.
         seed: The seed of the training windows.
-        encoding: The encoding of `data` and `test_data`; default: the one the files declare, else UTF-8.
+        encoding: The encoding of `data` and `test_data`; default: the one that the files declare, or else UTF-8.
 
     Raises:
         ImportError: By subwords, if tokenizers is not installed.
@@ -208,10 +221,14 @@ class TextTask:
         return encode(text, self.vocabulary)
 
     def tokens_of(self, text: str, name: str) -> list[int]:
-        """Returns the tokens of a text.
+        """Returns the token ids of a text.
+
+        Args:
+            text: The text.
+            name: What the message calls the text.
 
         Raises:
-            DataError: If it has a character outside the vocabulary; the message calls the text by the given name.
+            DataError: If the text has a character outside the vocabulary.
         """
         if self.level == "character":
             check_characters(text, self.vocabulary, name)
@@ -223,11 +240,11 @@ class TextTask:
         return _subwords().embedded()
 
     def examples(self, split: str) -> Windows:
-        """Returns the windows of a split: `2**31` at random offsets for training, else each place once."""
+        """Returns the windows of a split: `2**31` at random offsets for training, and otherwise all without overlap."""
         return Windows(self.tokens[check_split(split)], self.length, self.seed, random=split == "train")
 
     def prompts(self, split: str, limit: int) -> Prompts:
-        """Returns the first `limit` windows of a split with gaps, or masked all over.
+        """Returns the first `limit` windows of a split, with gaps or entirely masked.
 
         Raises:
             ValueError: If there is no such split, or `limit` is below 1.
@@ -242,15 +259,16 @@ class TextTask:
         return Prompts.of(answers, masked, self.mask_id)
 
     def score(self, prompts: Prompts, tokens: Int[Tensor, "prompts length"]) -> Float[Tensor, " prompts"]:
-        """Returns, per prompt, what `quality` says; a mask that is left counts as wrong."""
+        """Returns the score of each prompt, as the class describes it; a remaining mask counts as wrong."""
         if self.gaps == "infill":
             return recovered(prompts, tokens, self.mask_id)
         return torch.tensor([self._known_letters(self.show(row)) for row in tokens], dtype=torch.float64)
 
     def measures(self, tokens: Int[Tensor, "samples length"]) -> dict[str, Float[Tensor, " samples"]]:
-        """Returns `entropy`, of the tokens in each sample, in nats, and `distinct_n`, the share of 4-grams that differ.
+        """Returns `entropy` (see `unigram_entropy`, in nats) and `distinct_n` (see the function, for 4-grams) of
+        samples.
 
-        No one number tells how good a text is; see `unmask.evaluation.measures` for what a model adds.
+        No single number tells how good a text is; `unmask.evaluation.measures` has measures that use a model.
         """
         return {"entropy": unigram_entropy(tokens), "distinct_n": distinct_n(tokens, GRAM)}
 
@@ -267,7 +285,7 @@ class TextTask:
         return known / total if total else 0.0
 
     def show(self, tokens: Int[Tensor, " length"]) -> str:
-        """Returns the text, with `□` for a mask; bytes that are no character are `�`."""
+        """Returns the text, with `□` for a mask and `�` for bytes that are not a character."""
         if self.level == "character":
             characters = self.vocabulary + MASK_SIGN
             return "".join([characters[token] for token in tokens.tolist()])
@@ -296,7 +314,7 @@ def _texts(data: Path | str | None, level: str, encoding: str | None) -> list[st
 def unigram_entropy(tokens: Int[Tensor, "samples length"]) -> Float[Tensor, " samples"]:
     """Returns the entropy of the token frequencies within each sample, in nats.
 
-    It is what falls when a sampler loses diversity, while generative perplexity looks better (arXiv:2409.02908).
+    It falls when a sampler loses diversity, although generative perplexity then seems better (arXiv:2409.02908).
     """
     counts = torch.zeros(len(tokens), int(tokens.max()) + 1, dtype=torch.float64)
     counts.scatter_add_(1, tokens, torch.ones_like(tokens, dtype=torch.float64))
@@ -304,7 +322,7 @@ def unigram_entropy(tokens: Int[Tensor, "samples length"]) -> Float[Tensor, " sa
 
 
 def distinct_n(tokens: Int[Tensor, "samples length"], n: int) -> Float[Tensor, " samples"]:
-    """Returns the number of different n-grams within each sample over the number of its n-grams.
+    """Returns the number of different n-grams within each sample, divided by the number of all its n-grams.
 
     Raises:
         ValueError: If `n` is below 1 or above the length.

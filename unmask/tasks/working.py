@@ -1,21 +1,23 @@
 """Problems in several steps, answered with their working or by the result alone.
 
-A response is one step per line of the working, `;` between them, and ends itself, as in `unmask.tasks.instructions`,
-whose vocabulary it has. The kinds, with an example each:
+A response consists of the steps of the working, separated by `;`, and an end token, as in `unmask.tasks.instructions`,
+which has the same vocabulary. The kinds, with examples of problem and response:
 
-- `expression`: `(7+5)*3-4=` `7+5=12;12*3=36;36-4=32`: three or four numbers, worked out from the left, brackets and
+- `expression`: `(7+5)*3-4=` `7+5=12;12*3=36;36-4=32`: three or four numbers, evaluated from the left, brackets and
   products first;
-- `story`: `Ann has 7, buys 5, eats 3.` `7+5=12;12-3=9`: two or three steps told in words;
-- `countdown`: `Make 24 of 9 3 5.` `3*5=15;15+9=24`: each number is used once; mostly there are several ways, so tokens
-  drawn together may belong to different ones.
+- `story`: `Ann has 7, buys 5, eats 3.` `7+5=12;12-3=9`: two or three steps in words;
+- `countdown`: `Make 24 of 9 3 5.` `3*5=15;15+9=24`: each number is used once; usually there are several solutions, and
+  tokens that are drawn in parallel may belong to different ones.
 
-Every number on the way lies in 1..99, so each line is easy, and the result of all of them is hard to tell at once. A
-share of the examples is terse: the result alone, `32`, without the working. So a model learns both, as one does that
-was trained on the answers of many people, and what is written first decides between them. A sampler that fixes the end
-of the response before its beginning chooses the terse answer unawares, and with it the harder problem.
+All intermediate results lie in 1..99, so each step is easy, but it is hard to predict the final result at once. A share
+of the examples is terse: the response is the result alone, `32`, without the working. So a model learns both styles, as
+a model does that is trained on the answers of many people, and the tokens that are written first decide between them. A
+sampler that fixes the end of the response before its beginning chooses the terse answer by accident, which makes the
+problem harder.
 
-What takes longest to learn is not which step comes next but what it gives. So a share of the training sequences may be
-drills: the lines of many problems one after the other, `7+5=□□;12*3=□□;…`, only what each gives masked.
+What takes longest to learn is not which step comes next, but the result of each step. So a share of the training
+sequences may be drills: the steps of many problems one after the other, `7+5=□□;12*3=□□;…`, with only the result of
+each step masked.
 """
 
 from __future__ import annotations
@@ -53,17 +55,18 @@ _STORIES = (
 
 @dataclass(frozen=True)
 class Problem(Instruction):
-    """A problem; `answer` is a response with its working, or terse."""
+    """A problem; its `answer` is a response with the working, or a terse one."""
 
     @property
     def result(self) -> str:
-        """The number asked for."""
+        """The final result, as text."""
         return self.answer.rpartition("=")[2]
 
     def right(self, text: str) -> bool:
-        """True if the number after the last `=`, or alone, is the result; of a countdown the whole working must hold.
+        """Returns whether a response ends in the right result: the text after the last `=`, or all of it if it has
+        none.
 
-        Spaces around the response do not count.
+        For a countdown all steps must be right. Spaces around the response are ignored.
         """
         text = text.strip()
         if self.kind != "countdown":
@@ -72,9 +75,9 @@ class Problem(Instruction):
         return makes(text.replace(";", " "), numbers, target)
 
     def steps(self, text: str) -> list[bool]:
-        """Which lines of a response are sound: a true equation of two numbers that the problem or a line before gives.
+        """Returns which steps of a response are sound: true equations of numbers from the problem or an earlier step.
 
-        Each number may be used as often as it is given. A terse response has no lines.
+        Each number may be used as often as it is given. A terse response has no steps.
         """
         text = text.strip()
         if "=" not in text:
@@ -97,19 +100,19 @@ class Problem(Instruction):
         return sound
 
     def worked(self, text: str) -> bool:
-        """True if the response shows its working, every line of it is sound, and the result is right."""
+        """Returns whether the response shows its working, all its steps are sound, and the result is right."""
         lines = self.steps(text)
         return bool(lines) and all(lines) and self.right(text)
 
 
 def _countdown_of(prompt: str) -> list[int]:
-    """The numbers of a countdown, the target last."""
+    """Returns the numbers of a countdown, with the target last."""
     target, *numbers = (int(number) for number in re.findall(r"\d+", prompt))
     return [*numbers, target]
 
 
 def _tree(numbers: list[int], draws: Draws) -> Operation | int | None:
-    """A random expression of the numbers in their order; `None` if one of its values is out of range."""
+    """Returns a random expression of the numbers in their order; `None` if one of its values is out of range."""
     if len(numbers) == 1:
         return numbers[0]
     cut = 1 + draws.below(len(numbers) - 1)
@@ -170,11 +173,11 @@ def _countdown(draws: Draws) -> Problem:
 
 KINDS: dict[str, Callable[[Draws], Problem]] = {"expression": _expression, "story": _story, "countdown": _countdown}
 _OFTEN = {"expression": 3}
-"""How many times as often as the others a kind is drawn."""
+"""How many times as often as a kind that is not listed a kind is drawn."""
 
 
 class WorkingExamples(InstructionExamples):
-    """Problems of a split, and drills among those for training."""
+    """The problems of a split; in training some of the sequences are drills (see the module)."""
 
     task: WorkingTask
 
@@ -205,19 +208,20 @@ class WorkingExamples(InstructionExamples):
 class WorkingTask(InstructionTask):
     """Problems in several steps, with their working (see the module).
 
-    A problem belongs to one split, told by a hash of its expression, of the numbers of its story, or of the numbers and
-    the target of its countdown. The score is 1 where the result is right, else 0.
+    A hash of its expression, of the numbers of its story, or of the numbers and the target of its countdown determines
+    the split of a problem. The score is 1 if the result is right, and 0 if not.
 
     Args:
-        kinds: Which kinds, joined by `+`; default: all.
-        length: Tokens per sequence, the room for prompt and response.
-        canvas: Masks of a prompt to be answered.
+        kinds: The kinds, joined by `+`; default: all.
+        length: Tokens per sequence, for prompt and response together.
+        canvas: The number of masks for a response, outside training.
         terse: Share of the expressions and stories whose response is the result alone.
-        drills: Share of the training sequences that are lines of working alone.
-        seed: Of the training problems.
+        drills: Share of the training sequences that are drills.
+        seed: The seed of the training problems.
 
     Raises:
-        ValueError: If there is no such kind, a number is out of range, or a prompt might not fit.
+        ValueError: If there is no such kind or a number is out of range; when an example is read, if it does not fit
+            into `length` tokens.
     """
 
     name = "working"
@@ -246,7 +250,7 @@ class WorkingTask(InstructionTask):
         return WorkingExamples(self, check_split(split))
 
     def draw(self, split: str, draws: Draws) -> Problem:
-        """Draws problems of one of the kinds until one belongs to the split."""
+        """Draws problems of a random kind until one belongs to the split, and returns that one."""
         kind = draws.pick([kind for kind in self.chosen for _ in range(_OFTEN.get(kind, 1))])
         terse = kind != "countdown" and draws.below(1000) < 1000 * self.terse
         while True:
@@ -255,9 +259,9 @@ class WorkingTask(InstructionTask):
                 return Problem(one.prompt, one.result, kind, one.key) if terse else one
 
     def problems(self, split: str, limit: int) -> list[Problem]:
-        """Returns the first `limit` problems of a split, or as many as there are."""
+        """Returns the first `limit` problems of a split, or all if there are fewer."""
         return cast("list[Problem]", self.instructions(split, limit))
 
     def asked(self, prompt: str, answer: str) -> Problem:
-        """Returns the problem of a prompt."""
+        """Returns the problem that the text of a prompt and an answer make, for scoring."""
         return Problem(prompt, answer, "countdown" if prompt.startswith("Make") else "", "")

@@ -16,7 +16,7 @@ from ..tasks.task import Task
 from .descent import share_of_rate
 
 MAY_CHANGE = frozenset({"out", "threads", "save_every", "log_every", "evaluation", "samples", "report_to", "workers"})
-"""Settings that do not change what is trained."""
+"""Settings that do not change the trained network, and so may differ when a run is resumed."""
 
 
 _KINDS = ("transformer", "masked_lm", "llada")
@@ -27,7 +27,11 @@ class _Strict(BaseModel):
 
 
 class TaskConfig(BaseModel):
-    """The name of a task and its settings, as `unmask.tasks.named.named_task` takes them."""
+    """The name of a task and its settings, as `unmask.tasks.named.named_task` takes them.
+
+    Attributes:
+        name: The name of the task; all other keys are its settings.
+    """
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -35,17 +39,21 @@ class TaskConfig(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything but the name."""
+        """The settings of the task: all keys but the name."""
         return dict(self.model_extra or {})
 
 
 class NetworkConfig(_Strict):
-    """A `Transformer`; vocabulary, mask and length come from the task (see `TransformerConfig`).
+    """A `Transformer`; the vocabulary, mask token and length come from the task.
+
+    All sizes are as in `TransformerConfig`.
 
     Attributes:
-        start: Name of an embedded model or folder of a checkpoint whose weights it starts from. It may be one for
-            shorter sequences on a line: places farther apart than it knows then start like its farthest ones.
-        frequencies: A logit per token, which starts at the logarithm of how often the training split has it.
+        start: Name of an embedded model, or folder of a checkpoint, whose weights initialise the network. It may be a
+            model for shorter sequences on a line: the biases of distances that it does not have are then initialised
+            like those of its greatest distance.
+        frequencies: Whether the output has a learned bias per token, initialised to the logarithm of the token's
+            frequency in the training split.
     """
 
     kind: Literal["transformer"] = "transformer"
@@ -62,7 +70,11 @@ class NetworkConfig(_Strict):
     frequencies: bool = False
 
     def transformer(self, task: Task, causal: bool) -> TransformerConfig:
-        """The complete configuration for a task.
+        """Returns the complete configuration for a task.
+
+        Args:
+            task: The task.
+            causal: Whether the network is causal.
 
         Raises:
             ValueError: If the sizes do not fit each other or the task.
@@ -75,8 +87,8 @@ class MaskedLMConfig(_Strict):
     """A masked language model of the Transformers library (see `models.pretrained.masked_lm`), new or trained before.
 
     Attributes:
-        config: `model_type` and sizes of a new one, as in the library's configuration files.
-        pretrained: Folder of one to train further.
+        config: `model_type` and sizes of a new model, as in the library's configuration files.
+        pretrained: Folder of a model to train further.
     """
 
     kind: Literal["masked_lm"]
@@ -86,7 +98,7 @@ class MaskedLMConfig(_Strict):
     @model_validator(mode="after")
     def _one(self) -> MaskedLMConfig:
         if (self.config is None) == (self.pretrained is None):
-            raise ValueError("a masked_lm takes either config (of a new model) or pretrained (a folder)")
+            raise ValueError("a masked_lm needs exactly one of config (of a new model) and pretrained (a folder)")
         if self.config is not None and not isinstance(self.config.get("model_type"), str):
             raise ValueError("config needs a model_type, such as modernbert, bert or esm")
         return self
@@ -96,8 +108,14 @@ class LLaDAConfig(_Strict):
     """A new network of LLaDA's architecture, exported in its layout (see `unmask.models.pretrained.llada`).
 
     Attributes:
-        start: Name of an embedded model or folder of a checkpoint of the same sizes whose weights it starts from.
-        neighbours: Its attention starts at neighbours (see `unmask.models.pretrained.neighbours`).
+        start: Name of an embedded model, or folder of a checkpoint of the same sizes, whose weights initialise it.
+        d_model: Hidden size.
+        n_layers: Number of layers.
+        n_heads: Number of attention heads.
+        mlp_hidden_size: Hidden size of the MLP.
+        rope_theta: Base of the rotary position embedding.
+        neighbours: Whether attention is initialised to attend to neighbouring positions (see
+            `unmask.models.pretrained.neighbours`).
     """
 
     kind: Literal["llada"]
@@ -116,11 +134,14 @@ class LLaDAConfig(_Strict):
 
 
 class EvaluationConfig(_Strict):
-    """How NELBO is estimated on validation sequences (see `unmask.nelbo`).
+    """How the NELBO of validation sequences is estimated (see `unmask.nelbo`).
 
     Attributes:
         every: Steps between two estimates.
-        sequences: Sequences for those; `final` for the last one.
+        sequences: Number of sequences of each estimate during the run.
+        final: Number of sequences of the estimate at the end of the run.
+        strata: As in `unmask.nelbo`.
+        replicates: As in `unmask.nelbo`.
     """
 
     every: int = Field(1000, ge=1)
@@ -131,7 +152,15 @@ class EvaluationConfig(_Strict):
 
 
 class SamplesConfig(_Strict):
-    """Which samples are logged on the way: the first validation prompts, completed under a rule."""
+    """Which samples are logged during the run: the first validation prompts, completed under a rule.
+
+    Attributes:
+        every: Steps between two times that samples are drawn.
+        prompts: Number of prompts; 0: no samples.
+        rule: The unmasking rule and its settings, as on the command line.
+        temperature: The temperature at which tokens are drawn.
+        seed: Seed of the samples.
+    """
 
     every: int = Field(1000, ge=1)
     prompts: int = Field(2, ge=0)
@@ -146,35 +175,38 @@ class SamplesConfig(_Strict):
         return rule
 
     def named(self) -> NamedRule:
-        """The rule."""
+        """Returns the rule with its settings."""
         return named_rule(self.rule)
 
 
 class TrainConfig(_Strict):
-    """Everything a trained network is a function of, and how its run is kept and watched.
+    """The configuration of a training run: everything that determines the network, and how the run is saved and logged.
 
     Attributes:
-        task: What it is trained on.
-        network: What is trained: a `Transformer` of this package, `kind: masked_lm` or `kind: llada`.
-        objective: `"masked"`: a masked diffusion model; `"causal"`: a judge that reads from left to right.
-        schedule: For a network conditioned on time: at which time how many tokens are masked.
-        steps: Length of the run; it and `decay_steps` may change on resuming until the decay has begun.
+        task: The task that the network is trained on.
+        network: The network: a `Transformer` of this package, `kind: masked_lm` or `kind: llada`.
+        objective: `"masked"` for a masked diffusion model; `"causal"` for an autoregressive judge.
+        schedule: The noise schedule, which relates time to the share of masked tokens, for a network with timestep
+            conditioning.
+        steps: Length of the run. It and `decay_steps` may change on resuming, until the decay has begun.
         batch_size: Sequences per step, over all processes and accumulated batches.
-        accumulate: Batches that make up a step on one process.
+        accumulate: Batches whose gradients are accumulated in a step, on each process.
         lr: Learning rate of the constant phase.
-        warmup_steps: Linear warm-up at the start.
-        decay_steps: Linear decay to 1 % of `lr` at the end; default: half of the run.
-        weight_decay: AdamW's, on matrices.
-        clip: Largest norm of the gradient.
-        ema: Decay of the averaged weights, the ones exported.
-        seed: The seed of weights, order and masks.
-        dtype: The type of the forward and backward pass; the weights being trained are float32.
+        warmup_steps: Steps of linear warm-up at the start.
+        decay_steps: Steps of linear decay to 1 % of `lr` at the end; default: half of the run.
+        weight_decay: Weight decay of AdamW, applied to matrices only.
+        clip: Largest norm of the gradient, to which greater ones are clipped.
+        ema: Decay of the exponential moving average of the weights, which is what is exported.
+        seed: The seed of the weights, the order of the examples, and the masks.
+        dtype: The type of the forward and backward pass; the trained weights themselves are float32.
         device: `"cpu"`, or `"auto"` for a GPU if there is one.
-        threads: CPU threads; results are reproducible bit by bit only at a fixed number.
+        threads: CPU threads; results are reproducible bit by bit only with a fixed number.
         workers: Processes that load data.
         out: Folder of the run.
         save_every: Steps between two saved states.
         log_every: Steps between two lines of the log.
+        evaluation: How the NELBO is estimated during the run.
+        samples: Which samples are logged during the run.
         report_to: Integrations of the Trainer to log to, such as `tensorboard` and `wandb`.
     """
 
@@ -220,24 +252,28 @@ class TrainConfig(_Strict):
         if self.decay_steps > self.steps:
             raise ValueError(f"decay_steps ({self.decay_steps}) must not exceed steps ({self.steps})")
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is no multiple of accumulate {self.accumulate}")
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if self.objective == "causal" and self.network.kind != "transformer":
-            raise ValueError(f"a {self.network.kind} reads in both directions: objective must be masked")
+            raise ValueError(f"a {self.network.kind} has bidirectional attention: objective must be masked")
         return self
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, as a share of `lr`: warm-up, constant, linear decay."""
+        """Returns the learning rate of a step, as a share of `lr`: warm-up, constant, linear decay."""
         return share_of_rate(step, self.steps, self.warmup_steps, self.decay_steps)
 
     def recipe(self) -> dict[str, Any]:
-        """The settings that change what is trained."""
+        """Returns the settings that determine the trained network (all but `MAY_CHANGE`)."""
         return self.model_dump(mode="json", exclude=set(MAY_CHANGE))
 
 
 def read_config(path: Path, **overrides: Any) -> TrainConfig:
-    """Reads a YAML file; values given by name, if not `None`, replace those in it.
+    """Reads and checks a configuration in YAML.
 
-    The folder of the run is `runs/NAME` for a file `NAME.yaml` that does not say.
+    The folder of the run is `runs/NAME` if the file `NAME.yaml` does not give `out`.
+
+    Args:
+        path: The file.
+        **overrides: Settings that, if not `None`, replace those of the file.
 
     Raises:
         ValueError: If the file cannot be read, is not a YAML mapping, has an unknown key, or a value of the wrong kind
@@ -247,7 +283,7 @@ def read_config(path: Path, **overrides: Any) -> TrainConfig:
     try:
         found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{path} must hold keys and values, such as 'steps: 1000', got {type(found).__name__}")
     given = {"out": str(Path("runs") / path.stem), **found}
@@ -255,7 +291,11 @@ def read_config(path: Path, **overrides: Any) -> TrainConfig:
 
 
 def parse_config(given: dict[str, Any], name: str) -> TrainConfig:
-    """Checks a configuration; see `read_config`.
+    """Checks a configuration as `read_config` does.
+
+    Args:
+        given: The settings.
+        name: What the message calls the configuration.
 
     Raises:
         ValueError: If it has an unknown key, or a value of the wrong kind or out of range.

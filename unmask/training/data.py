@@ -1,7 +1,7 @@
-"""What a run sees at every step: which examples, in which order, and which of their tokens are masked.
+"""The training data of a run: which examples are in each step, and which of their tokens are masked.
 
-All of it is a function of the seed and of the place in the run, and nothing is drawn from a global generator. So a
-resumed run sees what an uninterrupted one does, and several processes together see what one would.
+All of it is a function of the seed and of the position in the run; nothing is drawn from a global generator. So a
+resumed run gets the same batches as an uninterrupted one, and several processes together get those of a single one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ _WORD = 0xFFFFFFFFFFFFFFFF
 
 
 class Item(TypedDict):
-    """An example at its place in the run."""
+    """An example at its position in the run.
+
+    `maskable` is True where a token may be masked. `stream` and `stratum` determine the masks, see `Course`.
+    """
 
     tokens: Int[Tensor, " length"]
     maskable: Bool[Tensor, " length"]
@@ -33,9 +36,10 @@ class Item(TypedDict):
 
 
 class Batch(TypedDict):
-    """What a network is trained on in one call.
+    """The arguments of one call of the loss.
 
-    `x` are the tokens with masks, `where` the positions to predict, `answers` the tokens, `time` the diffusion time.
+    `x` are the tokens with masks, `where` is True at the positions to predict, `answers` are the tokens without masks,
+    and `time` is the diffusion time of each sequence.
     """
 
     x: Int[Tensor, "batch length"]
@@ -45,18 +49,18 @@ class Batch(TypedDict):
 
 
 class Course(Dataset[Item]):
-    """The examples of a whole run in the order they are seen: `steps * batch_size` of them.
+    """The examples of a whole run in training order: `steps * batch_size` of them.
 
-    Every epoch passes through all examples in another order, a keyed permutation that needs no memory however many
-    there are. Item `i` belongs to step `i // batch_size`, and has a stream of random numbers that is a function of
-    (seed, epoch, index of the example). Its stratum, a share of the batch's range of mask counts, is permuted anew in
-    each step.
+    Every epoch goes through all examples in another order, a keyed permutation that takes no memory however many
+    examples there are. Item `i` belongs to step `i // batch_size`, and has a stream of random numbers that is a
+    function of (seed, epoch, index of the example). Its stratum, one of `batch_size` equal parts of the range of mask
+    counts, is assigned by a new permutation in each step.
 
     Args:
         examples: The training split.
         steps: Length of the run.
         batch_size: Sequences per step, over all processes and accumulated batches.
-        seed: The seed of order and masks.
+        seed: The seed of the order and the masks.
     """
 
     def __init__(self, examples: Examples, steps: int, batch_size: int, seed: int) -> None:
@@ -79,15 +83,16 @@ class Course(Dataset[Item]):
 class Collator:
     """Stacks examples and masks them.
 
-    For the masked objective an example with `L` maskable tokens in stratum `s` of `B` gets
-    `n = floor(L (s + u) / B) + 1` masks, so that the counts of a batch cover `1..L` evenly and each is uniform on it,
-    at uniformly random places. For the causal objective nothing is masked, and every maskable token is predicted.
+    For the masked objective, an example with `L` maskable tokens in stratum `s` of `B` gets
+    `n = floor(L (s + u) / B) + 1` masks at uniformly random positions, with `u` uniform on `[0, 1)`. So the counts of a
+    batch cover `1..L` evenly, and each of them is uniform on `1..L`. For the causal objective nothing is masked, and
+    every maskable token is predicted.
 
     Attributes:
         mask_id: Id of the mask token.
         batch_size: Number of strata `B`: the sequences of a step, over all processes.
-        objective: What is trained.
-        schedule: The time of a sequence with `n` masks is when this schedule has masked `n/L`.
+        objective: The training objective.
+        schedule: The noise schedule: the time of a sequence with `n` masks is that at which the share `n/L` is masked.
     """
 
     mask_id: int
@@ -113,9 +118,14 @@ class Collator:
 
 
 def shuffled(index: int, size: int, key: int) -> int:
-    """Returns where a keyed pseudorandom permutation of `range(size)` takes an index.
+    """Returns the image of an index under a keyed pseudorandom permutation of `range(size)`.
 
-    A Feistel network on the next power of four, walked until it falls into the range again.
+    It is a Feistel network on the next power of four, applied again until its result lies in the range (cycle walking).
+
+    Args:
+        index: The index, in `range(size)`.
+        size: Size of the range.
+        key: The key, which selects the permutation.
 
     References:
         Black, Rogaway (2002), "Ciphers with arbitrary finite domains", the cycle-walking cipher.
@@ -132,7 +142,7 @@ def shuffled(index: int, size: int, key: int) -> int:
 
 
 def _mixed(z: int) -> int:
-    """The output function of SplitMix64 (Steele, Lea, Flood, 2014) at a multiple of its increment."""
+    """Returns the output function of SplitMix64 (Steele, Lea, Flood, 2014) at `z` times its increment."""
     z = z * 0x9E3779B97F4A7C15 & _WORD
     z = (z ^ z >> 30) * 0xBF58476D1CE4E5B9 & _WORD
     z = (z ^ z >> 27) * 0x94D049BB133111EB & _WORD

@@ -1,4 +1,4 @@
-"""What runs of every kind share: one process per folder, which recipes continue a run, a log that survives a kill."""
+"""The folder of a training run: a lock, the check that a recipe continues the run, and logs that survive a crash."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from unmask.viewing.progress import progress as shared_progress
 
 @contextlib.contextmanager
 def computing(out: Path, threads: int) -> Iterator[None]:
-    """Makes the folder of a run and computes with so many threads; on leaving, there are as many as before.
+    """Makes the folder of a run and sets PyTorch's number of threads within a `with` block.
+
+    Args:
+        out: The folder.
+        threads: The number of threads; afterwards the old number is restored.
 
     Raises:
         UnmaskError: If a file cannot be written, for instance on a full disk.
@@ -37,23 +41,23 @@ def computing(out: Path, threads: int) -> Iterator[None]:
 
 
 def continues(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], step: int) -> bool:
-    """Whether a recipe continues the run of another with changes (`True`), or without any (`False`).
+    """Checks that a recipe may continue a run, and returns whether it changes the run's recipe.
 
-    `steps` and `decay_steps` may change until the decay begins; until then they change nothing that was computed.
+    `steps` and `decay_steps` may change until the decay begins, because until then they do not affect the weights.
 
     Args:
-        path: Where the old recipe lies.
+        path: The file of the old recipe, in the folder of the run.
         old: The recipe of the run so far.
-        new: The recipe asked for.
-        step: How far the run is.
+        new: The new recipe.
+        step: The number of steps taken so far.
 
     Raises:
-        ValueError: If it does not continue the run; the message names what differs.
+        ValueError: If the new recipe cannot continue the run. The message names the differences.
     """
     changed = sorted(name for name in {**old, **new} if old.get(name) != new.get(name))
     before_decay = step <= min(one["steps"] - one["decay_steps"] for one in (old, new))
     if set(changed) - {"steps", "decay_steps"} or (changed and not before_decay):
-        differences = ", ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} asked" for name in changed)
+        differences = ", ".join(f"{name}: {old.get(name)!r} there, {new.get(name)!r} here" for name in changed)
         raise ValueError(
             f"{path.parent} holds another run ({differences}), now at step {step}; resume with the recipe in {path} "
             "(steps and decay_steps may change until the decay begins), or train into another folder"
@@ -63,7 +67,9 @@ def continues(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], step: 
 
 @contextlib.contextmanager
 def alone(out: Path) -> Iterator[None]:
-    """Keeps a second process from training in the same folder, and removes what a killed one left half-written.
+    """Keeps other processes from training in the same folder within a `with` block.
+
+    Temporary files that a killed process left behind are removed first.
 
     Raises:
         ValueError: If another process is training there.
@@ -83,7 +89,14 @@ def alone(out: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def log(path: Path, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Appends lines to a JSONL log, after dropping those of steps that are to be taken again."""
+    """Opens a JSONL log, and yields a function that appends a line to it.
+
+    Lines of steps after `step`, which a resumed run takes again, are dropped first, and so is a half-written last line.
+
+    Args:
+        path: The file; made if missing.
+        step: The step from which the run continues.
+    """
     kept = []
     for line in path.read_text().splitlines() if path.exists() else []:
         with contextlib.suppress(ValueError, KeyError, TypeError):  # the last line may be half-written
@@ -101,7 +114,15 @@ def log(path: Path, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
 
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int, str], None]]:
-    """Shows how far a run is, with a note: a bar on a terminal, otherwise a line every ten seconds."""
+    """Shows the progress of a run: a bar on a terminal, and otherwise a line every ten seconds.
+
+    Args:
+        what: What is counted, such as `"steps"`.
+        total: The final count.
+
+    Yields:
+        A function that takes the count so far and a note to show beside it.
+    """
     with shared_progress(note=True) as bar:
         task = bar.add_task(what, total=total, note="")
         yield lambda done, note: bar.update(task, completed=done, note=note)

@@ -1,4 +1,4 @@
-"""The networks a configuration can ask for: making, using, describing and saving them."""
+"""Makes, describes and saves the networks that a training configuration can name."""
 
 from __future__ import annotations
 
@@ -25,14 +25,20 @@ from .config import LLaDAConfig, NetworkConfig, TrainConfig
 Network = Transformer | MaskedLM
 
 FREQUENCY_EXAMPLES = 4096
-"""Training examples whose tokens are counted for `frequencies: true`."""
+"""Number of training examples whose tokens are counted for `frequencies: true`."""
 
 
 def build_network(config: TrainConfig, task: Task) -> Network:
-    """The network of a configuration before training; what is random in it is a function of the seed.
+    """Makes the network of a configuration, with its weights before training.
+
+    Random weights are a function of the configuration's seed; PyTorch's global generator is left as it was.
+
+    Args:
+        config: The configuration.
+        task: The task, which gives the vocabulary, mask token and length.
 
     Raises:
-        ValueError: If its sizes do not fit each other, the task, or the network it starts from.
+        ValueError: If the sizes do not fit each other, the task, or the network whose weights it starts from.
         AdapterError: If a pretrained model cannot be loaded, or its vocabulary is not the task's.
     """
     chosen = config.network
@@ -51,7 +57,7 @@ def build_network(config: TrainConfig, task: Task) -> Network:
             if chosen.start is not None:
                 start_llada_from(network, chosen.start)
             if config.device == "cpu" or not torch.accelerator.is_available():
-                network.model.set_attn_implementation("eager")  # a processor fuses attention at a loss: 1.3 x the time
+                network.model.set_attn_implementation("eager")  # on a CPU fused attention takes 1.3 times as long
             return network
         if chosen.config is not None:
             return new_masked_lm(chosen.config, **ids)
@@ -59,9 +65,14 @@ def build_network(config: TrainConfig, task: Task) -> Network:
 
 
 def log_frequencies(task: Task, seed: int) -> Float[Tensor, " vocab"]:
-    """Logarithms of how often the tokens to predict are each token, in examples drawn from the training split.
+    """Returns the log-frequency of each token among the maskable tokens of the training split, in nats.
 
-    Every token is counted once more than it is there, so that none is impossible.
+    It is estimated from `FREQUENCY_EXAMPLES` random examples. Every token is counted once more than it occurs, so that
+    no token is impossible.
+
+    Args:
+        task: The task.
+        seed: The seed of the random examples.
     """
     examples, generator = task.examples("train"), torch.Generator().manual_seed(seed)
     counts = torch.ones(task.vocab_size)
@@ -72,11 +83,16 @@ def log_frequencies(task: Task, seed: int) -> Float[Tensor, " vocab"]:
 
 
 def start_from(network: Transformer, model: str, task: Task) -> None:
-    """Gives a network the weights of another of the same sizes, perhaps for shorter sequences (see `NetworkConfig`).
+    """Copies the weights of another model of the same sizes, perhaps for shorter sequences (see `NetworkConfig`).
+
+    Args:
+        network: The network, which is changed.
+        model: Name of an embedded model, or folder of a checkpoint.
+        task: The task of the network.
 
     Raises:
-        ValueError: If it differs in more than the length, or in length where that cannot be changed, or if its
-            characters are others than the task's.
+        ValueError: If the model differs in more than the length, or in length where that cannot be changed, or has
+            other characters than the task.
         AdapterError: If there is no such model, or it cannot be read.
     """
     with model_folder(model) as folder:
@@ -110,10 +126,14 @@ def start_from(network: Transformer, model: str, task: Task) -> None:
 
 
 def start_llada_from(network: MaskedLM, model: str) -> None:
-    """Gives a network of LLaDA's architecture the weights of another of the same sizes.
+    """Copies the weights of another model of the same sizes into a network of LLaDA's architecture.
+
+    Args:
+        network: The network, which is changed.
+        model: Name of an embedded model, or folder of a checkpoint.
 
     Raises:
-        ValueError: If it differs in its sizes or its token ids.
+        ValueError: If the two differ in their sizes or in their token ids.
         AdapterError: If there is no such model, or it cannot be read.
     """
     with model_folder(model) as folder:
@@ -127,19 +147,27 @@ def start_llada_from(network: MaskedLM, model: str) -> None:
 
 
 def task_ids(task: Task) -> dict[str, int]:
-    """Number of token ids, the mask's, and tokens per sequence."""
+    """Returns `vocab_size`, `mask_id` and `length` of a task: number of token ids, mask token, tokens per sequence."""
     return {name: getattr(task, name) for name in ("vocab_size", "mask_id", "length")}
 
 
 def as_denoiser(network: Network, task: Task) -> NetworkDenoiser:
-    """The network as samplers and likelihoods take it."""
+    """Wraps a network as a denoiser, for sampling and for estimates of the likelihood."""
     if isinstance(network, MaskedLM):
         return HFMaskedDenoiser(network)
     return NetworkDenoiser(network, **task_ids(task), wants_time=network.config.time)
 
 
 def save_network(folder: Path, network: Network, config: TrainConfig, task: Task, training: dict[str, Any]) -> None:
-    """Writes a network so that `unmask.load` reads it; `training` says how it came about."""
+    """Writes a network as a checkpoint that `unmask.load` reads.
+
+    Args:
+        folder: The folder; made if missing.
+        network: The network.
+        config: The configuration it was trained with.
+        task: The task it was trained on.
+        training: How it was trained, stored in `config.json`.
+    """
     settings = saved_settings(task, config.task.settings)
     about: dict[str, Any] = {"task": {"name": config.task.name, "settings": settings}}
     about |= {"objective": config.objective, "schedule": config.schedule}
@@ -156,7 +184,7 @@ def save_network(folder: Path, network: Network, config: TrainConfig, task: Task
 
 
 def describe(network: Network) -> str:
-    """A sentence for the model card."""
+    """Returns a description of a network for its model card."""
     parameters = sum(weight.numel() for weight in network.parameters())
     if isinstance(network, MaskedLM):
         name = type(network.model).__name__
@@ -165,5 +193,5 @@ def describe(network: Network) -> str:
     blocks = f"one block applied {sizes.depth} times" if sizes.recurrent else f"{sizes.depth} blocks"
     return (
         f"`unmask.models.networks.transformer.Transformer`, {parameters:,} parameters: {blocks}, width {sizes.width},\n"
-        f"{sizes.heads} heads, perceptrons {sizes.mlp} wide{', conditioned on time' if sizes.time else ''}."
+        f"{sizes.heads} heads, MLPs of hidden size {sizes.mlp}{', conditioned on time' if sizes.time else ''}."
     )

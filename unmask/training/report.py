@@ -1,4 +1,4 @@
-"""What is left of a finished run for people to read: a model card, metrics, curves."""
+"""Writes the report of a finished run: a model card, metrics, and training curves."""
 
 from __future__ import annotations
 
@@ -30,11 +30,12 @@ def write_report(
 
     Args:
         to: The folder of the checkpoint.
-        config: What was trained.
-        task: On what.
+        config: The configuration of the run.
+        task: The task.
         network: The network.
-        seconds: Time of the whole run, evaluations included.
-        metrics: `nelbo` and `nelbo_se`, in nats per maskable token, and how many sequences they are of.
+        seconds: Duration of the whole run, evaluations included.
+        metrics: `nelbo` and its standard error `nelbo_se`, in nats per maskable token, and `nelbo_sequences`, the
+            number of sequences they were estimated from.
         history: Lines of the log.
     """
     facts = {

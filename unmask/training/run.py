@@ -6,7 +6,7 @@ import contextlib
 import copy
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,8 @@ from transformers import TrainerCallback
 from ..errors import AdapterError, DataError
 from ..files.writing import write_atomically
 from ..likelihood.nelbo import causal_likelihood, nelbo
-from ..rules.clock import MaskedFraction
 from ..rules.named import named_rule
-from ..rules.ranked import Rule
+from ..rules.usual import timed
 from ..sampling.sample import sample
 from ..schedule import SCHEDULES
 from ..tasks._common import stack
@@ -32,7 +31,7 @@ from .report import write_report
 from .trainer import MaskedTrainer, Stop, Watch, saved_checkpoints, training_arguments
 
 CHECKED = 1000
-"""Examples of each split that are looked at before a run."""
+"""The number of examples of each split that are checked before a run."""
 
 
 def train(
@@ -45,17 +44,17 @@ def train(
 ) -> Path:
     """Trains a network on a task and exports its averaged weights; an interrupted run continues where it stopped.
 
-    `config.out` gets `run.json` (the configuration), `state/checkpoint-N` (weights, average, optimiser: what a run is
-    resumed from), `log.jsonl`, `samples.jsonl`, and `checkpoint/`, which is written anew at every evaluation and in
-    the end: `model.safetensors` and `config.json` (what `unmask.load` reads), `README.md` (a model card),
-    `metrics.json` and `curves.png`. A run that was killed ends with the same bits as one that was not (on a CPU, with
-    the same number of threads).
+    The folder `config.out` will hold `run.json` (the configuration), `state/checkpoint-N` (weights, their average and
+    the optimiser, from which a run is resumed), `log.jsonl`, `samples.jsonl`, and `checkpoint/`. In the latter,
+    `model.safetensors` and `config.json` (which `unmask.load` reads) are written anew at every evaluation and at the
+    end, and `README.md` (a model card), `metrics.json` and `curves.png` at the end. A run that was killed and resumed
+    ends with the same bits as one that was not (on a CPU, with the same number of threads).
 
     Args:
-        config: What to train.
-        task: The task, if it is not to be built from its name.
+        config: The configuration of the run.
+        task: The task; default: the one that the configuration names.
         resume: Continue the run in `config.out`; if False, a folder that holds one is refused.
-        stop_after: Stop after this step as if interrupted, with the state saved and nothing reported.
+        stop_after: Stop after this step as if interrupted, with the state saved but without a report.
         on_step: Called with the number of each step, for instance to show progress elsewhere.
 
     Returns:
@@ -65,6 +64,7 @@ def train(
         ValueError: If settings do not fit each other or the task, or `config.out` holds another run, or any with
             `resume=False`.
         DataError: If the task's data cannot be read or has an example that cannot be used.
+        AdapterError: If a model to start from, or the folder's `run.json`, cannot be read.
         UnmaskError: If training diverges, or a file cannot be written; the last saved state stays intact.
     """
     task = named_task(config.task.name, **config.task.settings) if task is None else task
@@ -101,11 +101,15 @@ def train(
 
 
 def check_examples(task: Task, split: str) -> None:
-    """Looks at the first examples of a split.
+    """Checks the first examples of a split.
+
+    Args:
+        task: The task.
+        split: The split, such as `"train"`.
 
     Raises:
-        DataError: If there are none, or one is not of the task's length, holds a token outside its vocabulary or the
-            mask, or has nothing to mask. The message names the example.
+        DataError: If there are no examples, or one has another length than the task's, holds a token outside the
+            vocabulary or the mask token, or has no maskable token. The message names the example.
     """
     examples = task.examples(split)
     if len(examples) == 0:
@@ -125,7 +129,7 @@ def check_examples(task: Task, split: str) -> None:
 
 @dataclass
 class _Run:
-    """What is shown, logged, evaluated and exported on the way; on the main process only."""
+    """Shows progress, logs, evaluates and exports during a run; on the main process only."""
 
     config: TrainConfig
     task: Task
@@ -134,7 +138,12 @@ class _Run:
 
     @contextlib.contextmanager
     def watched(self, step: int, shown: bool) -> Iterator[None]:
-        """Opens the progress bar and the logs."""
+        """Opens the progress bar and the logs within a `with` block, if `shown`.
+
+        Args:
+            step: The step from which the run continues.
+            shown: Whether this is the main process.
+        """
         out = self.config.out
         self.note = ""
         with contextlib.ExitStack() as stack:
@@ -159,20 +168,26 @@ class _Run:
         self.write_line({key: value for key, value in kept.items() if key != "epoch"})
 
     def averaged(self) -> Network:
-        """The network with the averaged weights, in float32 on the device trained on."""
+        """Returns a copy of the network with the averaged weights, in float32 and on the device of the training."""
         network = copy.deepcopy(self.network)
-        network.load_state_dict(self.trainer.average.weights, strict=False)  # a tied weight has one name there
+        network.load_state_dict(self.trainer.average.weights, strict=False)  # a tied weight has only one name there
         return network.eval()
 
     def on_evaluation(self, step: int) -> dict[str, float]:
-        """Evaluates and exports the averaged weights as they are."""
+        """Evaluates and exports the current averaged weights, and returns what to log."""
         mean, error = self.evaluate(self.config.evaluation.sequences)
         metrics = {"nelbo": mean, "nelbo_se": error}
         self.export(step, metrics)
         return {**metrics, "seconds": round(self.trainer.elapsed, 1)}
 
     def evaluate(self, sequences: int) -> tuple[float, float]:
-        """Nats per maskable token of validation sequences, with the standard error; NELBO, or exact if causal."""
+        """Estimates the mean negative log-likelihood of validation sequences, in nats per maskable token.
+
+        It is a NELBO for the masked objective, and exact for each sequence for the causal one.
+
+        Returns:
+            The mean and its standard error.
+        """
         x, maskable = stack(self.task.examples("validation"), sequences)
         network = self.averaged()
         device = next(network.parameters()).device
@@ -192,15 +207,15 @@ class _Run:
         ).mean()
 
     def sample(self, step: int) -> None:
-        """Completes the first validation prompts and logs what comes out."""
+        """Completes the first validation prompts and logs the samples."""
         settings = self.config.samples
         prompts = self.task.prompts("validation", settings.prompts)
         denoiser = as_denoiser(self.averaged(), self.task)
-        # What a causal network says of a position holds once everything before it is known.
+        # The prediction of a causal network for a position is right only once all tokens before it are known.
         named = named_rule("left-to-right") if self.config.objective == "causal" else settings.named()
         rule = named.rule
-        if denoiser.wants_time and isinstance(rule, Rule) and rule.clock is None:
-            rule = replace(rule, clock=MaskedFraction(SCHEDULES[self.config.schedule]))
+        if denoiser.wants_time:
+            rule = timed(rule, SCHEDULES[self.config.schedule])
         x = prompts.tokens.to(next(denoiser.network.parameters()).device)
         result = sample(denoiser, x, rule, seed=settings.seed, temperature=settings.temperature)
         tokens = result.tokens.cpu()
@@ -209,7 +224,7 @@ class _Run:
             self.write_sample({"step": step, "rule": str(named), **shown, "nfe": int(result.nfe[row])})
 
     def export(self, step: int, metrics: dict[str, Any]) -> Path:
-        """Writes the averaged weights as a checkpoint."""
+        """Writes the averaged weights as a checkpoint, and returns its folder."""
         config, to = self.config, self.config.out / "checkpoint"
         training = {
             "steps": step,
@@ -222,7 +237,7 @@ class _Run:
         return to
 
     def finish(self) -> None:
-        """Evaluates the finished network and writes checkpoint and report."""
+        """Evaluates the finished network, and writes its checkpoint and the report."""
         mean, error = self.evaluate(self.config.evaluation.final)
         metrics = {"nelbo": mean, "nelbo_se": error, "nelbo_sequences": self.config.evaluation.final}
         to = self.export(self.config.steps, metrics)
@@ -246,10 +261,12 @@ def _remember(config: TrainConfig, task: Task, resume: bool) -> None:
         try:
             saved = json.loads(path.read_text())
             old = {**saved["recipe"], **saved["task"]}
-            # Older runs do not say the vocabulary.
+            # The file of an older run does not hold the vocabulary.
             known = {name: value for name, value in wanted["task"].items() if name in saved["task"]}
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise AdapterError(f"{path} holds no configuration of a run ({type(error).__name__}: {error})") from error
+            raise AdapterError(
+                f"{path} does not hold the configuration of a run ({type(error).__name__}: {error})"
+            ) from error
         last = next(iter(saved_checkpoints(config.out / "state")), None)
         folder.continues(path, old, {**wanted["recipe"], **known}, int(last.name.split("-")[1]) if last else 0)
     write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())

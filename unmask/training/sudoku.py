@@ -1,9 +1,9 @@
 """Training of the Sudoku network, resumable after any interruption.
 
-It has a loop of its own, apart from the Trainer of `unmask.training.run`, as `unmask train sudoku` has to make the
-checkpoint that ships with the same bits, on a plain installation: the Trainer needs the extra `train`, keeps another
-kind of state, and stops where this recipe skips a step (a gradient that is not finite). What they have in common is
-in `descent` (learning rate, AdamW, average) and `folder` (one process, log, progress, which recipes continue a run).
+It has its own training loop instead of the Trainer of `unmask.training.run`, because `unmask train sudoku` must
+reproduce the shipped checkpoint bit by bit on an installation without extras. The Trainer needs the extra `train`,
+saves another kind of state, and stops at a gradient that is not finite, where this recipe skips a step. What the two
+have in common is in `descent` (learning rate, AdamW, average) and `folder` (lock, log, progress, continuing a run).
 """
 
 from __future__ import annotations
@@ -37,26 +37,29 @@ from unmask.training.descent import adamw, move_average, share_of_rate
 
 @dataclass(frozen=True)
 class SudokuRecipe:
-    """Everything a trained network is a function of.
+    """Everything that determines the trained network.
 
     Attributes:
         steps: Length of the run. It and `decay_steps` may change on resuming, until the decay has begun.
-        batch_size: Sequences a step.
+        batch_size: Sequences per step.
         lr: Learning rate of the constant phase.
-        warmup_steps: Linear warm-up at the start.
-        decay_steps: Linear decay to 1 % of `lr` at the end; default: two fifths of the run.
+        warmup_steps: Steps of linear warm-up at the start.
+        decay_steps: Steps of linear decay to 1 % of `lr` at the end; default: two fifths of the run.
         seed: Seed of the weights, the puzzles and the batches.
         puzzles: Size of the pool of minimal puzzles.
-        mix: Kinds of training states.
+        mix: The mixture of the kinds of training states.
         network: Sizes of the network.
-        window: Passes that are differentiated through; each of them is supervised.
-        warm_passes: Up to so many passes run before the window, without gradients, in most steps.
-        weight_decay: AdamW's, on matrices.
-        clip: Largest norm of the gradient.
-        ema: Decay of the averaged weights, the ones exported.
-        dtype: The type of the forward and backward pass; the weights being trained are float32.
-        threads: CPU threads; results are reproducible bit by bit only at a fixed number.
-        compile: Whether `torch.compile` builds the pass (faster, needs a C++ compiler, rounds differently).
+        window: Number of passes that are differentiated through; each of them has a loss.
+        warm_passes: In 60 % of the steps, from 1 to so many passes run before the window, without gradients.
+        weight_decay: Weight decay of AdamW, applied to matrices only.
+        clip: Largest norm of the gradient, to which greater ones are clipped.
+        ema: Decay of the exponential moving average of the weights, which is what is exported.
+        dtype: The type of the forward and backward pass; the trained weights themselves are float32.
+        threads: CPU threads; results are reproducible bit by bit only with a fixed number.
+        compile: Whether `torch.compile` compiles the pass (faster, needs a C++ compiler, rounds differently).
+
+    Raises:
+        ValueError: If a setting is out of range.
     """
 
     steps: int = 20_500
@@ -97,12 +100,12 @@ class SudokuRecipe:
 
     @property
     def decay(self) -> int:
-        """`decay_steps`, the default filled in."""
+        """The value of `decay_steps`, with its default filled in."""
         assert self.decay_steps is not None
         return self.decay_steps
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step: warm-up, constant, linear decay."""
+        """Returns the learning rate of a step: warm-up, constant, linear decay."""
         return self.lr * share_of_rate(step, self.steps, self.warmup_steps, self.decay)
 
 
@@ -119,25 +122,27 @@ def train_sudoku(
     """Trains a `SudokuNet` and exports its averaged weights; an interrupted run continues where it stopped.
 
     The loss is the masked-diffusion bound in its time-agnostic form: the cross-entropy of the masked cells, averaged
-    over those of each sequence, for every pass of the window. `out` gets `recipe.json`, `pool.npz` (the puzzles),
-    `state.pt` (weights, optimiser, average, step), `log.jsonl`, and in the end `checkpoint/` (what `load_checkpoint`
-    reads, with a model card). Every batch is a function of the seed and the step, and the state is replaced atomically,
-    so a run that was killed ends with the same bits as one that was not (on CPU, with the same number of threads).
+    over those of each sequence, for every pass of the window. The folder `out` will hold `recipe.json`, `pool.npz` (the
+    puzzles), `state.pt` (weights, optimiser, average, step), `log.jsonl`, and at the end `checkpoint/` (which
+    `load_checkpoint` reads, with a model card). Every batch is a function of the seed and the step, and the state is
+    replaced atomically, so a run that was killed and resumed ends with the same bits as one that was not (with the same
+    number of threads).
 
     Args:
         out: Folder of the run; made if missing.
-        recipe: What to train; default: how the shipped checkpoint was made.
+        recipe: The recipe; default: that of the shipped checkpoint.
         resume: Continue the run in `out`; if False, a folder that holds one is refused.
         save_every: Steps between two saved states.
         log_every: Steps between two lines of the log.
-        stop_after: Stop after this step as if interrupted, with the state saved and nothing exported.
+        stop_after: Stop after this step as if interrupted, with the state saved but nothing exported.
         on_step: Called with the step and its loss, for instance to show progress elsewhere.
 
     Returns:
         The folder of the exported checkpoint (or of the state, if `stop_after` ended the run).
 
     Raises:
-        ValueError: If `out` holds a run of another recipe, or any run with `resume=False`.
+        ValueError: If `out` holds a run of another recipe, or any run with `resume=False`; if another process trains
+            there; if `save_every` or `log_every` is below 1; or if the recipe needs a C++ compiler and there is none.
         AdapterError: If the saved state cannot be read.
         UnmaskError: If a file cannot be written, for instance on a full disk; the last saved state stays intact.
         ImportError: If numba is not installed.
@@ -163,7 +168,7 @@ def _loop(
     stop_after: int | None,
     on_step: Callable[[int, float], None] | None,
 ) -> bool:
-    """Runs to the last step (True) or to `stop_after` (False)."""
+    """Trains to the last step and returns True, or to `stop_after` and returns False."""
     steps = run.recipe.steps
     with folder.progress("steps", steps) as show, folder.log(out / "log.jsonl", run.step) as write_line:
         while run.step < steps:
@@ -186,10 +191,13 @@ def export_sudoku(out: Path, to: Path | None = None) -> Path:
 
     Args:
         out: Folder of a run of `train_sudoku`.
-        to: Where to write; default: `out / "checkpoint"`.
+        to: The folder to write to; default: `out / "checkpoint"`.
+
+    Returns:
+        The folder of the checkpoint.
 
     Raises:
-        AdapterError: If `out` holds no readable state.
+        AdapterError: If the recipe or the state in `out` cannot be read.
     """
     to = out / "checkpoint" if to is None else to
     recipe = _recipe_from(_read_recipe(out / "recipe.json"))
@@ -210,7 +218,7 @@ def export_sudoku(out: Path, to: Path | None = None) -> Path:
 
 
 class _Run:
-    """The state of a run: float32 weights, their copy in the compute type, optimiser, average, step."""
+    """The state of a run: float32 weights, their copy in the type of the forward pass, optimiser, average, step."""
 
     def __init__(self, recipe: SudokuRecipe, pool: PuzzlePool) -> None:
         self.recipe = recipe
@@ -225,12 +233,12 @@ class _Run:
         self.refine = torch.compile(self.work.refine, dynamic=False) if recipe.compile else self.work.refine
         self.optimiser = adamw(self.net.parameters(), recipe.lr, recipe.weight_decay)
         self.step = 0
-        self.loss = math.nan  # of the last pass, averaged over some hundred steps
+        self.loss = math.nan  # loss at the last pass, averaged over some hundred steps
         self.seconds = 0.0
         self.skipped = 0
 
     def losses(self, x: Tensor, target: Tensor, warm: int) -> Tensor:
-        """Cross-entropy at each pass of the window, averaged over masked cells, then over sequences."""
+        """Returns the cross-entropy at each pass of the window, in nats, averaged over masked cells, then sequences."""
         masked = (x == 0).float()
         weight = masked / masked.sum(1, keepdim=True) / len(x)
         embedded = self.work.embed(x)
@@ -248,7 +256,7 @@ class _Run:
         return (ce.view(len(logits), len(x), 81) * weight).sum((1, 2))
 
     def advance(self) -> float:
-        """Takes one step; returns the loss at the last pass."""
+        """Takes one training step, and returns the loss at the last pass, in nats per masked cell."""
         began = time.process_time()
         recipe = self.recipe
         x, target = sudoku_puzzles._batch(
@@ -283,7 +291,7 @@ class _Run:
         return loss
 
     def report(self) -> dict[str, float]:
-        """One line of the log."""
+        """Returns a line of the log."""
         return {
             "step": self.step,
             "loss": round(self.loss, 5),
@@ -334,7 +342,9 @@ def _read_recipe(path: Path) -> dict[str, Any]:
         saved = json.loads(path.read_text())
         _recipe_from(saved)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise AdapterError(f"{path} holds no recipe of a Sudoku run ({type(error).__name__}: {error})") from error
+        raise AdapterError(
+            f"{path} does not hold the recipe of a Sudoku run ({type(error).__name__}: {error})"
+        ) from error
     return saved
 
 
@@ -355,9 +365,9 @@ def _remember(out: Path, recipe: SudokuRecipe, resume: bool) -> None:
 
 
 def _load_pool(out: Path, recipe: SudokuRecipe) -> PuzzlePool:
-    """The puzzles of the run: read from the folder, or made (0.4 ms each) and kept there."""
+    """Returns the puzzles of the run: reads them from its folder, or makes them (0.4 ms each) and saves them there."""
     path = out / "pool.npz"
-    # A missing or damaged file is no loss: the seed makes the same puzzles again.
+    # A missing or damaged file does no harm: the same puzzles are made again from the seed.
     with contextlib.suppress(Exception), np.load(path) as saved:
         if saved["origin"].tolist() == [recipe.seed, recipe.puzzles]:
             return PuzzlePool(saved["solutions"], saved["kinds"])

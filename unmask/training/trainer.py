@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer, taught the loss of masked diffusion and an exact resume."""
+"""A Hugging Face Trainer with the loss of masked diffusion, whose runs can be resumed exactly."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ WEIGHTS, AVERAGE, COMPLETE = "model.safetensors", "average.safetensors", "comple
 
 
 class MeanOverSequences(nn.Module):
-    """The loss of a batch: `(1/n) Σ -log p_i(x_i)` over the `n` positions asked for, averaged over sequences.
+    """The loss of a batch: `(1/n) Σ -log p_i(x_i)` over the `n` requested positions, averaged over sequences.
 
-    With masks `n ~ U{1..L}` at random places, its expectation is the NELBO per token.
+    If `n ~ U{1..L}` masks are at random positions, its expectation is the NELBO per token, in nats.
 
-    The network computes in `dtype`, on copies of its weights. The weights themselves, their gradients and so the
-    optimiser stay in float32.
+    The network computes in `dtype`, on copies of its weights. The weights themselves, their gradients, and the state of
+    the optimiser stay in float32.
 
     Args:
         network: A module with `forward(x, where, time) -> logits[rows, vocab]`.
@@ -66,10 +66,14 @@ class MeanOverSequences(nn.Module):
 
 
 class Average(TrainerCallback):
-    """An exponential average of the weights, which starts as their plain mean over the first steps.
+    """An exponential moving average of the weights (see `unmask.training.descent.move_average`).
+
+    Args:
+        network: The network that is trained.
+        decay: The decay of the average.
 
     Attributes:
-        weights: The average, by name of the parameter.
+        weights: The averages, by name of the parameter.
     """
 
     def __init__(self, network: nn.Module, decay: float) -> None:
@@ -77,27 +81,28 @@ class Average(TrainerCallback):
         self.weights = {name: weight.detach().clone() for name, weight in network.named_parameters()}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Moves the average towards the weights of the step just taken."""
+        """Updates the averages with the weights after a step."""
         for name, weight in self.network.named_parameters():
             average = self.weights[name] = self.weights[name].to(weight.device)
             move_average(average, weight, self.decay, state.global_step)
 
 
 class MaskedTrainer(Trainer):
-    """A Trainer whose runs end with the same bits whether or not they were killed on the way.
+    """A Trainer whose runs end with the same bits whether or not they were killed and resumed.
 
     What the stock Trainer draws from global generators (order, masks, dropout) is here a function of the seed and of
-    the place in the run. A checkpoint is written under another name and renamed when it is complete and on the disk;
-    it holds the averaged weights too.
+    the position in the run. A checkpoint also holds the averaged weights; it is written under a temporary name, and
+    renamed when it is complete and on the disk.
 
     Args:
-        config: What to train.
+        config: The configuration of the run.
         network: The network.
-        course: Its examples.
-        collator: Masks them.
-        arguments: See `training_arguments`.
-        callbacks: Called after the average has been moved.
-        evaluation: Called every `config.evaluation.every` steps, on the main process; its numbers are logged.
+        course: The examples of the run.
+        collator: The function that makes a batch of examples and masks it.
+        arguments: The Trainer's settings, from `training_arguments`.
+        callbacks: Called after the averages of the weights were updated.
+        evaluation: Called every `config.evaluation.every` steps, on the main process; the numbers that it returns are
+            logged.
     """
 
     def __init__(
@@ -118,7 +123,7 @@ class MaskedTrainer(Trainer):
             model=MeanOverSequences(network, getattr(torch, config.dtype)),
             args=arguments,
             train_dataset=course,
-            eval_dataset=course,  # never used, but the Trainer does not evaluate without
+            eval_dataset=course,  # never used, but without it the Trainer does not call evaluate
             data_collator=collator,
             callbacks=[self.average, *callbacks],
         )
@@ -126,11 +131,11 @@ class MaskedTrainer(Trainer):
 
     @property
     def elapsed(self) -> float:
-        """Seconds of the whole run, those before it was resumed included."""
+        """Duration of the whole run in seconds, including the time before it was resumed."""
         return self.seconds + time.monotonic() - self._began
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW; only matrices decay."""
+        """Makes the AdamW optimiser of the configuration."""
         if self.optimizer is None:
             chosen = self.model if model is None else model
             assert chosen is not None
@@ -140,7 +145,7 @@ class MaskedTrainer(Trainer):
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
     ) -> torch.optim.lr_scheduler.LRScheduler:
-        """The learning rate of the recipe."""
+        """Makes the scheduler of the configuration's learning rate."""
         if self.lr_scheduler is None:
             chosen = self.optimizer if optimizer is None else optimizer
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(chosen, self.config.learning_rate)
@@ -150,7 +155,7 @@ class MaskedTrainer(Trainer):
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """One forward and backward pass; dropout, where a network has it, is seeded by its place in the run.
+        """Runs a forward and a backward pass; dropout, if the network has it, is seeded by the position in the run.
 
         Raises:
             UnmaskError: If the loss is not finite.
@@ -168,8 +173,8 @@ class MaskedTrainer(Trainer):
         return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Calls the evaluation and logs what it found."""
-        # The Trainer asks twice after the last step, and the finished network is evaluated apart.
+        """Calls the evaluation, and logs and returns its numbers."""
+        # The Trainer evaluates twice after the last step, and the finished network is evaluated elsewhere.
         if self.state.global_step == self.config.steps or not self.is_world_process_zero():
             return {}
         metrics = self.evaluation(self.state.global_step)
@@ -199,7 +204,7 @@ class MaskedTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        # Each tensor once, where the Trainer fails on weights that are tied; and no pickled arguments.
+        # Each tensor is saved once, because the Trainer fails on tied weights; and no pickled arguments are saved.
         if self.args.should_save:
             folder = self.folder if output_dir is None else Path(output_dir)
             folder.mkdir(parents=True, exist_ok=True)
@@ -207,7 +212,7 @@ class MaskedTrainer(Trainer):
             save_file({name: weight.detach().cpu().contiguous() for name, weight in weights.items()}, folder / WEIGHTS)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Tied weights and buffers are not in the file, and are no cause for warnings."""
+        """Refuses unexpected weights; missing ones give no warning, as tied weights and buffers are not in the file."""
         if load_result.unexpected_keys:
             raise UnmaskError(f"the saved state has other weights: {', '.join(load_result.unexpected_keys)}")
 
@@ -219,7 +224,11 @@ class MaskedTrainer(Trainer):
 
 
 def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
-    """The Trainer's settings for a configuration; sets up the processes that `accelerate launch` started.
+    """Returns the Trainer's settings for a configuration, and sets up the processes that `accelerate launch` started.
+
+    Args:
+        config: The configuration of the run.
+        folder: The folder of the Trainer's checkpoints.
 
     Raises:
         ValueError: If the batch cannot be divided among the processes.
@@ -256,7 +265,12 @@ def training_arguments(config: TrainConfig, folder: Path) -> TrainingArguments:
 
 
 def complete(folder: Path, facts: dict[str, Any]) -> None:
-    """Marks a folder as complete: flushes its files to the disk and notes their sizes."""
+    """Marks a folder as complete: flushes its files to the disk, and writes their sizes to a file.
+
+    Args:
+        folder: The folder.
+        facts: What else is written to that file.
+    """
     sizes = {}
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         flush(file)
@@ -265,7 +279,7 @@ def complete(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def saved_checkpoints(folder: Path) -> list[Path]:
-    """Returns the complete checkpoints of a run, the newest first; others are skipped."""
+    """Returns the complete checkpoints of a run, the newest first; incomplete ones are skipped."""
 
     def sound(path: Path) -> bool:
         try:
@@ -279,7 +293,11 @@ def saved_checkpoints(folder: Path) -> list[Path]:
 
 
 class Stop(TrainerCallback):
-    """Ends a run after a step, as if it had been interrupted there."""
+    """Ends a run after a step, as if it had been interrupted there.
+
+    Args:
+        after: The number of the step.
+    """
 
     def __init__(self, after: int) -> None:
         self.after = after
@@ -291,7 +309,12 @@ class Stop(TrainerCallback):
 
 
 class Watch(TrainerCallback):
-    """Calls a function after each step, and one for each line of the Trainer's log, on the main process only."""
+    """Calls a function after each step, and another one for each line of the Trainer's log, on the main process only.
+
+    Args:
+        on_step: Called with the number of the step.
+        on_log: Called with the line of the log.
+    """
 
     def __init__(self, on_step: Callable[[int], None], on_log: Callable[[dict[str, Any]], None]) -> None:
         self.on_each, self.on_line = on_step, on_log

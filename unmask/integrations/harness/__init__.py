@@ -1,4 +1,4 @@
-"""Evaluation on the tasks of lm-evaluation-harness, some of them on local files (extra `eval`)."""
+"""Evaluation on the tasks of lm-evaluation-harness, some of which read local files (extra `eval`)."""
 
 from __future__ import annotations
 
@@ -20,10 +20,13 @@ LOCAL = {
     "mbpp": ("mbpp.jsonl",),
     "instructions": (),
 }
-"""The tasks that come with this package, and the files they read."""
+"""The tasks that come with this package, and the files that they read."""
 
 RUNS_CODE = ("humaneval", "mbpp")
+"""The tasks of `LOCAL` that are scored by running programs that the model wrote."""
+
 WITHOUT_EXAMPLES = ("math500", "humaneval", "instructions")
+"""The tasks of `LOCAL` without worked examples for a prompt."""
 
 
 def evaluate(
@@ -36,25 +39,28 @@ def evaluate(
     chat: bool = False,
     run_code: bool = False,
 ) -> list[dict[str, Any]]:
-    """Evaluates a model on tasks; returns a row per task, with what its answers cost.
+    """Evaluates a model on tasks.
 
-    The tasks of `LOCAL` read their files from `data`; every other name is one of the harness's own, whose data it
-    fetches from the hub.
+    The tasks of `LOCAL` read their files from `data`; all other names are tasks of the harness, which downloads their
+    data from the hub.
 
     Args:
         model: The model with its sampling rule.
         tasks: Names of tasks.
         data: The folder with the files.
-        limit: Only the first so many documents of each task.
-        shots: Worked examples before each question, instead of as many as the task has.
-        chat: Ask through the model's chat template.
-        run_code: Run the programs that the model writes, where that is how a task is scored (see
+        limit: Evaluate only the first `limit` documents of each task.
+        shots: Number of worked examples before each question; default: the task's own number.
+        chat: Whether to ask through the model's chat template.
+        run_code: Whether to run programs that the model wrote, for tasks that are scored by running them (see
             `unmask.evaluation.sandbox`).
 
+    Returns:
+        A row per task, with its metrics and the costs of the answers.
+
     Raises:
-        ValueError: If a task is unknown, needs files and no folder is given, has no worked examples, or runs programs
-            and may not.
-        DataError: If a file is missing or does not fit.
+        ValueError: If a task is unknown, needs files but no folder is given, has no worked examples but `shots` are
+            requested, or runs programs without `run_code`.
+        DataError: If a file is missing or does not have the right content.
     """
     from lm_eval.evaluator import evaluate as run_harness
     from lm_eval.tasks import TaskManager
@@ -114,14 +120,14 @@ def _check(tasks: Sequence[str], data: Path | None, shots: int | None, run_code:
 
 
 def _metric(key: str) -> str:
-    """`exact_match,none` is `exact_match`; the names of other filters stay."""
+    """Returns the name of a metric without the filter `none`: `exact_match,none` is `exact_match`."""
     name, _, kind = key.partition(",")
     return name if kind == "none" else f"{name} ({kind})"
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keeps the harness from telling what it does; its warnings are about settings that are chosen here."""
+    """Silences the harness's log within a `with` block; its warnings are about settings that are chosen here."""
     logger = logging.getLogger("lm_eval")
     level = logger.level
     logger.setLevel(logging.ERROR)

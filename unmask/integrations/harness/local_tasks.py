@@ -1,6 +1,6 @@
-"""Tasks of lm-evaluation-harness on local JSONL files: reading them, and scoring what a model answered.
+"""Tasks of lm-evaluation-harness on local JSONL files: functions that read the files, and that score answers.
 
-The YAML files beside this module name these functions. Prompts follow the harness's tasks of the same names.
+The YAML files beside this module name these functions. The prompts follow the harness's tasks of the same names.
 """
 
 from __future__ import annotations
@@ -23,10 +23,14 @@ _NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?"
 
 
 def read_jsonl(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
-    """Reads a file of JSON objects, one a line; blank lines are passed over.
+    """Reads a file of JSON objects, one per line; blank lines are skipped.
+
+    Args:
+        path: The file.
+        fields: The fields that are kept, which each object must have.
 
     Raises:
-        DataError: If there is no such file, it is empty, or a line is no object with these fields.
+        DataError: If there is no such file, it is empty, or a line is not an object with these fields.
     """
     if not path.is_file():
         raise DataError(f"there is no {path}; the folder given as --data must hold it")
@@ -42,7 +46,7 @@ def read_jsonl(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def gsm8k(data: str, **_: Any) -> dict[str, Dataset]:
-    """`gsm8k_test.jsonl`, and worked examples from `gsm8k_train.jsonl`."""
+    """Reads `gsm8k_test.jsonl`, and worked examples from `gsm8k_train.jsonl`."""
     fields = ("question", "answer")
     return {
         "train": Dataset.from_list(read_jsonl(Path(data) / "gsm8k_train.jsonl", fields)[:64]),
@@ -51,7 +55,7 @@ def gsm8k(data: str, **_: Any) -> dict[str, Dataset]:
 
 
 def math500(data: str, **_: Any) -> dict[str, Dataset]:
-    """`math500.jsonl`; each answer must hold its final result in a box."""
+    """Reads `math500.jsonl`, in which each answer must have its final result in a box."""
     path = Path(data) / "math500.jsonl"
     rows = read_jsonl(path, ("question", "answer"))
     for number, row in enumerate(rows, 1):
@@ -61,13 +65,13 @@ def math500(data: str, **_: Any) -> dict[str, Dataset]:
 
 
 def humaneval(data: str, **_: Any) -> dict[str, Dataset]:
-    """`humaneval.jsonl`."""
+    """Reads `humaneval.jsonl`."""
     fields = ("task_id", "prompt", "entry_point", "test")
     return {"test": Dataset.from_list(read_jsonl(Path(data) / "humaneval.jsonl", fields))}
 
 
 def mbpp(data: str, **_: Any) -> dict[str, Dataset]:
-    """`mbpp.jsonl`: problems 2 to 4 are worked examples, 11 to 510 the test."""
+    """Reads `mbpp.jsonl`: problems 2 to 4 are worked examples, and problems 11 to 510 are the test."""
     fields = ("task_id", "text", "code", "test_setup_code", "test_list")
     path = Path(data) / "mbpp.jsonl"
     rows = read_jsonl(path, fields)
@@ -80,12 +84,12 @@ def mbpp(data: str, **_: Any) -> dict[str, Dataset]:
 
 
 def instructions(**_: Any) -> dict[str, Dataset]:
-    """The sums that the embedded language model answers: the first 1,000 of the test split."""
+    """Makes the first 1,000 instructions of kind `sums` of the test split, which the embedded language model can do."""
     return {"test": Dataset.from_list([vars(one) for one in InstructionTask(kinds="sums").instructions("test", 1_000)])}
 
 
 def score_gsm8k(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """The number after `####` (strict), or the last number (flexible), against the answer's."""
+    """Compares the number after `####` (strict) and the last number (flexible) with the right answer."""
     wanted = _number(doc["answer"].split("####")[-1])
     marked = re.findall(rf"####\s*({_NUMBER})", results[0])
     anywhere = re.findall(_NUMBER, results[0])
@@ -96,7 +100,7 @@ def score_gsm8k(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def score_math(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """The last box of the answer against the last box of the solution, after the harness's normalisation of LaTeX."""
+    """Compares the last box of an answer with that of the solution, after the harness's normalisation of LaTeX."""
     answered = last_boxed_only_string(results[0])
     if answered is None or not answered.endswith("}"):
         return {"exact_match": 0.0}
@@ -104,7 +108,7 @@ def score_math(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
 
 
 def score_humaneval(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Runs the function, completed by the answer or written anew in it, against the problem's tests."""
+    """Runs the problem's tests on the function, which the answer completes or defines anew."""
     code = _code(results[0])
     between = "\n" if f"def {doc['entry_point']}(" in code else ""
     program = f"{doc['prompt']}{between}{code}\n\n{doc['test']}\n\ncheck({doc['entry_point']})\n"
@@ -112,18 +116,18 @@ def score_humaneval(doc: dict[str, Any], results: list[str]) -> dict[str, float]
 
 
 def score_mbpp(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """Runs the answer against the problem's assertions."""
+    """Runs the problem's assertions on the answer."""
     parts = [doc["test_setup_code"], _code(results[0]), *doc["test_list"]]
     return {"pass_at_1": float(run_program("\n".join(parts) + "\n").passed)}
 
 
 def score_instruction(doc: dict[str, Any], results: list[str]) -> dict[str, float]:
-    """1 if the answer is right, working included."""
+    """Scores 1 if the answer is right, including its working, and 0 if not."""
     return {"exact_match": float(Instruction(**doc).right(results[0]))}
 
 
 def _code(text: str) -> str:
-    """What stands in the first fenced block, if there is one."""
+    """Returns the content of the first fenced code block, or the whole text if there is none."""
     fenced = re.search(r"```(?:python|py)?[ \t]*\n(.*?)(?:```|\Z)", text, re.DOTALL)
     return text if fenced is None else fenced.group(1)
 

@@ -25,19 +25,20 @@ KINDS: dict[str, tuple[type[NetworkConfig], Callable[..., Network]]] = {
     "sudoku": (SudokuConfig, SudokuNet),
     "transformer": (TransformerConfig, Transformer),
 }
-"""What `config.json` may name under `network`: its configuration and its class."""
+"""The networks that `config.json` may name under `network`: the configuration class and the class of each."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What `config.json` says.
+    """The description of a network, as `config.json` holds it.
 
     Attributes:
-        network: One of `KINDS`.
+        network: The kind of network, a key of `KINDS`.
         config: Sizes of the network.
-        task: Name and settings of the task it was trained on, as `unmask.tasks.named.named_task` takes them.
-        objective: `"masked"` or `"causal"`.
-        schedule: The schedule of the time, for a network conditioned on it.
+        task: Name and settings of the task that the network was trained on, as `unmask.tasks.named.named_task` takes
+            them.
+        objective: The training objective: `"masked"` or `"causal"`.
+        schedule: The noise schedule, for a network with timestep conditioning.
     """
 
     network: str
@@ -52,7 +53,7 @@ class Checkpoint:
         return isinstance(self.config, TransformerConfig) and self.config.time
 
     def ids(self) -> dict[str, int]:
-        """Number of token ids, the mask's, and tokens per sequence."""
+        """Returns `vocab_size`, `mask_id` and `length`: number of token ids, mask token, and tokens per sequence."""
         if isinstance(self.config, TransformerConfig):
             return {name: getattr(self.config, name) for name in ("vocab_size", "mask_id", "length")}
         return {"vocab_size": VOCAB_SIZE, "mask_id": MASK_ID, "length": LENGTH}
@@ -72,8 +73,11 @@ def save_checkpoint(
     Args:
         path_dir: The folder; made if missing.
         net: The network. Its tensors keep their type.
-        extra_metadata: How it was trained; anything JSON can hold, kept under `training` in `config.json`.
-        task: See `Checkpoint`, as `objective` and `schedule`.
+        extra_metadata: How the network was trained: anything that JSON can hold. It is stored under `training` in
+            `config.json`.
+        task: As in `Checkpoint`.
+        objective: As in `Checkpoint`.
+        schedule: As in `Checkpoint`.
 
     Raises:
         OSError: If a file cannot be written; the files already there stay as they were.
@@ -101,28 +105,32 @@ def save_checkpoint(
 
 
 def load_checkpoint(path_dir: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Network:
-    """The network saved in a folder, in evaluation mode.
+    """Loads the network saved in a folder, in evaluation mode.
 
     Args:
         path_dir: A folder written by `save_checkpoint`.
-        device: Where to put it.
-        dtype: Type of its weights and of its arithmetic; logits are float32 whatever it is.
+        device: The device to put the network on.
+        dtype: Type of its weights and activations; its logits are float32 (or float64) whatever this is.
 
     Raises:
         AdapterError: If a file is missing, damaged, of another format or network, or does not fit the configuration.
             The message names the file, what was found and what was expected.
     """
     checkpoint = read_checkpoint(Path(path_dir))
-    # Without memory first: a configuration may ask for far more than there is.
+    # The network is first built on the meta device, which takes no memory: a configuration may ask for far too much.
     tensors = _read_tensors(Path(path_dir) / "model.safetensors")
     blocks = getattr(checkpoint.config, "depth", 1)
     if blocks > len(tensors) and not getattr(checkpoint.config, "recurrent", False):
-        raise AdapterError(f"{path_dir}: config.json says depth = {blocks}, and the file holds {len(tensors)} tensors")
+        raise AdapterError(
+            f"{path_dir}: config.json says depth = {blocks}, but model.safetensors holds only {len(tensors)} tensors"
+        )
     try:
         with torch.device("meta"):
             described = KINDS[checkpoint.network][1](checkpoint.config)
     except RuntimeError as error:
-        raise AdapterError(f"{path_dir}: config.json describes no network ({str(error).splitlines()[0]})") from error
+        raise AdapterError(
+            f"{path_dir}: config.json does not describe a possible network ({str(error).splitlines()[0]})"
+        ) from error
     _check_tensors(described, tensors, Path(path_dir))
     net = KINDS[checkpoint.network][1](checkpoint.config)
     net.load_state_dict(tensors)
@@ -133,7 +141,8 @@ def load_weights(net: torch.nn.Module, path_dir: Path) -> None:
     """Fills a network with the tensors of a folder's `model.safetensors`.
 
     Raises:
-        AdapterError: If the file is missing or damaged, or its tensors are not the network's, by name, shape and kind.
+        AdapterError: If the file is missing or damaged, or its tensors differ from the network's in name or shape, are
+            not floating-point numbers, or hold NaN or infinite values.
     """
     tensors = _read_tensors(path_dir / "model.safetensors")
     _check_tensors(net, tensors, path_dir)
@@ -160,15 +169,15 @@ def _check_tensors(net: torch.nn.Module, tensors: dict[str, torch.Tensor], path_
 
 
 def _some(names: list[str], between: str = ", ") -> str:
-    """The first sixteen, and how many more there are."""
+    """Joins the first sixteen names, and says how many more there are."""
     return between.join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
 
 
 def read_config(path_dir: Path) -> dict[str, Any]:
-    """The content of a folder's `config.json`, whoever wrote it.
+    """Returns the content of a folder's `config.json`, whichever program wrote it.
 
     Raises:
-        AdapterError: If the file is missing, or no JSON object.
+        AdapterError: If the file is missing, or is not a JSON object.
     """
     path = Path(path_dir) / "config.json"
     try:
@@ -181,10 +190,11 @@ def read_config(path_dir: Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path_dir: Path) -> Checkpoint:
-    """What a checkpoint's `config.json` says, checked.
+    """Reads and checks the `config.json` of a checkpoint of this package.
 
     Raises:
-        AdapterError: If the file is missing, damaged, or of another format or network.
+        AdapterError: If the file is missing or damaged, has another format, or names an unknown network or one that its
+            sizes and token ids do not fit.
     """
     path, found = Path(path_dir) / "config.json", read_config(path_dir)
     if found.get("format") != FORMAT:
@@ -220,12 +230,16 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         return load(content)
     except (SafetensorError, ValueError, KeyError, RuntimeError) as error:
         raise AdapterError(
-            f"{path} ({len(content)} bytes) is no complete safetensors file ({error}); "
+            f"{path} ({len(content)} bytes) is not a complete safetensors file ({error}); "
             "it may be truncated or of another kind: copy it again"
         ) from error
 
 
 def of_transformers(folder: Path) -> bool:
-    """Whether a folder was written by the Transformers library, not by this package."""
+    """Returns whether a folder was written by the Transformers library, not by this package.
+
+    Raises:
+        AdapterError: If its `config.json` cannot be read.
+    """
     config = read_config(folder)
     return "model_type" in config and "format" not in config

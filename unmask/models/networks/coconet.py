@@ -1,4 +1,4 @@
-"""Coconet: a masked convolutional network of four-part chorales, rebuilt to run weights trained by others."""
+"""Coconet: a masked convolutional network for four-part chorales, reimplemented to run the published weights."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LENGTH = VOICES * STEPS
 MASK_ID = PITCHES
 VOCAB_SIZE = PITCHES + 1
 KIND = "coconet_jsb"
-"""What a folder's `config.json` says under `name`."""
+"""The value of `name` in the `config.json` of a Coconet."""
 
 _EPS = 1e-5
 _DILATIONS = 6
 _SHIFTED = 8
-"""Dilation from which nine shifted sums beat PyTorch's depthwise convolution on a CPU, by four to twelve times."""
+"""From this dilation on, nine shifted sums are four to twelve times as fast on a CPU as PyTorch's convolution."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,11 @@ class CoconetConfig:
     """Sizes of a `Coconet`.
 
     Attributes:
-        layers: Convolutions in a row; the last two have windows of 2×2.
-        filters: Features per cell of the piano roll.
+        layers: Number of convolutional layers; the last two have kernels of 2×2.
+        filters: Channels of the hidden layers.
+
+    Raises:
+        ValueError: If there are fewer than 4 layers or fewer than 1 filter, or more than 4096 of either.
     """
 
     layers: int = 21
@@ -54,12 +57,13 @@ class Coconet(nn.Module):
 
     A sequence is 64 sixteenth-note steps of four voices, voice by voice: token `64·voice + step` is a pitch, MIDI
     `36 + token`, and 46 is the mask. Per voice the network sees a piano roll (46 pitches × 64 steps) and where it is
-    masked; a masked token masks its whole column of the roll. Layer 0 is a 3×3 convolution, layers `1 … layers - 3` are
-    depthwise 3×3 with dilations 1, 2, …, 32 over and over, followed by a pointwise convolution, the last two are the
-    same with windows of 2×2. A residual stream is added at every second layer. The original predicts every cell of the
-    roll on its own; here a note's distribution is the softmax over the 46 logits of its column.
+    masked; a masked token masks its whole column of the roll. Layer 0 is a 3×3 convolution. Layers `1 … layers - 3` are
+    depthwise 3×3 convolutions, with dilations 1, 2, …, 32 over and over, each followed by a pointwise convolution. The
+    last two layers are the same with kernels of 2×2. A residual stream is added at every second layer. The original
+    predicts every cell of the roll on its own; here a note's distribution is the softmax over the 46 logits of its
+    column.
 
-    The normalisation always uses its running statistics: it is folded into the convolution before it, at every call,
+    Batch normalisation always uses its running statistics. At every call it is folded into the convolution before it,
     which takes 1 % of the time.
 
     Args:
@@ -82,40 +86,40 @@ class Coconet(nn.Module):
     def forward(
         self, x: Int[Tensor, "batch 256"], where: Bool[Tensor, "batch 256"] | None = None
     ) -> Float[Tensor, "batch 256 47"] | Float[Tensor, "selected 47"]:
-        """Logits of the tokens of every note, or of the selected notes only.
+        """Returns the logits of the tokens of every note, or of the selected notes only.
 
         Args:
             x: Tokens, voice by voice: 0..45 are pitches, 46 is the mask.
             where: If given, the notes to return logits for.
 
         Returns:
-            Logits over the 47 token ids, in float32 at least; the last column, the mask, is `-inf`. With `where`, one
-            row per selected note, ordered by batch and position.
+            Logits over the 47 token ids, in float32 or wider; the last column, the mask token's, is `-inf`. With
+            `where`, one row per selected note, ordered by batch and position.
 
         Raises:
             ValueError: If the shape of `x` or of `where` is not `(batch, 256)`.
         """
         if x.ndim != 2 or x.shape[1] != LENGTH:
-            raise ValueError(f"x must hold 256 tokens a row, shape (batch, 256), got shape {tuple(x.shape)}")
+            raise ValueError(f"x must hold 256 tokens per row, shape (batch, 256), got shape {tuple(x.shape)}")
         if where is not None and where.shape != x.shape:
             raise ValueError(f"where must have the shape of x, {tuple(x.shape)}, got {tuple(where.shape)}")
         folded = self._fold()
         if x.device.type != "cpu" or len(x) <= 1:
             return self._logits(x, where, folded)
-        # One sequence at a time: its activations fit the cache, which makes it faster than a batch, and the sums of its
-        # products are rounded in the same order whatever else is in the batch.
+        # One sequence at a time: its activations fit the processor's cache, which makes it faster than a batch, and the
+        # sums of its products are rounded in the same order whatever else is in the batch.
         masks = [None] * len(x) if where is None else where.split(1)
         return torch.cat([self._logits(row, mask, folded) for row, mask in zip(x.split(1), masks, strict=True)])
 
     def roll(self, x: Int[Tensor, "batch 256"]) -> Float[Tensor, "batch 46 64 8"]:
-        """The input: per pitch and step, whether each voice sounds it, then whether each voice is masked."""
+        """Returns the network's input: for each pitch and step, which voices sound it, and which voices are masked."""
         notes = x.reshape(len(x), VOICES, STEPS, 1)
         sounds = notes == torch.arange(PITCHES, device=x.device)
         masked = (notes == MASK_ID).expand_as(sounds)
         return torch.cat([sounds, masked], 1).permute(0, 3, 2, 1).to(next(self.parameters()).dtype)
 
     def cells(self, roll: Float[Tensor, "batch 46 64 8"]) -> Float[Tensor, "batch 46 64 4"]:
-        """The logit of each cell of the voices' piano rolls, as the original network gives them."""
+        """Returns the logit of each cell of the voices' piano rolls, as the original network gives them."""
         return _cells(roll, self._fold())
 
     def _logits(self, x: Tensor, where: Tensor | None, folded: list[_Folded]) -> Tensor:
@@ -144,7 +148,7 @@ class Coconet(nn.Module):
 
 @dataclass(frozen=True)
 class _Folded:
-    """What a layer computes with, its normalisation folded in; layer 0 has no depthwise part."""
+    """The weights of a layer with its batch normalisation folded in; layer 0 has no depthwise convolution."""
 
     depthwise: Tensor | None
     weight: Tensor
@@ -153,7 +157,7 @@ class _Folded:
 
 def _cells(roll: Tensor, folded: list[_Folded]) -> Tensor:
     last = len(folded) - 1
-    # Features come last throughout, so that a pointwise convolution is one matrix product.
+    # The channels are the last axis throughout, so that a pointwise convolution is one matrix product.
     stream = F.conv2d(roll.permute(0, 3, 1, 2), folded[0].weight, folded[0].bias, padding=1).permute(0, 2, 3, 1)
     h = stream.relu()
     for index, layer in enumerate(folded[1:], start=1):
@@ -177,7 +181,7 @@ def _cells(roll: Tensor, folded: list[_Folded]) -> Tensor:
 
 
 def is_coconet(path_dir: Path) -> bool:
-    """Whether a folder's `config.json` says that it holds a Coconet; `False` if it cannot be read."""
+    """Returns whether a folder's `config.json` says that it holds a Coconet; `False` if it cannot be read."""
     try:
         found = json.loads((path_dir / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -186,16 +190,17 @@ def is_coconet(path_dir: Path) -> bool:
 
 
 def load_coconet(path_dir: Path, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Coconet:
-    """The network whose weights and description are in a folder, in evaluation mode.
+    """Loads the network whose weights and description are in a folder, in evaluation mode.
 
     Args:
         path_dir: A folder with `model.safetensors`, under the tensor names of the original checkpoint, and a
             `config.json` that describes the architecture.
-        device: Where to put it.
-        dtype: Type of its weights and of its arithmetic; logits are float32 at least.
+        device: The device to put the network on.
+        dtype: Type of its weights and activations; its logits are float32 or wider.
 
     Raises:
-        AdapterError: If a file is missing, damaged or describes another network, or the two do not fit.
+        AdapterError: If a file is missing, damaged or describes another network, or the two files do not fit each
+            other.
     """
     path = path_dir / "config.json"
     try:
@@ -219,7 +224,7 @@ def load_coconet(path_dir: Path, device: torch.device | str = "cpu", dtype: torc
 
 
 class _Separable(nn.Module):
-    """The weights of a depthwise convolution and of the pointwise one after it."""
+    """Holds the weights of a depthwise convolution and of the pointwise convolution after it."""
 
     def __init__(self, inputs: int, outputs: int, side: int) -> None:
         super().__init__()
@@ -228,7 +233,7 @@ class _Separable(nn.Module):
 
 
 class _Statistics(nn.Module):
-    """What a batch normalisation has learned, under the names it is stored by."""
+    """Holds the weights and running statistics of a batch normalisation, under their names in the checkpoint."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -241,7 +246,7 @@ class _Statistics(nn.Module):
         self.register_buffer("running_var", torch.ones(width))
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """The scale and shift it amounts to."""
+        """Returns the scale and shift, per channel, that the normalisation amounts to."""
         scale = self.weight * torch.rsqrt(self.running_var + _EPS)
         return scale, self.bias - scale * self.running_mean
 
@@ -249,7 +254,7 @@ class _Statistics(nn.Module):
 def _depthwise(
     h: Float[Tensor, "batch height width filters"], weight: Float[Tensor, "filters 1 3 3"], dilation: int
 ) -> Float[Tensor, "batch height width filters"]:
-    """Convolves each feature on its own with a dilated 3×3 window, zeros outside."""
+    """Convolves each channel on its own with a dilated 3×3 kernel and zero padding."""
     if dilation < _SHIFTED or h.device.type != "cpu":
         h = h.permute(0, 3, 1, 2)
         return F.conv2d(h, weight, padding=dilation, dilation=dilation, groups=h.shape[1]).permute(0, 2, 3, 1)

@@ -1,4 +1,4 @@
-"""A small Transformer for masked sequences on a line or a grid, or, made causal, for a judge of the same family."""
+"""A small Transformer for masked sequences on a line or a grid; made causal, it serves as a judge of such sequences."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...checks import whole
 
 TIME_FEATURES = 64
+"""Size of the sinusoidal time embedding."""
 
 
 @dataclass(frozen=True)
@@ -23,22 +24,22 @@ class TransformerConfig:
         vocab_size: Number of token ids, the mask token included.
         mask_id: Id of the mask token; never predicted.
         length: Tokens per sequence.
-        rows: Rows of the grid the cells of a sequence lie on, row by row; 1 is a line.
+        rows: Rows of the grid on which the cells of a sequence lie, row by row; 1 is a line.
         channels: Tokens per cell. A sequence is `channels` grids one after the other, whose embeddings are added cell
-            by cell; only tokens of the last one are predicted. A maze is two: what is known of each cell, and the path.
-        width: Features per cell; a multiple of `heads`.
-        depth: Blocks, or passes through the one block if `recurrent`.
-        heads: Attention heads. On a CPU in bfloat16, heads 64 wide are the fastest.
-        mlp: Width inside a block's perceptron.
-        recurrent: One block applied `depth` times, the embedded input added again before each pass.
-        positions: A learned vector per cell besides the relative attention bias.
-        time: Conditioned on the time, through a vector added to the input.
-        causal: Every token is predicted from those before it.
-        frequencies: A learned logit per token besides what the state says, for the tokens' frequencies. Without it a
-            state has to carry them, and with hundreds of tokens the context is not found beside them for long.
+            by cell; only the tokens of the last grid are predicted. A maze has two: what each cell is, and the path.
+        width: Hidden size; a multiple of `heads`.
+        depth: Number of blocks, or of passes through the one block if `recurrent`.
+        heads: Attention heads. On a CPU in bfloat16, heads of size 64 are the fastest.
+        mlp: Hidden size of a block's MLP.
+        recurrent: Whether one block is applied `depth` times, with the embedded input added again before each pass.
+        positions: Whether each cell has a learned position embedding, besides the relative attention bias.
+        time: Whether the network has timestep conditioning, through an embedding that is added to the input.
+        causal: Whether every token is predicted from those before it.
+        frequencies: Whether the output has a learned bias per token, for the frequencies of the tokens. Without it the
+            hidden states must carry the frequencies; with hundreds of tokens, training then takes long to use context.
 
     Raises:
-        ValueError: If a size is out of range, or they do not fit each other.
+        ValueError: If a size is out of range, or the sizes do not fit each other.
     """
 
     vocab_size: int
@@ -65,22 +66,22 @@ class TransformerConfig:
             )
         if self.length % (self.rows * self.channels):
             raise ValueError(
-                f"length {self.length} is no multiple of rows x channels = {self.rows} x {self.channels}: a sequence is"
-                " `channels` grids of `rows` rows"
+                f"length {self.length} is not a multiple of rows x channels = {self.rows} x {self.channels}: a sequence"
+                " is `channels` grids of `rows` rows"
             )
         if self.width % self.heads:
-            raise ValueError(f"width {self.width} is no multiple of heads {self.heads}")
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
         if self.causal and (self.rows, self.channels, self.time) != (1, 1, False):
-            raise ValueError("a causal network reads a line: it takes neither rows, nor channels, nor time")
+            raise ValueError("a causal network is for a line: it takes neither rows, nor channels, nor time")
 
     @property
     def cells(self) -> int:
-        """Cells of the grid."""
+        """The number of cells of the grid."""
         return self.length // self.channels
 
 
 class Block(nn.Module):
-    """Self-attention with a learned bias per relative place, and a perceptron; both after an RMSNorm, residual."""
+    """Self-attention with a learned relative position bias, and an MLP; both residual, with pre-RMSNorm."""
 
     def __init__(self, config: TransformerConfig, places: int) -> None:
         super().__init__()
@@ -93,14 +94,20 @@ class Block(nn.Module):
     def forward(
         self, state: Float[Tensor, "batch cells width"], place: Int[Tensor, "cells cells"], hidden: Tensor | None
     ) -> Float[Tensor, "batch cells width"]:
-        """The next state; `place` numbers the relative place of every pair, `hidden` is True where it is not seen."""
+        """Returns the next hidden states.
+
+        Args:
+            state: The hidden states.
+            place: The number of the relative position of each pair of cells, a row of the table of biases.
+            hidden: True where the cell of the row must not attend to that of the column; `None`: nowhere.
+        """
         batch, cells, width = state.shape
         normed = F.rms_norm(state, (width,), self.attention_norm, 1e-6)
         q, k, v = F.linear(normed, self.qkv).view(batch, cells, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         bias = self.bias[place].permute(2, 0, 1)
         if hidden is not None:
             bias = bias.masked_fill(hidden, -math.inf)
-        # Plain products: scaled_dot_product_attention in bfloat16 took half of a step on a CPU.
+        # Plain matrix products: scaled_dot_product_attention in bfloat16 took half the time of a step on a CPU.
         scores = (q * (width // self.heads) ** -0.5) @ k.transpose(-1, -2) + bias
         mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, cells, width)
         state = state + F.linear(mixed, self.out)
@@ -111,20 +118,22 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """Marginals of the masked tokens of sequences of one length.
 
-    Pre-RMSNorm blocks over the cells of a line or grid. Attention has a learned bias for every pair of head and
-    relative place: the distance on a line, rows and columns apart on a grid. The head is applied to the positions asked
-    for and nothing else.
+    Blocks with pre-RMSNorm over the cells of a line or grid. Attention has a learned bias for each head and relative
+    position: the distance on a line, the rows and columns apart on a grid. The output head is applied only to the
+    requested positions.
 
-    A causal network shifts its input by one, the mask token first, so that the same call gives the distribution of
-    every token given those before it; masks after a position do not matter.
+    A causal network shifts its input by one position, with the mask token first, so that the same call gives the
+    distribution of every token given those before it. Masks after a position make no difference to it.
 
-    On a CPU without gradients the sequences of a batch are evaluated one at a time, so that none notices the others.
+    On a CPU without gradients the sequences of a batch are evaluated one at a time, so that the rounding of a sequence
+    does not depend on the others.
 
     Args:
         config: Sizes and kind.
 
     Attributes:
-        together: Evaluate them together there too: about half as fast again, but rounding then depends on the batch.
+        together: Whether to evaluate the sequences of a batch together in that case, too. That is about 1.5 times as
+            fast, but the rounding then depends on the batch.
     """
 
     place: Tensor
@@ -158,18 +167,19 @@ class Transformer(nn.Module):
         where: Bool[Tensor, "batch length"],
         time: Float[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "rows vocab"]:
-        """Logits of the tokens at the positions asked for.
+        """Returns the logits of the tokens at the requested positions.
 
         Args:
             x: Tokens, the mask token where masked.
-            where: The positions asked for; in the last channel.
-            time: Diffusion time in `(0, 1]`, for a network conditioned on it.
+            where: True at the requested positions, which are in the last channel.
+            time: Diffusion time in `(0, 1]`, for a network with timestep conditioning.
 
         Returns:
-            Logits in float32, one row per True in `where`, ordered by batch and position; the mask token's is `-inf`.
+            Logits in float32 or wider, one row per True in `where`, ordered by batch and position; the mask token's is
+            `-inf`.
 
         Raises:
-            ValueError: If a shape is wrong, the time is missing, or a position of another channel is asked for.
+            ValueError: If a shape is wrong, the time is missing, or a requested position is not in the last channel.
         """
         config = self.config
         if x.ndim != 2 or x.shape[1] != config.length:
@@ -177,15 +187,15 @@ class Transformer(nn.Module):
         if where.shape != x.shape:
             raise ValueError(f"where must have the shape of x, {tuple(x.shape)}, got {tuple(where.shape)}")
         if config.time and (time is None or time.shape != x.shape[:1]):
-            raise ValueError("this network is conditioned on time: it needs one for each sequence")
+            raise ValueError("this network is conditioned on time: give the time of each sequence, shape (batch,)")
         known = config.length - config.cells
         if known and bool(where[:, :known].any()):
             raise ValueError(f"only the last {config.cells} tokens of a sequence are predicted; the others are given")
         asked = where[:, known:]
         if torch.is_grad_enabled() or x.device.type != "cpu" or len(x) <= 1 or self.together:
             return self._read(self._encode(x, time)[asked])
-        # One sequence at a time: it fits the cache, and the sums of its matrix products are rounded in the same order
-        # whatever else is in the batch.
+        # One sequence at a time: it fits the processor's cache, and the sums of its matrix products are rounded in the
+        # same order whatever else is in the batch.
         times = [None] * len(x) if time is None else time.split(1)
         parts = zip(x.split(1), asked.split(1), times, strict=True)
         return torch.cat([self._read(self._encode(row, t)[mask]) for row, mask, t in parts])
@@ -221,7 +231,7 @@ def _matrix(inputs: int, outputs: int, scale: float = 1.0) -> nn.Parameter:
 
 
 def _places(rows: int, columns: int) -> tuple[Int[Tensor, "cells cells"], int]:
-    """Numbers how many rows and columns apart two cells are, and counts the numbers."""
+    """Returns the number of each pair's relative position (rows and columns apart), and how many numbers there are."""
     row, column = torch.arange(rows * columns) // columns, torch.arange(rows * columns) % columns
     down = row.unsqueeze(1) - row + rows - 1
     right = column.unsqueeze(1) - column + columns - 1
@@ -229,11 +239,13 @@ def _places(rows: int, columns: int) -> tuple[Int[Tensor, "cells cells"], int]:
 
 
 def _neighbours(columns: int, heads: int, block: int) -> Float[Tensor, "places heads"]:
-    """Where attention on a line looks at first: heads in turn at what is `block + 1` to the left, to the right, around
-    and everywhere.
+    """Returns the initial relative position biases of a block, for cells on a line.
 
-    With biases of 0 a network cannot tell places apart until it has learned to, and stays at the frequencies of single
-    tokens meanwhile: for 700 steps on characters, where from here they are left behind within 100.
+    The heads attend, in turn, to the cell `block + 1` to the left, to the cell `block + 1` to the right, to nearby
+    cells, and to all cells alike.
+
+    With biases of 0 a network cannot distinguish positions until it has learned to, and predicts only the frequencies
+    of single tokens until then: for 700 training steps on characters, instead of 100 from these biases.
     """
     away = (columns - 1) - torch.arange(2 * columns - 1, dtype=torch.float32)  # of the key, seen from the query
     reach = 1 + block
@@ -247,7 +259,7 @@ def _neighbours(columns: int, heads: int, block: int) -> Float[Tensor, "places h
 
 
 def _time_features(time: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
-    """Sines and cosines of the time at frequencies from 1 to 1000."""
+    """Returns sines and cosines of the time, at frequencies from 1 to 1000."""
     frequency = torch.logspace(0, 3, TIME_FEATURES // 2, device=time.device)
     angle = time.float().unsqueeze(-1) * frequency
     return torch.cat([angle.sin(), angle.cos()], -1)

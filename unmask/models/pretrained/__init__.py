@@ -1,1 +1,1 @@
-"""Models of the Transformers library as denoisers and judges; each module absorbs the conventions of one family."""
+"""Models of the Transformers library as denoisers and judges, and the conventions of their families."""

@@ -28,22 +28,23 @@ def load_bidirectional(
     """Loads a model of one of the families in `FAMILIES`; no code in the folder is run.
 
     Args:
-        folder: With `config.json` and weights in safetensors, in any number of files.
-        device: Where to put it.
+        folder: A folder with `config.json` and weights in safetensors, in any number of files.
+        device: The device to put the model on.
         dtype: The type of its weights and activations.
-        shift: Whether position `i` is predicted by output `i - 1`. Of most families it is known; an adapted model's
-            configuration may say it (`right_shift_logits`), and if it does not, it must be given.
-        block_causal: Positions look at their own block of so many, counted from the first position, and at those before
-            it. Of a family that is always so, it is needed where neither the configuration nor the table says it; of an
-            adapted model, default: positions look at all others.
+        shift: Whether position `i` is predicted by output `i - 1`. It is known for most families. For an adapted model
+            it must be given, unless its configuration says it (`right_shift_logits`).
+        block_causal: Block length of block-causal attention: a position attends to its own block, counted from the
+            first position, and to the blocks before it. For a family with such attention, it must be given where
+            neither the configuration nor the table of families says it. For an adapted model, the default is attention
+            to all positions.
         mask_id: Id of the mask token, for a folder that does not name it.
-        **options: Of `from_pretrained`, such as `device_map` or `quantization_config`.
+        **options: Options of `from_pretrained`, such as `device_map` or `quantization_config`.
 
     Raises:
-        AdapterError: If it is of no family, has an unsupported setting, lacks a weight or has one too many, does not
-            say which token is the mask, or says something else than what is given.
-        ValueError: If `block_causal` is out of range, or given for a family that looks at all positions, or `mask_id`
-            is not a token id.
+        AdapterError: If the model does not belong to a known family, has an unsupported setting, lacks a weight or has
+            one too many, does not name its mask token, or contradicts `shift` or `block_causal`.
+        ValueError: If `block_causal` is out of range, or given for a family with attention to all positions, or
+            `mask_id` is not a token id.
     """
     config = read_config(folder)
     family = family_of(config)

@@ -1,4 +1,4 @@
-"""Keys and values kept between evaluations: exactly where attention is block-causal, approximately elsewhere."""
+"""Key/value caches between evaluations: exact where attention is block-causal, approximate elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ...sampling.conversation import AnyRule
 
 CACHES = ("none", "prefix", "dual", "block-causal")
-"""What is kept: nothing; what comes before the open block; what comes before and after it; what cannot change."""
+"""The caches by what they keep: nothing; what is before the open block; before and after it; what cannot change."""
 
 
 def check_cache(
@@ -32,10 +32,10 @@ def check_cache(
 
     Args:
         cache: One of `CACHES`.
-        refresh: Evaluations of a block from one that computes everything to the next.
+        refresh: The cache is computed anew after every `refresh` evaluations of a block; for `prefix` and `dual`.
         block_causal: Block length of the model's attention, if it is block-causal.
         block_length: Tokens per block of an answer.
-        rule: What to unmask when; default: not looked at, nor is the block length.
+        rule: The unmasking rule; by default neither the rule nor the block length nor the guidance is checked.
         guidance: Scale of classifier-free guidance.
 
     Raises:
@@ -52,11 +52,11 @@ def check_cache(
         return
     if (cache == "block-causal") != (block_causal is not None):
         raise ValueError(
-            f"cache {cache!r} does not go with this model: its attention is block-causal, for which"
+            f"cache {cache!r} does not fit this model: its attention is block-causal, for which"
             " cache='block-causal' is exact"
             if block_causal is not None
             else "cache 'block-causal' is for models whose attention is block-causal (block_causal=... when they are"
-            " loaded); this one looks at all positions, for which there are 'prefix' and 'dual'"
+            " loaded); this one attends to all positions, for which there are 'prefix' and 'dual'"
         )
     if rule is None:
         return
@@ -69,18 +69,21 @@ def check_cache(
 
 
 def usual_cache(network: object, rule: AnyRule, guidance: float | None) -> str:
-    """Returns the cache that changes no answer and goes with what is asked: that of `exact_cache`, or `"none"`.
+    """Returns a cache that changes no answer and goes with a rule and guidance: that of `exact_cache`, or `"none"`.
 
     Args:
         network: The network of the model.
-        rule: What to unmask when.
+        rule: The unmasking rule.
         guidance: Scale of classifier-free guidance.
     """
     return exact_cache(network) if guidance is None and rule.asks_once else "none"
 
 
 def exact_cache(network: object) -> str:
-    """Returns `"block-causal"` for a network whose attention is so and whose keys stay as they are, else `"none"`."""
+    """Returns `"block-causal"` for a network with such attention, and otherwise `"none"`.
+
+    A network whose keys change with the length of the sequence has no exact cache either.
+    """
     if getattr(network, "block_causal", None) is None:
         return "none"
     from .kept import keys_change
@@ -91,29 +94,31 @@ def exact_cache(network: object) -> str:
 
 
 class Cached:
-    """A language model that keeps keys and values of one batch from evaluation to evaluation.
+    """A language model with a key/value cache for the sequences of a batch.
 
-    `prefix` and `dual` compute everything when a block opens, and again after every `refresh` evaluations of it. In
-    between, `prefix` computes from the block on, with the keys and values of what comes before as they were, and `dual`
-    computes the block only. That is an approximation: what is kept does not know of the tokens unmasked since.
+    `prefix` and `dual` compute all positions when a block opens, and again after every `refresh` evaluations of it. In
+    between, `prefix` computes the positions from the start of the block on, with the cached keys and values of those
+    before it, and `dual` computes only those of the block. That is an approximation: the cached keys and values do not
+    depend on the tokens that were unmasked since.
 
-    `block-causal` computes anew what can have changed, by comparing tokens, and is exact for any blocks and any rule:
-    finished blocks are computed once more when the next one opens, and from then on looked at only.
+    `block-causal` compares tokens and computes only what can have changed. It is exact for any blocks and any rule: a
+    finished block is computed once more when the next one opens, and from then on its keys and values are only read.
 
-    Sequences are told apart by `Query.sequence`, the slot that a sequence keeps when others leave, and decide on their
-    own when to compute everything: batch mates change nothing but rounding. So one object serves a queue: a new slot
-    takes the place of the one that was asked for the longest ago, which is computed anew if it comes back. Only one
-    state of a sequence is kept.
+    Sequences are identified by `Query.sequence`, the slot that a sequence keeps when others leave. Each sequence
+    decides on its own when to compute all positions, so the others in its batch change nothing but rounding. One object
+    can therefore serve a queue: a new slot replaces the least recently used one, which is computed anew if it comes
+    back. Only one state of each sequence is cached.
 
     Args:
         denoiser: The model: a LLaDA, a Dream, or an adapted Llama or Qwen.
         cache: `"prefix"`, `"dual"` or `"block-causal"`.
-        rows: The number of sequences whose keys and values are kept at once.
-        refresh: Evaluations from one that computes everything to the next, at least 1 (which is no cache); default:
-            only when a block opens.
+        rows: The largest number of sequences that are cached at once.
+        refresh: All positions are computed anew after so many evaluations of a block, at least 1 (which is as without a
+            cache); default: only when a block opens.
 
     Raises:
-        ValueError: If the model cannot keep keys and values, or the settings do not go together.
+        ValueError: If the model cannot have a cache, or the settings do not go together; in a call, if a sequence
+            occurs twice or there are more sequences than `rows`.
 
     References:
         Wu et al. (2025), arXiv:2505.22618, Fast-dLLM: prefix cache and dual cache. Where output `i - 1` predicts
@@ -136,14 +141,14 @@ class Cached:
         self.max_length: int | None = getattr(denoiser, "max_length", None)
         self.network, self.cache, self.refresh, self.most = network, cache, refresh, rows
         self.kept, self.denoiser = KeptNetwork(network, 0, 0), denoiser
-        self.row_of: dict[int, int] = {}  # of each slot, those asked for the longest ago first
-        # Of prefix and dual: the block in which each row last computed everything, and evaluations since.
+        self.row_of: dict[int, int] = {}  # the row of each slot, the least recently used slot first
+        # For prefix and dual: the block in which each row last computed all positions, and the evaluations since then.
         self.opened: list[int | None] = []
         self.age: list[int] = []
-        # Of block-causal: what the keys and values were computed of, and how many of them, from the first, there are.
+        # For block-causal: the tokens that the cached keys and values were computed from, and how many are valid.
         self.tokens = torch.zeros(0, 0, dtype=torch.int64, device=self.device)
         self.known = torch.zeros(0, dtype=torch.int64, device=self.device)
-        # Of block-causal with a shift: the last output of the block before the open one, and its position.
+        # For block-causal with shifted outputs: the last output of the block before the open one, and its position.
         self.edge = torch.zeros(0, 0, device=self.device)
         self.edge_at = torch.full((0,), -1, device=self.device)
 
@@ -151,7 +156,8 @@ class Cached:
         slots = query.sequence.tolist()
         if len(set(slots)) < len(slots) or len(slots) > self.most:
             raise ValueError(
-                f"this cache is of one state of each of at most {self.most} sequences; asked for those of {slots}"
+                f"this cache holds one state of each of at most {self.most} sequences, but the query is for sequences"
+                f" {slots}"
             )
         kept = self._rows(slots, query.x.shape[1])
         query = self._padded(query)
@@ -184,11 +190,11 @@ class Cached:
             return self._logits(vectors)
 
     def _logits(self, vectors: Float[Tensor, "rows width"]) -> Float[Tensor, "rows vocab"]:
-        """The logits of what the network's body put out, as the model itself gives them."""
+        """Returns the logits for hidden states of the network's body, as the model itself would give them."""
         return self.denoiser.named(self.kept.logits(vectors))
 
     def forget(self, slots: Iterable[int]) -> None:
-        """Frees the places of sequences that have left."""
+        """Frees the rows of sequences that have left; slots that are not cached are ignored."""
         for slot in slots:
             row = self.row_of.pop(slot, None)
             if row is not None:
@@ -196,7 +202,7 @@ class Cached:
                 self.known[row] = 0
 
     def _rows(self, slots: Sequence[int], length: int) -> Int[Tensor, " rows"]:
-        """Where the keys and values of each slot are kept; makes room for slots and lengths not seen before."""
+        """Returns the row of the cache for each slot, and enlarges the cache for new slots and greater lengths."""
         new = [slot for slot in slots if slot not in self.row_of]
         if len(self.row_of) + len(new) > self.most:
             old = [slot for slot in self.row_of if slot not in set(slots)]
@@ -205,7 +211,7 @@ class Cached:
         for slot in new:
             self.row_of[slot] = next(free)
         for slot in slots:
-            self.row_of[slot] = self.row_of.pop(slot)  # last, as asked for now
+            self.row_of[slot] = self.row_of.pop(slot)  # moved to the end: the most recently used
         size = max(len(self.opened), 1 + max(self.row_of.values()))
         width = max(length, self.tokens.shape[1])
         if size > len(self.opened) or width > self.tokens.shape[1]:
@@ -220,7 +226,7 @@ class Cached:
         return torch.tensor([self.row_of[slot] for slot in slots], device=self.device)
 
     def _padded(self, query: Query) -> Query:
-        """A query as long as what is kept."""
+        """Returns the query, padded to the length of the cache, with blocks."""
         more = self.tokens.shape[1] - query.x.shape[1]
         block = torch.zeros_like(query.x) if query.block is None else query.block
         if not more:
@@ -232,7 +238,7 @@ class Cached:
         )
 
     def _open(self, query: Query, kept: list[int]) -> tuple[Bool[Tensor, "rows length"], Bool[Tensor, " rows"]]:
-        """What each row computes if it does not compute everything, and which rows do."""
+        """Returns which positions each row computes when it reads the cache, and which rows compute all positions."""
         block = query.block
         assert block is not None
         number = block.gather(1, query.where.to(torch.int8).argmax(-1, keepdim=True))
@@ -249,10 +255,11 @@ class Cached:
     def _exact(
         self, query: Query, kept: Tensor, tokens: Tensor, seen: Tensor, row: Tensor, column: Tensor
     ) -> Float[Tensor, "asked width"]:
-        """The outputs asked for: anew from the block of the first token that is not as it was to the last block asked.
+        """Returns the requested hidden states, with the cache `block-causal`.
 
-        Where output `i - 1` predicts position `i`, a block's first token is predicted by the last output of the block
-        before, which is kept too: else two blocks would be computed as long as that token is masked.
+        Blocks are computed from the one with the first changed token to the last one with a requested position. Where
+        output `i - 1` predicts position `i`, a block's first token is predicted by the last output of the block before.
+        That output is cached too; otherwise two blocks would be computed for as long as that token is masked.
         """
         size, length = self.network.block_causal, tokens.shape[1]
         assert size is not None
@@ -280,7 +287,7 @@ class Cached:
     def _keep_edge(
         self, kept: Tensor, row: Tensor, column: Tensor, vectors: Tensor, start: Tensor, first: Tensor
     ) -> None:
-        """Keeps the last output of the block before the open one, where it was asked for."""
+        """Caches the last output of the block before the open one, where it was requested."""
         size = self.network.block_causal
         assert size is not None
         self.edge_at[kept] = torch.where(start <= self.edge_at[kept], -1, self.edge_at[kept])

@@ -1,7 +1,7 @@
-"""Configurations of the library's own models that compute what a published one computes.
+"""Configurations of the Transformers library's own models that compute the same as a published model.
 
-These are for layouts whose `config.json` uses the library's names of fields; a setting that the counterpart would not
-hear of is refused by its name.
+These are for layouts whose `config.json` uses the library's field names. A setting that the library's model does not
+support is refused, and the message names it.
 """
 
 from __future__ import annotations
@@ -17,29 +17,32 @@ from .settings import Settings, rope_theta
 BOTH_WAYS: dict[str, Any] = {
     "is_causal": False,
     "use_cache": False,
-    "pad_token_id": None,  # else the embedding of the padding token, which may be the end token, is not trained
+    "pad_token_id": None,  # or the embedding of the padding token, which may be the end token, would not be trained
     "bos_token_id": None,
     "eos_token_id": None,
 }
-"""What every counterpart is told: attention is not causal, nothing is kept, and no token is special to it."""
+"""Settings of every counterpart: attention is not causal, there is no key/value cache, and no token is special."""
 
 Counterpart = Callable[[dict[str, Any]], PreTrainedConfig]
-"""Makes the library's configuration of the content of a `config.json`; raises a `ValueError` if there is none."""
+"""A function from the content of a `config.json` to the library's configuration.
+
+It raises a `ValueError` if no configuration of the library describes the same network.
+"""
 
 
 def checked_as(kind: type[PreTrainedConfig], settings: Settings) -> Counterpart:
-    """Returns what makes configurations of a class from fields of the same names, every one of them known.
+    """Returns a counterpart for layouts whose fields have the names of the library's, all of which must be known.
 
     Args:
-        kind: The class.
-        settings: Which fields are handed on, must have one value, and are passed over.
+        kind: The library's configuration class.
+        settings: Which fields are passed on, which must have one value, and which are ignored.
     """
 
     def counterpart(config: dict[str, Any]) -> PreTrainedConfig:
         settings.check(config)
         kinds = config.get("layer_types") or []
         if not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds):
-            raise ValueError(f"unsupported: layer_types {kinds!r:.120}; every layer looks at all positions")
+            raise ValueError(f"unsupported: layer_types {kinds!r:.120}; every layer must attend to all positions")
         names = settings.honoured - {"layer_types", "rope_theta", "rope_scaling", "rope_parameters"}
         given: dict[str, Any] = dict(settings.usual)
         given |= {name: config[name] for name in sorted(names) if name in config}
@@ -52,9 +55,12 @@ def checked_as(kind: type[PreTrainedConfig], settings: Settings) -> Counterpart:
 
 
 def with_head_size(counterpart: Counterpart) -> Counterpart:
-    """Returns the same, for layouts whose heads share the width equally unless `head_dim` says otherwise.
+    """Returns a counterpart that fills in a missing `head_dim`: the hidden size divided by the number of heads.
 
-    The library's Qwen3 takes a missing `head_dim` for 128.
+    The library's Qwen3 would take a missing `head_dim` for 128.
+
+    Args:
+        counterpart: The function that reads the completed configuration.
     """
 
     def complete(config: dict[str, Any]) -> PreTrainedConfig:
@@ -67,10 +73,10 @@ def with_head_size(counterpart: Counterpart) -> Counterpart:
 
 
 def plain_as(kind: type[PreTrainedConfig]) -> Counterpart:
-    """Returns what makes configurations of a class of the library from one that the library itself reads.
+    """Returns a counterpart for layouts that the library itself reads.
 
     Args:
-        kind: The class.
+        kind: The library's configuration class.
     """
 
     def counterpart(config: dict[str, Any]) -> PreTrainedConfig:

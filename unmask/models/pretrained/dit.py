@@ -1,7 +1,8 @@
-"""MDLM and BD3LM: diffusion Transformers over tokens, which are told no time, looking both ways or at blocks.
+"""MDLM and BD3LM: diffusion Transformers (DiT) over tokens, with bidirectional or block-causal attention.
 
-Their networks can be told how much is masked: each layer norm is shifted, scaled and gated by a function of that. The
-published ones are not (`time_conditioning` is false), so that they are told 0 throughout.
+The architecture has timestep conditioning (adaLN): an embedding of the noise level shifts and scales the output of each
+layer norm and gates the residual branches. The published models do not use it (`time_conditioning` is false): their
+noise level is always 0, so the conditioning is a constant.
 
 References:
     Sahoo et al. (2024), arXiv:2406.07524, MDLM; Arriola et al. (2025), arXiv:2503.09573, BD3LM; the arithmetic is that
@@ -26,11 +27,11 @@ from .counterparts import BOTH_WAYS
 from .settings import ABOUT, Settings
 
 _WIDER = 4
-"""How much wider than the network its perceptrons are."""
+"""Hidden size of an MLP, as a multiple of the hidden size of the network."""
 _FREQUENCIES = 256
-"""Numbers that the time is shown as: the cosines and sines of so many frequencies, half of each."""
+"""Size of the sinusoidal timestep embedding: half of it are cosines, half sines."""
 _THETA = 10000.0
-"""Base of the rotary positions."""
+"""Base of the rotary position embedding."""
 
 _SIZES = ("hidden_dim", "n_blocks", "n_heads", "vocab_size", "model_length")
 
@@ -39,18 +40,18 @@ MDLM = Settings(
     fixed={
         "causal": (False, None),
         "cross_attn": (False, None),
-        "scale_by_sigma": (True, False, None),  # it is read nowhere
+        "scale_by_sigma": (True, False, None),  # no code reads it
         "tie_word_embeddings": (False, None),
         "time_conditioning": (False,),
     },
-    harmless=ABOUT | {"attn_backend", "dropout"},  # another way to compute the same; in training only
+    harmless=ABOUT | {"attn_backend", "dropout"},  # another way to compute the same; used in training only
     needed=(*_SIZES, "time_conditioning"),
 )
 
 BD3LM = Settings(
     honoured=MDLM.honoured | {"block_size"},
     fixed={**MDLM.fixed, "cross_attn": (True,)},
-    harmless=MDLM.harmless | {"var_min", "sampling_eps_min", "sampling_eps_max"},  # of the training
+    harmless=MDLM.harmless | {"var_min", "sampling_eps_min", "sampling_eps_max"},  # used in training only
     needed=(*MDLM.needed, "block_size"),
 )
 
@@ -58,8 +59,11 @@ BD3LM = Settings(
 def mdlm_config(config: dict[str, Any]) -> PreTrainedConfig:
     """Returns the configuration of an MDLM's network.
 
+    Args:
+        config: The content of its `config.json`.
+
     Raises:
-        ValueError: If a setting is missing, unsupported, or does not fit the others; it is named.
+        ValueError: If a setting is missing, unsupported, or does not fit the others. The message names it.
     """
     return _config(config, MDLM)
 
@@ -67,8 +71,11 @@ def mdlm_config(config: dict[str, Any]) -> PreTrainedConfig:
 def bd3lm_config(config: dict[str, Any]) -> PreTrainedConfig:
     """Returns the configuration of a BD3LM's network.
 
+    Args:
+        config: The content of its `config.json`.
+
     Raises:
-        ValueError: If a setting is missing, unsupported, or does not fit the others; it is named.
+        ValueError: If a setting is missing, unsupported, or does not fit the others. The message names it.
     """
     return _config(config, BD3LM)
 
@@ -77,7 +84,7 @@ def _config(config: dict[str, Any], settings: Settings) -> PreTrainedConfig:
     settings.check(config)
     hidden, layers, heads, vocab, length = (whole(name, config[name]) for name in _SIZES)
     if hidden % (2 * heads):
-        raise ValueError(f"hidden_dim {hidden} cannot be shared by n_heads {heads} heads of an even size")
+        raise ValueError(f"hidden_dim {hidden} cannot be divided among n_heads {heads} heads of an even size")
     told = config.get("adaln") is not False
     if told and config.get("cond_dim") is None:
         raise ValueError("the configuration lacks cond_dim")
@@ -99,7 +106,7 @@ class Norm(nn.Module):
     """Layer norm in float32, with a weight and no bias.
 
     Args:
-        width: Numbers per position.
+        width: The hidden size.
     """
 
     def __init__(self, width: int) -> None:
@@ -107,15 +114,15 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Float[Tensor, "batch width hidden"]) -> Float[Tensor, "batch width hidden"]:
-        """Returns vectors of mean 0 and variance 1, weighted."""
+        """Returns the hidden states normalised to mean 0 and variance 1, times the weight."""
         return nn.functional.layer_norm(x.float(), x.shape[-1:]).to(self.weight.dtype) * self.weight
 
 
 class Time(nn.Module):
-    """Makes a vector of how much is masked, which is said to be nothing.
+    """The timestep embedding: an MLP over sinusoidal features of the noise level, which is always 0.
 
     Args:
-        width: Numbers of the vector.
+        width: Size of the embedding.
     """
 
     def __init__(self, width: int) -> None:
@@ -123,19 +130,19 @@ class Time(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(_FREQUENCIES, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self) -> Float[Tensor, " hidden"]:
-        """Returns the vector."""
+        """Returns the embedding of noise level 0."""
         weight = next(self.mlp.parameters())
-        shown = torch.arange(_FREQUENCIES, device=weight.device) < _FREQUENCIES // 2  # the cosine of 0, and its sine
+        shown = torch.arange(_FREQUENCIES, device=weight.device) < _FREQUENCIES // 2  # cosines of 0 are 1, sines are 0
         return nn.functional.silu(self.mlp(shown.to(weight.dtype)))
 
 
 class Modulation(nn.Linear):
-    """What is made of the time for the norms of a layer: nothing if the network is not told it.
+    """The adaLN projection: computes shifts, scales and gates of a layer from the timestep embedding.
 
     Args:
-        time: Numbers of the time.
-        count: Vectors to make.
-        width: Numbers of each.
+        time: Size of the timestep embedding.
+        count: Number of vectors to compute.
+        width: The hidden size, which is the size of each vector.
     """
 
     def __init__(self, time: int, count: int, width: int) -> None:
@@ -143,16 +150,16 @@ class Modulation(nn.Linear):
         self.count = count
 
     def vectors(self, time: Float[Tensor, " hidden"]) -> tuple[Tensor, ...]:
-        """Returns the vectors."""
+        """Returns the `count` vectors, of shape `(hidden,)` each."""
         return self(time).chunk(self.count)
 
 
 class Block(nn.Module):
-    """Attention and a perceptron, each with a norm before it.
+    """A Transformer block: self-attention and an MLP, each after a layer norm, with adaLN if the model has it.
 
     Args:
         config: The configuration of the model.
-        number: The number of the layer.
+        number: The index of the layer, from 0.
     """
 
     def __init__(self, config: Any, number: int) -> None:
@@ -175,7 +182,15 @@ class Block(nn.Module):
         mask: Tensor | None,
         kept: Cache | None,
     ) -> Float[Tensor, "batch width hidden"]:
-        """Returns the state after the layer."""
+        """Returns the hidden states after the block.
+
+        Args:
+            x: The hidden states.
+            positions: Cosines and sines of the rotary position embedding.
+            time: The timestep embedding, for a model with adaLN.
+            mask: The attention mask that is added to the scores, in four dimensions; `None`: no mask.
+            kept: The key/value cache.
+        """
         if self.adaLN_modulation is None or time is None:
             x = x + self.attention(self.norm1(x), positions, mask, kept)
             return x + self.mlp(self.norm2(x))
@@ -190,7 +205,7 @@ class Block(nn.Module):
         mask: Tensor | None,
         kept: Cache | None,
     ) -> Float[Tensor, "batch width hidden"]:
-        """Returns what each position takes over from those it looks at."""
+        """Returns the attention output, after its output projection; for the arguments see `forward`."""
         fused = self.attn_qkv(x).unflatten(-1, (3, self.heads, -1))
         query, key, value = (part.transpose(1, 2) for part in fused.unbind(-3))
         query, key = apply_rotary_pos_emb(query, key, *positions)
@@ -203,11 +218,11 @@ class Block(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A vector for each token.
+    """The token embedding.
 
     Args:
-        tokens: How many.
-        width: Numbers of each.
+        tokens: Size of the vocabulary.
+        width: The hidden size.
     """
 
     def __init__(self, tokens: int, width: int) -> None:
@@ -215,12 +230,12 @@ class Embedding(nn.Module):
         self.embedding = nn.Parameter(torch.empty(tokens, width))
 
     def forward(self, x: Int[Tensor, "batch width"]) -> Float[Tensor, "batch width hidden"]:
-        """Returns the vectors of tokens."""
+        """Returns the embeddings of tokens."""
         return self.embedding[x]
 
 
 class Last(nn.Module):
-    """The norm before the logits, and the matrix that makes them.
+    """The output layer: the final layer norm and the output projection (language-model head).
 
     Args:
         config: The configuration of the model.
@@ -235,7 +250,7 @@ class Last(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch width hidden"], time: Float[Tensor, " hidden"] | None
     ) -> Float[Tensor, "batch width hidden"]:
-        """Returns what the logits are made of."""
+        """Returns the normalised hidden states, to which the output projection is applied."""
         if self.adaLN_modulation is None or time is None:
             return self.norm_final(x)
         shift, scale = self.adaLN_modulation.vectors(time)
@@ -243,7 +258,7 @@ class Last(nn.Module):
 
 
 class Body(nn.Module):
-    """The network without the matrix that makes logits.
+    """The network up to the hidden states, without applying the output projection.
 
     Args:
         config: The configuration of the model.
@@ -264,13 +279,14 @@ class Body(nn.Module):
         position_ids: Int[Tensor, "batch width"] | None = None,
         past_key_values: Cache | None = None,
     ) -> BaseModelOutput:
-        """Returns what the logits are made of.
+        """Returns the final hidden states.
 
         Args:
-            input_ids: Tokens.
-            attention_mask: 0 where nothing is to look, in two dimensions; or what is added to the scores, in four.
-            position_ids: Where the tokens stand; default: one after the other.
-            past_key_values: What keeps keys and values.
+            input_ids: Token ids.
+            attention_mask: In two dimensions, `[batch, width]`: 0 at positions that are not attended to. In four,
+                `[batch, 1, width, keys]`: what is added to the attention scores.
+            position_ids: Positions of the tokens; default: 0, 1, 2, and so on.
+            past_key_values: The key/value cache.
         """
         x = self.vocab_embed(input_ids)
         places = torch.arange(x.shape[1], device=x.device).unsqueeze(0) if position_ids is None else position_ids
@@ -299,7 +315,7 @@ class DiTForMaskedLM(PreTrainedModel):
     base_model_prefix = "backbone"
     _supports_sdpa = True
     _no_split_modules = ["Block"]  # noqa: RUF012 (as the library declares it)
-    # Buffers of theirs: frequencies, which are computed here, and bounds of the training's noise.
+    # Buffers in the published files: rotary frequencies, which are computed here, and bounds of the noise in training.
     _keys_to_ignore_on_load_unexpected = [r"^backbone\.rotary_emb\.inv_freq$", r"^sampling_eps_m(in|ax)$"]  # noqa: RUF012
 
     def __init__(self, config: PreTrainedConfig) -> None:
@@ -308,14 +324,14 @@ class DiTForMaskedLM(PreTrainedModel):
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
-        """Returns the vectors of tokens."""
+        """Returns the token embedding."""
         return self.backbone.vocab_embed
 
     def get_output_embeddings(self) -> nn.Module:
-        """Returns the matrix that makes logits."""
+        """Returns the output projection (language-model head)."""
         return self.backbone.output_layer.linear
 
     def forward(self, input_ids: Int[Tensor, "batch width"], **kwargs: Any) -> MaskedLMOutput:
-        """Returns logits; for the other arguments see `Body`."""
+        """Returns the logits; for the other arguments see `Body.forward`."""
         state = self.backbone(input_ids, **kwargs).last_hidden_state
         return MaskedLMOutput(logits=self.get_output_embeddings()(state))

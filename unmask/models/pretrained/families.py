@@ -1,7 +1,7 @@
-"""Families of diffusion language models on causal architectures: a table, one entry each.
+"""Families of diffusion language models on causal architectures: a table with one entry per family.
 
-No code of a checkpoint is run: every family is computed by a class of the Transformers library, or of this package, and
-its entry says by which, under which names its tensors are, where positions look, and what its files leave unsaid.
+No code of a checkpoint is run: every family is computed by a class of the Transformers library or of this package. Its
+entry says by which class, how its tensors are named, what its attention is, and what its files leave out.
 
 References:
     Nie et al. (2025), arXiv:2502.09992, LLaDA; Ye et al. (2025), arXiv:2508.15487, Dream; Cheng et al. (2025),
@@ -42,20 +42,20 @@ class Family:
     """How the checkpoints of a family are read.
 
     Attributes:
-        name: What messages call its models.
-        kinds: Its words for `model_type`, in lower case.
-        config: Makes the configuration of the network from the content of `config.json`.
+        name: The family's name in messages.
+        kinds: Its values of `model_type`, in lower case.
+        config: The function that makes the configuration of the network from the content of `config.json`.
         auto: The class of the network.
-        marks: Fields of which its configurations have at least one; where two architectures share a `model_type`, they
-            tell them apart, and the family with marks stands first in `FAMILIES`. Default: any configuration will do.
-        names: Patterns of the names of tensors in the files, and the network's; default: they are the same.
+        marks: Fields of which each of its configurations has at least one. They distinguish two architectures that
+            share a `model_type`; the family with marks then stands first in `FAMILIES`. Default: any configuration.
+        names: Patterns of the tensor names in the files, and the names in the network; default: they are the same.
         shift: Whether position `i` is predicted by output `i - 1`; default: the configuration says it
-            (`right_shift_logits`), or the user.
+            (`right_shift_logits`), or the user does.
         mask_id: The mask token of the published models, for files that do not name it.
-        attention: Where positions look: at all (`"both ways"`); at the blocks before and their own (`"blocks"`); or at
-            all unless the user gives a block length (`"either"`).
-        block_fields: Fields of `config.json` that say the block length; the first that is there counts.
-        block: The block length of the published models, for a configuration that does not say it.
+        attention: What a position attends to: all positions (`"both ways"`), its own block and those before it
+            (`"blocks"`), or all positions unless the user gives a block length (`"either"`).
+        block_fields: Fields of `config.json` that may give the block length; the first one present counts.
+        block: The block length of the published models, for a configuration that does not give it.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Family:
     block: int | None = None
 
     def matches(self, config: Mapping[str, Any]) -> bool:
-        """Whether the content of a `config.json` is of this family."""
+        """Returns whether the content of a `config.json` describes a model of this family."""
         kind = str(config.get("model_type")).lower()
         return kind in self.kinds and (not self.marks or any(config.get(mark) is not None for mark in self.marks))
 
@@ -79,12 +79,12 @@ class Family:
         """Returns whether position `i` is predicted by output `i - 1`.
 
         Args:
-            folder: Named in the messages.
+            folder: The folder, named in the messages.
             config: The content of its `config.json`.
-            given: What the user says.
+            given: The user's setting `shift`; `None` if there is none.
 
         Raises:
-            AdapterError: If the user says something else than the family or the files, or nobody says anything.
+            AdapterError: If the user contradicts the family or the files, or none of them says it.
         """
         usual = config.get("right_shift_logits") if self.shift is None else self.shift
         if given is not None and usual is not None and given != usual:
@@ -98,41 +98,42 @@ class Family:
         return shift
 
     def block_of(self, folder: Path, config: Mapping[str, Any], given: int | None) -> int | None:
-        """Returns the block length of the attention, `None` if positions look at all others.
+        """Returns the block length of the attention, or `None` if a position attends to all others.
 
         Args:
-            folder: Named in the messages.
+            folder: The folder, named in the messages.
             config: The content of its `config.json`.
-            given: What the user says.
+            given: The user's setting `block_causal`; `None` if there is none.
 
         Raises:
-            AdapterError: If the user says something else than the files, or nobody says anything.
-            ValueError: If the user says something, and there are no blocks.
+            AdapterError: If the user contradicts the files, the files give a length that is not a whole number >= 1, or
+                the attention is in blocks and their length is not known.
+            ValueError: If the user gives a length, but the family's attention is not in blocks.
         """
         if self.attention == "both ways" and given is not None:
-            raise ValueError(f"block_causal does not apply to {folder}: a {self.name} looks at all positions")
+            raise ValueError(f"block_causal does not apply to {folder}: a {self.name} attends to all positions")
         if self.attention != "blocks":
             return given
         field = next((name for name in self.block_fields if config.get(name) is not None), None)
         if field is not None and given not in (None, config[field]):
             raise AdapterError(
-                f"{folder}: config.json says {field} = {config[field]!r:.60}, and block_causal={given} is given; leave"
-                " it out"
+                f"{folder}: config.json says {field} = {config[field]!r:.60}, but block_causal={given} is given; leave"
+                " block_causal out"
             )
         said = self.block if field is None else config[field]
         if isinstance(said, bool) or not isinstance(said, int | None) or (said is not None and said < 1):
-            raise AdapterError(f"{folder}: {field} is a whole number of positions >= 1, got {said!r:.60}")
+            raise AdapterError(f"{folder}: {field} must be a whole number of positions >= 1, got {said!r:.60}")
         size = said if given is None else given
         if size is None:
             raise AdapterError(
-                f"{folder} holds a {self.name}, whose attention is in blocks, and config.json does not say of how many"
-                " positions; give block_causal=... (--block-causal)"
+                f"{folder} holds a {self.name}, whose attention is in blocks, but config.json does not give their"
+                " length; give block_causal=... (--block-causal)"
             )
         return size
 
 
 def _adapted(kind: str, counterpart: Counterpart, auto: type[PreTrainedModel]) -> Family:
-    """A causal architecture that others adapted to unmask; the word for it may be preceded by `a2d-`."""
+    """Returns a family for a causal architecture that was adapted to unmask; its `model_type` may start with `a2d-`."""
     return Family(kind, (kind, f"a2d-{kind}"), counterpart, auto, attention="either")
 
 
@@ -217,15 +218,15 @@ FAMILIES: tuple[Family, ...] = (
     _adapted("qwen2", plain_as(Qwen2Config), Qwen2ForCausalLM),
     _adapted("qwen3", plain_as(Qwen3Config), Qwen3ForCausalLM),
 )
-"""The first that matches a configuration reads it."""
+"""The families; a configuration is read by the first one that matches it."""
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
-    """Returns the family that the content of a `config.json` is of, `None` if it is of none."""
+    """Returns the family of the model that a `config.json` describes, or `None` if it is not a known one."""
     return next((family for family in FAMILIES if family.matches(config)), None)
 
 
 def known() -> str:
-    """Returns the names of the families, and what to do about a model of another, for a message."""
+    """Returns the names of the families, and advice about a model of another family, for a message."""
     names = ", ".join(family.name for family in FAMILIES)
-    return f"known are {names}; if it computes what one of these does, put that model_type into its config.json"
+    return f"known are {names}; if it computes the same as one of these, put that model_type into its config.json"

@@ -1,9 +1,9 @@
-"""The one place where the Transformers library reads a folder: nothing of the folder is run, and nothing is asked.
+"""The one place where the Transformers library reads a folder: no code of the folder is run, and no question is asked.
 
 A published checkpoint may name Python files of its own (`auto_map`, `custom_generate`), pickled weights, adapters and
-kernels to fetch. Left to itself the library asks on standard input whether to run them, where a prompt that is piped in
-can be the answer. Every call of a `from_pretrained` is therefore in this module, a test looks for others, and what may
-lead to code is taken out of a configuration before the library sees it.
+kernels to download. By default the library asks on standard input whether to run such files, and text that is piped to
+the program could answer that question. Therefore every call of a `from_pretrained` is in this module (a test looks for
+others), and every key that may lead to code is removed from a configuration before the library sees it.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ NEVER_READ = (
     "_name_or_path",
     "name_or_path",
 )
-"""Keys of a `config.json`, at any depth, that name code, kernels or files: they are passed over."""
+"""Keys of a `config.json`, at any depth, that name code, kernels or files: they are ignored."""
 
 _DISTRIBUTED = re.compile(r"shard-\d+-model-.*\.safetensors$")
-"""Files of a distributed checkpoint, which the library would read instead of those that were looked at."""
+"""Names of the files of a distributed checkpoint, which the library would read instead of the files checked here."""
 
 REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "trust_remote_code": ((False, None), "no code of a checkpoint is run"),
-    "local_files_only": ((True,), "it is read from a folder"),
+    "local_files_only": ((True,), "the model is read from a folder"),
     "use_safetensors": ((True, None), "only safetensors are read"),
     "weights_only": ((True,), "only safetensors are read"),
     "gguf_file": ((None,), "only safetensors are read"),
     "state_dict": ((None,), "only safetensors are read"),
     "adapter_kwargs": ((None,), "adapters are not loaded"),
-    "subfolder": (("", None), "a model is the folder that is given"),
+    "subfolder": (("", None), "the model is read from the given folder itself"),
     "fusion_config": ((None,), "kernels are not replaced"),
     "config": ((None,), "the folder's config.json is read"),
     "output_loading_info": ((False, None), "the weights are always checked"),
@@ -64,19 +64,19 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "kernel_config": ((None,), "kernels are not downloaded"),
     "allow_all_kernels": ((False, None), "kernels are not downloaded"),
 }
-"""Options of `from_pretrained` that are refused: the values that say nothing new, and why others are not taken."""
+"""Refused options of `from_pretrained`: the values that are accepted and ignored, and why all others are refused."""
 
 
 def check_options(options: Mapping[str, Any], device: torch.device | str = "cpu") -> dict[str, Any]:
-    """Returns the options of `from_pretrained` that are left for the library.
+    """Checks the options of `from_pretrained`, and returns those that are passed on to the library.
 
     Args:
-        options: As the user gave them.
-        device: Where the model is to be.
+        options: The options as the user gave them.
+        device: The device to put the model on.
 
     Raises:
-        ValueError: If one of them would run code, read other files than safetensors, or download something; or if both
-            `device_map` and a device are given.
+        ValueError: If an option would run code, read other files than safetensors, or download something, or if both
+            `device_map` and a device other than `"cpu"` are given.
     """
     for name, value in options.items():
         fine, why = REFUSED.get(name, ((value,), ""))
@@ -86,21 +86,24 @@ def check_options(options: Mapping[str, Any], device: torch.device | str = "cpu"
         if "/" in str(options.get(name)):
             raise ValueError(f"{name}={options[name]!r} is not possible here: kernels are not downloaded")
     if options.get("device_map") is not None and str(device) != "cpu":
-        raise ValueError(f"device={str(device)!r} and device_map both say where the model is to be; give one of them")
+        raise ValueError(f"device={str(device)!r} and device_map both say where to put the model; give one of them")
     return {name: value for name, value in options.items() if name not in REFUSED}
 
 
 def read_model(
     auto: Any, folder: Path, dtype: torch.dtype, config: PreTrainedConfig | None = None, **options: Any
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """Reads a model from the safetensors of a folder, and what the library says about its weights.
+    """Reads a model from the safetensors of a folder.
 
     Args:
-        auto: The library's class to load it with.
+        auto: The library's class to load the model with.
         folder: The folder.
         dtype: Type of the weights.
-        config: Its configuration; default: the folder's.
-        **options: Of `from_pretrained`, checked by `check_options`.
+        config: The configuration of the model; default: the folder's.
+        **options: Options of `from_pretrained`, checked by `check_options`.
+
+    Returns:
+        The model, and the library's loading info: the weights that are missing, unexpected, or of another shape.
 
     Raises:
         AdapterError: If the folder has no safetensors, or cannot be loaded.
@@ -117,13 +120,13 @@ def read_model(
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
-            ignore_mismatched_sizes=True,  # they are in what is returned, and named by who called
+            ignore_mismatched_sizes=True,  # they are in the loading info, and the caller names them
             **options,
         )
 
 
 def look_at(folder: Path, fields: Mapping[str, Any], variant: str | None = None) -> Held:
-    """Returns what the safetensors of a folder hold, before anything is built that its configuration describes.
+    """Reads the headers of a folder's safetensors and compares its configuration with them, before a model is built.
 
     Args:
         folder: The folder.
@@ -131,8 +134,8 @@ def look_at(folder: Path, fields: Mapping[str, Any], variant: str | None = None)
         variant: A variant of the weights, as in `model.VARIANT.safetensors`.
 
     Raises:
-        AdapterError: If there are no safetensors, they are damaged or lack a part of an expert, or a number of the
-            configuration is far too large.
+        AdapterError: If there are no safetensors, they are damaged or lack a tensor of an expert, or a number in the
+            configuration is far larger than they can support.
     """
     found = held(weight_files(folder, variant))
     check_numbers(folder, fields, found)
@@ -141,14 +144,14 @@ def look_at(folder: Path, fields: Mapping[str, Any], variant: str | None = None)
 
 
 def native_config(folder: Path, fields: Mapping[str, Any]) -> PreTrainedConfig:
-    """Returns the library's own configuration for what a `config.json` says.
+    """Returns the library's own configuration for the content of a `config.json`.
 
     Args:
-        folder: Named in the messages.
+        folder: The folder, named in the messages.
         fields: The content of its `config.json`.
 
     Raises:
-        AdapterError: If the library has no such kind of model, or the configuration does not fit it.
+        AdapterError: If the library does not know the `model_type`, or refuses the configuration.
     """
     kind = fields.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
@@ -166,14 +169,15 @@ def without_code(value: Any) -> Any:
 
 
 def weight_files(folder: Path, variant: str | None = None) -> dict[str, Path]:
-    """Returns the safetensors of a folder by name, and refuses one whose weights are not all in such files.
+    """Returns the safetensors files of a folder by name, and refuses a folder whose weights are not all in such files.
 
     Args:
         folder: The folder.
         variant: A variant of the weights, as in `model.VARIANT.safetensors`.
 
     Raises:
-        AdapterError: If there are none, an index names other files, or there is an adapter beside them.
+        AdapterError: If there are none, an index names files of another kind or files that are missing, or the folder
+            holds an adapter or a distributed checkpoint.
     """
     end = "safetensors" if variant is None else f"{variant}.safetensors"
     if (folder / "adapter_config.json").exists():
@@ -202,10 +206,10 @@ def read_tokenizer(folder: Path, kind: type[PreTrainedTokenizerBase] | None = No
 
     Args:
         folder: The folder.
-        kind: Its class; default: what its files say.
+        kind: The class of the tokenizer; default: the class that its files name.
 
     Raises:
-        AdapterError: If it cannot be loaded.
+        AdapterError: If the tokenizer cannot be loaded.
     """
     if kind is not None:
         with _reading(folder, "as a tokenizer"):
@@ -223,19 +227,23 @@ def read_tokenizer(folder: Path, kind: type[PreTrainedTokenizerBase] | None = No
 
 
 def said_config(folder: Path) -> dict[str, Any]:
-    """Returns the content of a folder's `config.json`, nothing if there is none: a tokenizer may lie alone.
+    """Returns the content of a folder's `config.json`, or an empty dictionary if it has none, as a bare tokenizer's.
 
     Raises:
-        AdapterError: If it cannot be read.
+        AdapterError: If the file cannot be read.
     """
     return read_config(folder) if (folder / "config.json").exists() else {}
 
 
 def check_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Encodes and decodes a text once, so that a setting that only looks right is refused at once.
+    """Encodes and decodes a text once, so that a broken tokenizer is refused when it is loaded.
+
+    Args:
+        folder: The folder, named in the messages.
+        tokenizer: The tokenizer.
 
     Raises:
-        AdapterError: If that cannot be done.
+        AdapterError: If the tokenizer fails, or has special tokens without an id.
     """
     known: Any = tokenizer
     with _reading(folder, "as a tokenizer"):
@@ -250,7 +258,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Returns the content of a JSON file.
 
     Raises:
-        AdapterError: If it cannot be read, or is not an object.
+        AdapterError: If the file cannot be read, or does not hold an object.
     """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
@@ -262,7 +270,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def said(error: BaseException) -> str:
-    """Returns what an exception says, in one line of at most 300 characters, with its type."""
+    """Returns the type and message of an exception in one line, with at most 300 characters of the message."""
     text = " ".join(str(error).split())
     if type(error).__name__.startswith("StrictDataclass") and "Field '" in text:
         where = text.index("Field '")
@@ -273,9 +281,9 @@ def said(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _reading(folder: Path, what: str) -> Iterator[None]:
-    """Turns whatever the library raises for a folder into an `AdapterError`: it is the folder's fault.
+    """Turns any exception that the library raises into an `AdapterError`, which names the folder.
 
-    That includes what is not an `Exception`, as the tokenizers' panics.
+    That includes exceptions that are not derived from `Exception`, such as the panics of the tokenizers library.
     """
     try:
         with quiet():
@@ -288,7 +296,7 @@ def _reading(folder: Path, what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps the library from drawing progress bars and from giving advice."""
+    """Silences the library's progress bars and warnings, within a `with` block."""
     shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

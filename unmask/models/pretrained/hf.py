@@ -1,4 +1,4 @@
-"""Folders of the Transformers library: what they say they hold, and loading them from the disk and nowhere else."""
+"""Folders of the Transformers library: checks the kind of model they hold, and loads it from the disk only."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TAKES_MASKS = (
     *("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM", "Qwen3MoeForCausalLM"),
     *("LLaDA2ForMaskedLM", "DiTForMaskedLM"),
 )
-"""Classes whose body takes a mask of attention of four dimensions, positions, and keys and values that were kept."""
+"""Classes whose body takes a four-dimensional attention mask, position ids, and a key/value cache."""
 
 _ADVICE = {
     "masked": "expected a masked language model, such as BertForMaskedLM or ModernBertForMaskedLM",
@@ -35,17 +35,17 @@ _ADVICE = {
 
 
 def check_kind(folder: Path | str, config: dict[str, Any], wanted: Kind, advice: str = "") -> None:
-    """Refuses a folder that holds another kind of model, by the name its configuration gives.
+    """Refuses a folder whose configuration names another kind of model.
 
     Args:
-        folder: Named in the message.
+        folder: The folder, named in the message.
         config: The content of its `config.json`.
-        wanted: What it must be.
-        advice: What to do about a model that the library does not know.
+        wanted: The kind of model that it must hold.
+        advice: Advice about a model that the library does not know, for the message.
 
     Raises:
-        AdapterError: If it is a sequence-to-sequence model, causal where a masked one is wanted or the other way round,
-            or of a kind the installed library does not know.
+        AdapterError: If it is a sequence-to-sequence model, causal where a masked one is wanted or the reverse, or of a
+            kind that the installed library does not know.
     """
     masked, causal = set(MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()), set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     kind = config.get("model_type")
@@ -60,8 +60,8 @@ def check_kind(folder: Path | str, config: dict[str, Any], wanted: Kind, advice:
         is_causal = kind not in MODEL_FOR_MASKED_LM_MAPPING_NAMES or bool(config.get("is_decoder"))
     else:
         raise AdapterError(
-            f"{folder} holds {name} (model_type {kind!r:.60}), no language model that this version of transformers"
-            f" knows{f'; {advice}' if advice else ''}"
+            f"{folder} holds {name} (model_type {kind!r:.60}), which is not a language model that this version of"
+            f" transformers knows{f'; {advice}' if advice else ''}"
         )
     if is_causal != (wanted == "causal"):
         raise AdapterError(f"{folder} holds {name}, a {'causal' if is_causal else 'masked'} model; {_ADVICE[wanted]}")
@@ -79,20 +79,20 @@ def pretrained(
     """Loads a model, in evaluation mode, from the safetensors of a folder; no code of the folder is run.
 
     Args:
-        auto: The library's class to load it with, such as `AutoModelForMaskedLM`.
+        auto: The library's class to load the model with, such as `AutoModelForMaskedLM`.
         folder: The folder.
         dtype: The type of the weights.
-        extra: Whether the folder may hold weights that the model has no use for.
-        config: Its configuration; default: the folder's.
-        **options: Of `from_pretrained`.
+        extra: Whether the folder may hold weights that the model does not have.
+        config: The configuration of the model; default: the folder's.
+        **options: Options of `from_pretrained`.
 
     Raises:
-        AdapterError: If there are no safetensors, they cannot be read, or weights are missing (those would be random)
-            or, unless `extra`, left over; they are named.
+        AdapterError: If there are no safetensors, they cannot be read, or weights have another shape or are missing
+            (the library would draw those at random) or, unless `extra`, are left over. The message names them.
     """
     model, info = read_model(auto, folder, dtype, config, **options)
     other = [
-        f"{name} has the shape {_shape(held)} in the files, config.json asks for {_shape(wanted)}"
+        f"{name} has the shape {_shape(held)} in the files, but {_shape(wanted)} by config.json"
         for name, held, wanted in sorted(info["mismatched_keys"], key=str)
     ]
     if other:
@@ -100,7 +100,7 @@ def pretrained(
     if missing := sorted(info["missing_keys"]):
         raise AdapterError(f"{folder} lacks weights of {type(model).__name__}: {_some(missing)}")
     if not extra and (left := sorted(info["unexpected_keys"])):
-        raise AdapterError(f"{folder} has weights that {type(model).__name__} has not: {_some(left)}")
+        raise AdapterError(f"{folder} has weights that {type(model).__name__} does not have: {_some(left)}")
     return model.eval()
 
 
@@ -115,29 +115,29 @@ def placed(
     config: PreTrainedConfig | None = None,
     names: Mapping[str, str] | None = None,
 ) -> PreTrainedModel:
-    """Loads a model as `pretrained` does, onto a device, whatever other options are given.
+    """Loads a model as `pretrained` does, checks the user's options, and puts the model on a device.
 
     Args:
-        auto: The library's class to load it with.
+        auto: The library's class to load the model with.
         folder: The folder.
         dtype: Type of the weights.
-        device: Where to put it, unless the options hold a `device_map`, or the weights are quantized and it is `"cpu"`:
-            then where the library puts it.
+        device: The device to put the model on. If the options hold a `device_map`, or the weights are quantized and
+            this is `"cpu"`, the library decides.
         options: The options of `from_pretrained`, as the user gave them.
         extra: As in `pretrained`.
         config: As in `pretrained`.
-        names: Patterns of names of tensors in the files, and the model's names.
+        names: Patterns of the tensor names in the files, and the names in the model.
 
     Raises:
         AdapterError: As `pretrained`.
-        ValueError: If an option is not possible here.
+        ValueError: If an option is refused (see `check_options`).
     """
     given = check_options(options, device)
     fields = read_config(folder)
     quantized = bool(given.get("quantization_config") or fields.get("quantization_config"))
     if quantized and "device_map" not in given and str(device) != "cpu":
         given["device_map"] = {"": device}  # quantized weights cannot be moved
-    # PyTorch 2.8 has the grouped product on GPUs only; Transformers 5.10 takes it on processors all the same.
+    # PyTorch 2.8 has the grouped matrix product on GPUs only, but Transformers 5.10 uses it on CPUs as well.
     on_gpus_only = hasattr(torch, "_grouped_mm") and not hasattr(torch.nn.functional, "grouped_mm")
     if on_gpus_only and torch.device(device).type == "cpu" and any("experts" in name for name in fields):
         given.setdefault("experts_implementation", "eager")
@@ -150,12 +150,17 @@ def placed(
 
 
 def check_tied(folder: Path, model: PreTrainedModel) -> None:
-    """Refuses a folder whose configuration ties the output to the embeddings, and whose files hold two tables.
+    """Refuses a folder whose configuration ties the output projection to the embedding, but whose files hold both.
 
-    The library then keeps both; versions up to 4, which published code was written for, keep the embeddings.
+    The library then keeps both matrices. Its versions up to 4, for which published code was written, use the embedding
+    for both.
+
+    Args:
+        folder: The folder, named in the message.
+        model: The model that was loaded from it.
 
     Raises:
-        AdapterError: If it is so.
+        AdapterError: If the files hold both matrices, and they differ.
     """
     if not getattr(model.config, "tie_word_embeddings", False):
         return
@@ -167,8 +172,8 @@ def check_tied(folder: Path, model: PreTrainedModel) -> None:
         return
     if first.shape == second.shape and not torch.equal(first, second):
         raise AdapterError(
-            f"{folder}: config.json says tie_word_embeddings (weight_tying), and the files hold an output layer that"
-            " differs from the embeddings; say false there if it is to be used, or take it out of the files"
+            f"{folder}: config.json says tie_word_embeddings (weight_tying), but the files hold an output layer that"
+            " differs from the embeddings; set it to false to use that layer, or take the layer out of the files"
         )
 
 
@@ -181,31 +186,31 @@ def _some(names: list[str], between: str = ", ") -> str:
 
 
 def run_both_ways(model: PreTrainedModel) -> None:
-    """Tells a causal model, in its configuration, to look in both directions and to keep no cache."""
+    """Configures a causal model for bidirectional attention without a key/value cache; other models do not change."""
     if type(model).__name__ in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values():
         model.config.is_causal = False
         model.config.use_cache = False
 
 
 def check_attention(model: PreTrainedModel, wanted: str) -> None:
-    """Refuses a model whose attention cannot be told, position by position, where to look.
+    """Refuses a model whose attention does not support a mask for each pair of positions.
 
     Args:
         model: The model.
-        wanted: What it is to be told for; named in the message.
+        wanted: The feature that needs such a mask, named in the message.
 
     Raises:
-        ValueError: If it is no Llama or Qwen, runs in one direction, slides a window, or computes attention in another
-            way than `sdpa` or `eager`.
+        ValueError: If the class of the model is not supported, its attention is causal or has a sliding window, or is
+            computed in another way than `sdpa` or `eager`.
     """
     kind, config = type(model).__name__, model.config
     if kind not in _TAKES_MASKS:
         raise ValueError(f"{wanted} is for LLaDA, Dream, and adapted Llama and Qwen models; this is a {kind}")
     if getattr(config, "is_causal", True):
-        raise ValueError(f"{wanted} is for models that unmask; this {kind} looks in one direction")
+        raise ValueError(f"{wanted} is for models that unmask; the attention of this {kind} is causal")
     if "sliding_attention" in (getattr(config, "layer_types", None) or ()):
         raise ValueError(f"{wanted} does not go with the sliding window of this {kind}")
     if config._attn_implementation not in ("sdpa", "eager"):
         raise ValueError(
-            f"{wanted} needs attn_implementation 'sdpa' or 'eager', this {kind} has {config._attn_implementation!r}"
+            f"{wanted} needs attn_implementation 'sdpa' or 'eager', but this {kind} has {config._attn_implementation!r}"
         )

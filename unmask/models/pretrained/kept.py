@@ -1,4 +1,4 @@
-"""Runs some positions of a batch through a Llama or Qwen, the keys and values of the others kept from earlier runs."""
+"""Computes some positions of a batch with a Llama or Qwen, given cached keys and values of the other positions."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from .masked_lm import MaskedLM
 
 
 class _KeysValues(Cache):
-    """Keys and values of every position, in every layer, from the run that last computed them.
+    """A key/value cache of every position, in every layer, from the evaluation that last computed it.
 
-    Each layer's are `[batch, heads, length + 1, width]`; the last column takes what is computed to fill up a batch.
-    `row` and `column` say where a run writes; it looks at what it writes (`whole`), or at the first `reach` columns of
-    the rows `some`, a view of what is kept, or if these are no slice, at a copy of `row`.
+    The tensors of a layer have shape `[batch, heads, length + 1, width]`; the last column receives the results of
+    positions that only pad a batch. `row` and `column` say where an evaluation writes. It attends to the keys that it
+    has just computed (`whole`), or else to the first `reach` columns of its rows. These are a view of the cache if the
+    rows are a slice (`some`), and a copy of the rows `row` if not.
     """
 
     def __init__(self, batch: int, length: int) -> None:
@@ -32,10 +33,10 @@ class _KeysValues(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Keeps what a run computed, and returns what it looks at: that, or with it what was kept."""
+        """Caches the keys and values just computed, and returns those to attend to, as the class describes."""
         computed = (key_states, value_states)
         if layer_idx == len(self.kept):
-            # Zeros, as what attention does not look at is still multiplied, by 0.
+            # Zeros, because masked values are still multiplied by their weight of 0, and 0 times NaN would be NaN.
             empty = [new.new_zeros(self.batch, new.shape[1], self.length + 1, new.shape[3]) for new in computed]
             self.kept.append((empty[0], empty[1]))
         row, column = self.row.to(key_states.device), self.column.to(key_states.device)
@@ -48,34 +49,34 @@ class _KeysValues(Cache):
         return keys[some], values[some]
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Nothing comes before the tokens that are given."""
+        """Returns 0: no cached tokens come before those that are given."""
         return 0
 
     def get_query_offset(self, layer_idx: int = 0) -> int:
-        """No offset: nothing comes before the tokens that are given."""
+        """Returns 0: no cached tokens come before those that are given."""
         return 0
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
-        """Returns how many positions are looked at where no mask of attention is given, and the first."""
+        """Returns how many positions are attended to when no attention mask is given, and the first of them."""
         return query_length, 0
 
 
 def keys_change(network: MaskedLM) -> bool:
-    """Whether the keys of a network change with the length of the sequence, as its rotary positions do."""
+    """Returns whether the keys of a network depend on the length of the sequence, as some rotary embeddings do."""
     rope = getattr(network.model.config, "rope_parameters", None) or {}
     return rope.get("rope_type") in ("dynamic", "longrope")
 
 
 class KeptNetwork:
-    """A network that can be asked to compute some positions only.
+    """A network with a key/value cache, which can compute some positions only.
 
     Args:
-        network: A Llama or Qwen that is run in both directions, or block-causally.
+        network: A Llama or Qwen with bidirectional or block-causal attention.
         batch: Number of sequences.
-        length: The length of the longest.
+        length: The length of the longest sequence.
 
     Raises:
-        ValueError: If the network cannot keep keys and values, or scales its positions by the length of the sequence.
+        ValueError: If the network does not support a cache, or its keys depend on the length of the sequence.
     """
 
     def __init__(self, network: MaskedLM, batch: int, length: int) -> None:
@@ -88,12 +89,12 @@ class KeptNetwork:
         self.network, self.kept = network, _KeysValues(batch, length)
 
     def resize(self, batch: int, length: int) -> None:
-        """Makes room for more sequences, or longer ones; what is kept stays."""
+        """Enlarges the cache to more sequences or longer ones, and keeps its content."""
         store = self.kept
         more = batch - store.batch, length - store.length
         for layer, pair in enumerate(store.kept):
             keys, values = (
-                # The spare column is the last one: what is new comes before it.
+                # The spare column stays the last one: new columns come before it.
                 torch.nn.functional.pad(old[:, :, :-1], (0, 0, 0, more[1] + 1, 0, 0, 0, more[0]))
                 for old in pair
             )
@@ -109,17 +110,17 @@ class KeptNetwork:
         column: Int[Tensor, " asked"],
         compute: Bool[Tensor, "rows length"] | None = None,
     ) -> Float[Tensor, "asked width"]:
-        """Returns the outputs of the network's body at the positions asked for.
+        """Returns the final hidden states at the requested positions.
 
         Args:
-            tokens: What the model is shown.
-            seen: False where it is not to look.
-            sequence: Which of the sequences each row is; none twice.
-            row: Row of each position asked for.
-            column: Its column, to be computed.
-            compute: The positions to compute, at least one in each row; the keys and values of the others are those
-                that were last computed, and where there are none, zero: `seen`, or a block-causal mask, must hide them.
-                Default: all, with no other keys and values than their own.
+            tokens: The tokens as the model is given them.
+            seen: The attention mask: False at positions that are not attended to.
+            sequence: The row of the cache for each row of the batch; no row occurs twice.
+            row: Row of each requested position.
+            column: Column of each requested position; it must be among the computed ones.
+            compute: The positions to compute, at least one in each row. Those of the others come from the cache; where
+                it has none they are zero, and `seen` or a block-causal mask must hide them. Default: all positions are
+                computed, and attend only to each other.
         """
         kept, body = self.kept, self.network.model.base_model
         kept.row, kept.whole, kept.some = sequence, compute is None, _as_slice(sequence.tolist())
@@ -139,7 +140,7 @@ class KeptNetwork:
         return state[row, (compute.cumsum(-1) - 1)[row, column]]
 
     def _reach(self, compute: Bool[Tensor, "rows length"]) -> int:
-        """How many positions, from the first, those that are computed look at."""
+        """Returns how many positions, from the first, the computed positions may attend to."""
         length, size = compute.shape[1], self.network.block_causal
         if size is None:
             return length
@@ -147,12 +148,12 @@ class KeptNetwork:
         return min(length, (last // size + 1) * size)
 
     def logits(self, vectors: Float[Tensor, "asked width"]) -> Float[Tensor, "asked vocab"]:
-        """Returns the logits of what the body put out."""
+        """Returns the logits for hidden states of the network's body."""
         head = self.network.model.get_output_embeddings()
         assert head is not None
         return self.network.counted(head(vectors.unsqueeze(0))[0])
 
 
 def _as_slice(rows: list[int]) -> slice | None:
-    """Rows that follow one another as a slice, `None` for others."""
+    """Returns consecutive rows as a slice, and `None` for other rows."""
     return slice(rows[0], rows[0] + len(rows)) if rows == list(range(rows[0], rows[0] + len(rows))) else None

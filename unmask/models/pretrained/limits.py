@@ -1,4 +1,4 @@
-"""How many tokens a model of the Transformers library takes: the one place where this is decided."""
+"""Finds the maximum sequence length of a model of the Transformers library."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from .hf import quiet
 from .undisturbed import at_rest
 
 _TRIED = 5
-"""Tokens of the sequence that shows which rows of its tables a model looks up."""
+"""Length of the test sequence, which shows from which rows of its position embeddings a model reads."""
 
 _found: WeakKeyDictionary[PreTrainedModel, tuple[int | None, int | None]] = WeakKeyDictionary()
 
 
 def longest(model: PreTrainedModel) -> int | None:
-    """Returns the most tokens a model takes, or `None` if nothing limits them.
+    """Returns the maximum number of tokens of a sequence, or `None` if nothing limits it.
 
-    That is what its configuration says (`max_position_embeddings`), or less if a table of positions has fewer rows that
-    can be used: RoBERTa and its like number positions from the padding token's id on, and never use the rows before.
-    Which table that is, and where it starts, is seen in an evaluation of a few tokens, once per model.
+    That is `max_position_embeddings` of the model's configuration, or less if a position embedding has fewer usable
+    rows: RoBERTa and similar models number positions from the padding token's id on, and never use the rows before.
+    Which tensor the position embedding is, and where it starts, is found by evaluating a few tokens, once per model.
     """
     limit = declared(model)
     known = _found.get(model)
@@ -36,19 +36,19 @@ def longest(model: PreTrainedModel) -> int | None:
 
 
 def declared(model: PreTrainedModel) -> int | None:
-    """Returns how many positions the configuration of a model says it has, or `None` if it does not say."""
+    """Returns `max_position_embeddings` of a model's configuration, or `None` if it does not give a number >= 1."""
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     return limit if isinstance(limit, int) and limit >= 1 else None
 
 
 def unusable(model: PreTrainedModel) -> int:
-    """Returns how many of the positions that its configuration says it has a model cannot use."""
+    """Returns how many of the positions in its configuration a model cannot use; 0 if nothing limits them."""
     said, limit = declared(model), longest(model)
     return 0 if said is None or limit is None else said - limit
 
 
 def ordinary_tokens(model: PreTrainedModel) -> list[int]:
-    """Returns the token ids that the configuration of a model gives no special meaning, at least one."""
+    """Returns the token ids that a model's configuration does not name as special tokens; all ids if it names all."""
     configs: list[Any] = [model.config, model.config.get_text_config()]
     special: set[Any] = set()
     for config in configs:
@@ -60,23 +60,26 @@ def ordinary_tokens(model: PreTrainedModel) -> list[int]:
 
 
 def _usable_rows(model: PreTrainedModel, length: int) -> list[int]:
-    """Returns, of each table of positions, the number of its rows from that of the first position on."""
+    """Returns, for each position embedding, the number of its rows from that of the first position on."""
     device, tables = next(model.parameters()).device, _tables(model)
     if device.type == "meta" or length < 2 or not tables:
         return []
-    # One token throughout: what is looked up in a row of consecutive numbers are its positions.
+    # One token throughout: so a lookup of consecutive rows can only be that of positions.
     x = torch.full((1, length), ordinary_tokens(model)[-1], device=device)
     seen = _Lookups(tables, length)
     try:
         with quiet(), at_rest(model), seen:
             model(input_ids=x, attention_mask=torch.ones_like(x))
-    except Exception:  # too long; or it cannot be evaluated, and says so when it is asked for something
+    except Exception:  # too long; or the model cannot be evaluated at all, which its first use will report
         return seen.rows or _usable_rows(model, length - 1)
     return seen.rows
 
 
 def _tables(model: PreTrainedModel) -> set[int]:
-    """Returns the addresses of all matrices that are neither factors of a product nor the table of tokens."""
+    """Returns the addresses of all matrices that may be position embeddings.
+
+    The weights of linear layers and convolutions, and the token embedding, are left out.
+    """
     embedding: Any = model.get_input_embeddings()
     return {
         tensor.data_ptr()
@@ -88,11 +91,14 @@ def _tables(model: PreTrainedModel) -> set[int]:
 
 
 class _Lookups(TorchDispatchMode):
-    """Watches for rows of a table that are looked up in consecutive order, one a position.
+    """Records lookups of consecutive rows of a matrix, one row for each position.
 
     Args:
-        tables: Addresses of the tables to watch.
-        length: Number of positions; what a model adds behind them of itself is not looked at.
+        tables: Addresses of the matrices to watch.
+        length: Number of positions; those that a model itself appends are ignored.
+
+    Attributes:
+        rows: For each such lookup, the number of rows of the matrix from the first one looked up on.
     """
 
     def __init__(self, tables: set[int], length: int) -> None:
@@ -100,7 +106,7 @@ class _Lookups(TorchDispatchMode):
         self.tables, self.length, self.rows = tables, length, list[int]()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Runs an operation, and takes note of it if it is such a lookup."""
+        """Runs an operation, and records it if it is such a lookup."""
         name = str(func)
         if name.startswith(("aten.embedding.", "aten.index_select.", "aten.index.Tensor")):
             index = args[2] if name.startswith("aten.index_select") else args[1]

@@ -1,6 +1,6 @@
-"""LLaDA's layout: the Llama that computes what a LLaDA computes, making new networks and writing them.
+"""LLaDA's layout: reads it as an equivalent Llama, makes new networks, and writes them.
 
-LLaDA's network is `LlamaForCausalLM` without the causal mask, its tensors under other names.
+LLaDA's network is `LlamaForCausalLM` without the causal mask; its tensors have other names.
 
 References:
     Nie et al. (2025), arXiv:2502.09992, LLaDA.
@@ -39,7 +39,7 @@ LLADA_NAMES = {
     r"^model\.transformer\.blocks\.(\d+)\.up_proj\.": r"model.layers.\1.mlp.up_proj.",
     r"^model\.transformer\.blocks\.(\d+)\.ff_out\.": r"model.layers.\1.mlp.down_proj.",
 }
-"""LLaDA's names of tensors, as patterns, and Llama's. Of each pattern the library can use one group only."""
+"""Patterns of LLaDA's tensor names, and Llama's names. The library supports only one group in a pattern."""
 
 _LLADA_BACK = {
     "model.embed_tokens.": "model.transformer.wte.",
@@ -56,10 +56,13 @@ _LLADA_BACK = {
 
 
 def llada_config(config: dict[str, Any]) -> LlamaConfig:
-    """Returns the configuration of the Llama that computes what a LLaDA computes, in both directions.
+    """Returns the configuration of the bidirectional Llama that computes the same as a LLaDA.
+
+    Args:
+        config: The content of its `config.json`.
 
     Raises:
-        ValueError: If a setting is missing, or one that Llama has no counterpart for is on; it is named.
+        ValueError: If a setting is missing, or one is on that Llama does not support; the message names it.
     """
     missing = [key for key in ("d_model", "n_heads", "n_layers", "max_sequence_length") if key not in config]
     missing += [] if "embedding_size" in config or "vocab_size" in config else ["vocab_size"]
@@ -89,12 +92,13 @@ def new_llada(settings: dict[str, Any], vocab_size: int, mask_id: int, length: i
     """Makes an untrained network of LLaDA's architecture; its weights come from PyTorch's generator.
 
     Args:
-        settings: Sizes by LLaDA's names: `d_model`, `n_layers`, `n_heads`, `mlp_hidden_size`, perhaps `rope_theta`;
-            and `neighbours`, true if its attention starts there (see `unmask.models.pretrained.neighbours`).
+        settings: Sizes by LLaDA's names: `d_model`, `n_layers`, `n_heads`, `mlp_hidden_size`, and optionally
+            `rope_theta`. `neighbours` is true if attention is initialised to attend to neighbouring positions (see
+            `unmask.models.pretrained.neighbours`).
         vocab_size: Number of token ids of the task, the mask token included.
         mask_id: Id of the mask token.
-        length: The largest number of tokens of a sequence.
-        pad_id: The task's token that is padding.
+        length: The maximum number of tokens of a sequence.
+        pad_id: The task's padding token; `None` if it has none.
 
     Raises:
         ValueError: If a setting is missing, unknown or unsupported.
@@ -109,12 +113,18 @@ def new_llada(settings: dict[str, Any], vocab_size: int, mask_id: int, length: i
 def llada_settings(settings: dict[str, Any], vocab_size: int, mask_id: int, length: int) -> dict[str, Any]:
     """Returns the content of a LLaDA's `config.json` from its sizes.
 
+    Args:
+        settings: Sizes by LLaDA's names.
+        vocab_size: Number of token ids, the mask token included.
+        mask_id: Id of the mask token.
+        length: The maximum number of tokens of a sequence.
+
     Raises:
         ValueError: If a setting is unknown.
     """
     known = ("d_model", "n_layers", "n_heads", "n_kv_heads", "mlp_hidden_size", "rope_theta", "weight_tying")
     if extra := sorted(set(settings) - set(known)):
-        raise ValueError(f"{', '.join(extra)}: no setting of this network; it has {', '.join(known)}")
+        raise ValueError(f"{', '.join(extra)}: not a setting of this network; it has {', '.join(known)}")
     return {
         "model_type": "llada",
         "architectures": ["LLaDAModelLM"],
@@ -144,8 +154,8 @@ def save_llada(folder: Path, network: MaskedLM, about: dict[str, Any], end_id: i
 
     Args:
         folder: The folder; made if missing.
-        network: A Llama run in both directions.
-        about: Kept under `unmask` in `config.json`.
+        network: A Llama with bidirectional attention.
+        about: What is stored under `unmask` in `config.json`.
         end_id: The token that ends a text.
     """
     config = network.model.config
@@ -168,12 +178,12 @@ def save_llada(folder: Path, network: MaskedLM, about: dict[str, Any], end_id: i
 
 
 def llada_name(name: str) -> str:
-    """Returns LLaDA's name of a tensor of Llama."""
+    """Returns LLaDA's name for a tensor of a Llama."""
     name = re.sub(r"^model\.layers\.(\d+)\.", r"model.transformer.blocks.\1.", name)
     for ours, theirs in _LLADA_BACK.items():
         if ours in name:
             return name.replace(ours, theirs)
-    raise AssertionError(f"{name} is no tensor of a Llama")
+    raise AssertionError(f"{name} is not a tensor of a Llama")
 
 
 def _weights(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -1,7 +1,7 @@
-"""LLaDA2.0 and 2.1: the library's GLM-4 mixture of experts, with attention and router of its own.
+"""LLaDA2.0 and 2.1: the library's GLM-4 mixture of experts, with their own attention and router.
 
-Each token goes to a few of many small experts, which stand in groups: first the best groups are chosen, then the best
-experts in them. A bias that training moved until all experts were used alike counts in the choice and nowhere else.
+Each token goes to a few of many small experts, which are divided into groups: first the best groups are chosen, then
+the best experts in them. A bias per expert, with which training balances their load, affects only this choice.
 
 References:
     Bie et al. (2025), arXiv:2512.15745, LLaDA2.0; the arithmetic is that of `models/llada2_moe/modeling_llada2_moe.py`
@@ -60,15 +60,15 @@ LLADA2 = Settings(
     },
     harmless=ABOUT
     | {
-        "attention_dropout",  # in training only
+        "attention_dropout",  # used in training only
         "embedding_dropout",
         "output_dropout",
-        "initializer_range",  # how weights were drawn that are now read
-        "max_window_layers",  # of use_sliding_window, which is off
+        "initializer_range",  # for new weights; here they are read from the files
+        "max_window_layers",  # part of use_sliding_window, which is off
         "sliding_window",
-        "output_router_logits",  # what is to be returned
+        "output_router_logits",  # changes only what is returned
     },
-    needed=_NEEDED,  # every published configuration has them; none is guessed
+    needed=_NEEDED,  # every published configuration has them, so no default is assumed
 )
 
 LLADA2_NAMES = {
@@ -78,33 +78,35 @@ LLADA2_NAMES = {
     r"^model\.layers\.(\d+)\.attention\.key_layernorm\.": r"model.layers.\1.self_attn.k_norm.",
     r"^model\.layers\.(\d+)\.attention\.query_key_value\.": r"model.layers.\1.self_attn.query_key_value.",
 }
-"""LLaDA2's names of tensors, as patterns, and those of `LLaDA2ForMaskedLM`."""
+"""Patterns of LLaDA2's tensor names, and the names in `LLaDA2ForMaskedLM`."""
 
 
 def llada2_config(config: dict[str, Any]) -> Glm4MoeConfig:
-    """Returns the configuration of the network that computes what a LLaDA2 computes.
+    """Returns the configuration of the network that computes the same as a LLaDA2.
 
     Args:
         config: The content of its `config.json`.
 
     Raises:
-        ValueError: If a setting is missing, has no counterpart here, or does not fit the others; it is named.
+        ValueError: If a setting is missing, has no counterpart here, or does not fit the others. The message names it.
     """
     LLADA2.check(config)
     numbers = ("hidden_size", "num_attention_heads", "num_shared_experts", "moe_intermediate_size", "n_group")
     hidden, heads, shared, inner, groups = (whole(name, config[name]) for name in numbers)
     experts, chosen_groups = whole("num_experts", config["num_experts"], 2 * groups), config["topk_group"]
     if experts % groups:
-        raise ValueError(f"num_experts {experts} cannot be put into n_group {groups} groups of one size")
+        raise ValueError(f"num_experts {experts} cannot be divided into n_group {groups} groups of equal size")
     whole("topk_group", chosen_groups, 1, groups)
     whole("num_experts_per_tok", config["num_experts_per_tok"], 1, chosen_groups * experts // groups)
     dense = whole("first_k_dense_replace", config["first_k_dense_replace"], 0)
     if dense and config.get("intermediate_size") is None:
-        raise ValueError(f"the configuration lacks intermediate_size, of the first {dense} layers")
+        raise ValueError(f"the configuration lacks intermediate_size, the MLP size of the first {dense} layers")
     head = whole("head_dim", hidden // heads if config.get("head_dim") is None else config["head_dim"])
     rotary = int(head * config["partial_rotary_factor"])
     if config.get("rotary_dim") not in (None, rotary):
-        raise ValueError(f"rotary_dim {config['rotary_dim']} is not partial_rotary_factor of head_dim, {rotary}")
+        raise ValueError(
+            f"rotary_dim {config['rotary_dim']} does not fit: partial_rotary_factor times head_dim is {rotary}"
+        )
     same = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
     same += ("vocab_size", "rms_norm_eps", "max_position_embeddings", "tie_word_embeddings", "quantization_config")
     same += ("num_experts_per_tok", "n_group", "topk_group")
@@ -126,11 +128,11 @@ def llada2_config(config: dict[str, Any]) -> Glm4MoeConfig:
 
 
 class FusedAttention(Glm4MoeAttention):
-    """Attention whose queries, keys and values come from one matrix.
+    """Attention whose queries, keys and values come from one fused projection.
 
     Args:
         config: The configuration of the model.
-        layer: Number of its layer.
+        layer: The index of the layer, from 0.
     """
 
     def __init__(self, config: Glm4MoeConfig, layer: int) -> None:
@@ -149,7 +151,7 @@ class FusedAttention(Glm4MoeAttention):
         past_key_values: Cache | None = None,
         **kwargs: Any,
     ) -> tuple[Float[Tensor, "batch width hidden"], Tensor | None]:
-        """Returns the outputs, and the weights of attention where they are computed."""
+        """Returns the attention output, after its output projection, and the attention weights if they are computed."""
         shape = hidden_states.shape[:-1]
         fused = self.query_key_value(hidden_states).view(*shape, sum(self.heads), self.head_dim)
         query, key, value = fused.split(self.heads, dim=-2)
@@ -167,10 +169,11 @@ class FusedAttention(Glm4MoeAttention):
 
 
 class GroupRouter(nn.Module):
-    """Chooses the experts of each token, and how much each counts.
+    """The router: chooses the experts of each token, and their weights.
 
-    An expert's score is the sigmoid of its logit. A group counts as much as its two best experts together, bias
-    included; outside the best groups no expert is chosen.
+    An expert's score is the sigmoid of its logit. The score of a group is the sum of its two best scores, with the bias
+    added to each; experts are chosen from the best groups only, by the biased score. The weights are the scores without
+    the bias, normalised to sum to 1 if there are several, times `routed_scaling_factor`.
 
     Args:
         config: The configuration of the model.
@@ -200,7 +203,7 @@ class GroupRouter(nn.Module):
 
 
 class Mixture(Glm4MoeMoE):
-    """Experts of which each token sees a few, and experts that all tokens see.
+    """A mixture-of-experts layer: each token goes to a few routed experts and to all shared experts.
 
     Args:
         config: The configuration of the model.
@@ -211,7 +214,7 @@ class Mixture(Glm4MoeMoE):
         self.gate = GroupRouter(config)
 
     def forward(self, hidden_states: Float[Tensor, "batch width hidden"]) -> Float[Tensor, "batch width hidden"]:
-        """Returns the sum of what the chosen experts make of each token, weighted, and what the shared ones make."""
+        """Returns the weighted sum of the chosen experts' outputs, plus the output of the shared experts."""
         flat = hidden_states.flatten(0, 1)
         routed = self.experts(flat, *self.gate(flat)).view_as(hidden_states)
         return routed + self.shared_experts(hidden_states)
@@ -225,7 +228,7 @@ class LLaDA2ForMaskedLM(Glm4MoeForCausalLM):
     """
 
     _keep_in_fp32_modules_strict = ("expert_bias",)
-    _keys_to_ignore_on_load_unexpected = None  # every tensor that is left over is named
+    _keys_to_ignore_on_load_unexpected = None  # so that every tensor that is left over is reported
 
     def __init__(self, config: Glm4MoeConfig) -> None:
         super().__init__(config)
@@ -236,5 +239,5 @@ class LLaDA2ForMaskedLM(Glm4MoeForCausalLM):
 
     @classmethod
     def _can_set_experts_implementation(cls) -> bool:
-        """The library looks for a decorator in this file; its own experts are in another."""
+        """Returns true; the library would look for a decorator in this file, but its experts are in another file."""
         return True

@@ -1,6 +1,6 @@
-"""LLaDA-MoE: the library's Qwen3 mixture of experts, run in both directions.
+"""LLaDA-MoE: the library's Qwen3 mixture of experts with bidirectional attention.
 
-Its `model_type` is LLaDA's word, "llada"; the fields of its experts tell the two apart.
+Its `model_type` may be LLaDA's, "llada"; the fields of its experts distinguish the two.
 
 References:
     Zhu et al. (2025), arXiv:2509.24389, LLaDA-MoE; the arithmetic is that of `modeling_lladamoe.py`, which the authors
@@ -18,7 +18,7 @@ from .counterparts import BOTH_WAYS
 from .settings import ABOUT, Settings, rope_theta
 
 MARKS = ("expert_intermediate_size", "moe_layer_freq")
-"""Fields that a LLaDA-MoE has and a LLaDA has not."""
+"""Fields that a LLaDA-MoE has and a LLaDA does not have."""
 
 _NEEDED = (
     *("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "rms_norm_eps", "qk_layernorm"),
@@ -48,32 +48,34 @@ LLADA_MOE = Settings(
     },
     harmless=ABOUT
     | {
-        "attention_dropout",  # in training only
-        "initializer_range",  # how weights were drawn that are now read
-        "norm_topk_prob",  # the authors' code never divides by the sum, whatever this says
-        "output_router_logits",  # what is to be returned
-        "router_aux_loss_coef",  # of the training
+        "attention_dropout",  # used in training only
+        "initializer_range",  # for new weights; here they are read from the files
+        "norm_topk_prob",  # the authors' code never normalises the weights of the experts, whatever this says
+        "output_router_logits",  # changes only what is returned
+        "router_aux_loss_coef",  # used in training only
     },
     needed=_NEEDED,
 )
 
 
 def llada_moe_config(config: dict[str, Any]) -> Qwen3MoeConfig:
-    """Returns the configuration of the Qwen3Moe that computes what a LLaDA-MoE computes.
+    """Returns the configuration of the Qwen3Moe that computes the same as a LLaDA-MoE.
 
     Args:
         config: The content of its `config.json`.
 
     Raises:
-        ValueError: If a setting is missing, has no counterpart here, or does not fit the others; it is named.
+        ValueError: If a setting is missing, has no counterpart here, or does not fit the others. The message names it.
     """
     LLADA_MOE.check(config)
     layers, mixed = config["num_hidden_layers"], config["moe_layer_freq"]
     if not isinstance(mixed, list) or len(mixed) != layers or not all(one in (0, 1) for one in mixed):
-        raise ValueError(f"moe_layer_freq {mixed!r:.60} is not a list of {layers} times 0 or 1, one for each layer")
+        raise ValueError(f"moe_layer_freq {mixed!r:.60} is not a list of {layers} numbers 0 or 1, one for each layer")
     dense = [number for number, one in enumerate(mixed) if not one]
     if dense and config.get("dense_intermediate_size") is None:
-        raise ValueError(f"the configuration lacks dense_intermediate_size, of layers {', '.join(map(str, dense))}")
+        raise ValueError(
+            f"the configuration lacks dense_intermediate_size, the MLP size of layers {', '.join(map(str, dense))}"
+        )
     hidden, heads = (whole(name, config[name]) for name in ("hidden_size", "num_attention_heads"))
     whole("num_experts_per_tok", config["num_experts_per_tok"], 1, whole("num_experts", config["num_experts"]))
     same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "rms_norm_eps", "num_experts")

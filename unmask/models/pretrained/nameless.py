@@ -1,4 +1,4 @@
-"""Token ids that a model has and its tokenizer has not."""
+"""Token ids of a model for which its tokenizer has no token."""
 
 from __future__ import annotations
 
@@ -9,14 +9,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _FOUND: WeakKeyDictionary[PreTrainedTokenizerBase, dict[tuple[int, int], list[int]]] = WeakKeyDictionary()
-"""What was found before, by the number of tokens and of ids: listing a large vocabulary takes a quarter of a second."""
+"""Results of each tokenizer, by its size and `vocab_size`: listing a large vocabulary takes a quarter of a second."""
 
 
 def nameless_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
     """Returns the ids below `vocab_size` that are not tokens of the tokenizer, in order.
 
-    Vocabularies are padded to sizes that computers like (Qwen and Dream by several hundred ids): what is drawn from the
-    padding has no text, and would vanish from an answer.
+    Vocabularies are padded to sizes that suit the hardware (Qwen's and Dream's by several hundred ids). A token drawn
+    from this padding has no text, and would be missing from an answer without notice.
+
+    Args:
+        tokenizer: The model's tokenizer.
+        vocab_size: Number of the model's token ids.
     """
     found, sizes = _FOUND.setdefault(tokenizer, {}), (len(tokenizer), vocab_size)
     if sizes not in found:
@@ -27,7 +31,7 @@ def nameless_ids(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[in
 def _listed(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
     named = set(tokenizer.get_vocab().values())
     last = max(named, default=-1)
-    # Below the last, two ids may share a name, by which the vocabulary knows one of them: the other has a text as well.
+    # Below the last named id, two ids may share a name, and the vocabulary lists one of them; the other has text, too.
     return [
         token for token in range(vocab_size) if token not in named and (token > last or not _text(tokenizer, token))
     ]
@@ -36,6 +40,6 @@ def _listed(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> list[int]:
 def _text(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     try:
         text = str(tokenizer.decode([token]))
-    except Exception:  # outside the table of a tokenizer written in Python: IndexError, KeyError, ...
+    except Exception:  # an id outside the vocabulary of a tokenizer written in Python: IndexError, KeyError, ...
         return ""
     return "" if text == getattr(tokenizer, "unk_token", None) else text

@@ -1,13 +1,13 @@
-"""Attention that looks at neighbours before it has learned anything.
+"""An initialisation of a Llama whose attention heads attend to neighbouring positions from the start.
 
-A small network on short exact texts learns to copy and to add only once its attention has found the places next to a
-position, and from random weights the search for them is most of its training. With rotary positions it can start there:
-one channel of every embedding is a constant, and the queries and keys of a head read from it vectors whose product,
-once rotated, is
+A small network on short texts learns to copy and to add only once its attention finds the neighbours of a position.
+From random weights, this search takes most of its training. With rotary position embeddings the network can be
+initialised there: one channel of every token embedding is a constant, from which the query and key projections of a
+head compute vectors whose product, after the rotation, is
 
     a sum_f cos(theta_f (distance - offset)),
 
-largest at one offset. What the head reads from the other channels is random as ever.
+which is largest at one offset. The weights for the other channels are random as usual.
 """
 
 from __future__ import annotations
@@ -20,21 +20,25 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 OFFSETS: tuple[tuple[int | None, ...], ...] = ((-1, 1, -2, None), (-1, 1, 2, None), (-1, 1, -3, None))
-"""By layer, the offsets of its heads in turn (`None`: nowhere in particular); later layers have none."""
+"""For each layer, the offsets of its heads in turn (`None`: no offset); later layers have none."""
 
 _CONSTANT = 0.5
-"""The constant channel, as a share of the length of an embedding."""
+"""The value of the constant channel, as a share of the norm of an embedding."""
 _SHARPNESS = 1.5
-"""`a` above, in nats."""
+"""The factor `a` of the formula above, in nats of attention score."""
 _FREQUENCIES = 6
-"""How many of the highest frequencies are used; the others hardly tell neighbours apart."""
+"""How many of the highest frequencies are used; the others hardly distinguish neighbouring positions."""
 
 
 @torch.no_grad()
 def look_at_neighbours(model: LlamaForCausalLM) -> None:
-    """Starts a Llama's attention at neighbours (see the module), and its other matrices at a variance of 1/inputs.
+    """Initialises a Llama in place, with attention to neighbours as the module describes.
 
-    Weights are drawn from PyTorch's generator. The outputs of the layers are `1/sqrt(2 layers)` of that.
+    All matrices are drawn from PyTorch's generator, with variance `1/inputs`; the output projections of attention and
+    MLP are then scaled by `1/sqrt(2 layers)`.
+
+    Args:
+        model: The model; the weights of its norms stay as they are.
     """
     config: Any = model.config
     width, heads, layers = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
@@ -45,7 +49,7 @@ def look_at_neighbours(model: LlamaForCausalLM) -> None:
     body: Any = model.model
     embedding: Tensor = body.embed_tokens.weight
     embedding[:, 0] = _CONSTANT * math.sqrt(width) * embedding.std()
-    constant = _CONSTANT * math.sqrt(width / (1 + _CONSTANT**2))  # the channel after the norm of the first layer
+    constant = _CONSTANT * math.sqrt(width / (1 + _CONSTANT**2))  # the constant channel after the first layer's norm
     theta: float = config.rope_parameters["rope_theta"]
     frequencies = theta ** (-torch.arange(size // 2) * 2 / size)
     amplitude = torch.zeros(size // 2)
@@ -67,6 +71,6 @@ def look_at_neighbours(model: LlamaForCausalLM) -> None:
 
 
 def _head(weight: Tensor, head: int, size: int) -> tuple[Tensor, Tensor]:
-    """What a head reads from the first channel: the halves of the pairs that the rotation turns."""
+    """Returns the weights of a head for the first channel, as views: the two halves that the rotation pairs."""
     rows = weight[head * size : (head + 1) * size, 0]
     return rows[: size // 2], rows[size // 2 :]

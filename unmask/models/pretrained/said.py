@@ -1,7 +1,7 @@
-"""What a checkpoint says about its tokens: which is the mask, and which end a text.
+"""Finds the mask token of a checkpoint, and the tokens that end a text.
 
-Several files may say it: `config.json`, `generation_config.json` and the tokenizer's. A configuration also holds the
-defaults of its class, which nobody may have meant.
+Several files may name them: `config.json`, `generation_config.json` and those of the tokenizer. A configuration also
+holds the defaults of its class, which the authors of the checkpoint may not have chosen.
 """
 
 from __future__ import annotations
@@ -18,38 +18,38 @@ from .gate import read_json
 from .vocabulary import tokenizer_of
 
 ENDS = ("<|endoftext|>", "<|eot_id|>", "<|im_end|>")
-"""Tokens that end a text or a turn of a chat wherever a vocabulary has them."""
+"""Tokens that end a text or a turn of a chat in every vocabulary that has them."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-"""A folder with one of these has a tokenizer."""
+"""A folder with one of these files has a tokenizer."""
 
 
 def generation_of(folder: Path) -> dict[str, Any]:
-    """Returns the content of a folder's `generation_config.json`, nothing if there is none.
+    """Returns the content of a folder's `generation_config.json`, or an empty dictionary if there is none.
 
     Raises:
-        AdapterError: If it cannot be read.
+        AdapterError: If the file cannot be read.
     """
     path = folder / "generation_config.json"
     return read_json(path) if path.is_file() else {}
 
 
 def mask_id_of(folder: Path, config: dict[str, Any], given: int | None = None, *, usual: int | None = None) -> int:
-    """Returns the mask token of a model.
+    """Returns the id of a model's mask token.
 
-    It is the one that is given; or else what `config.json` names, unless its class has that as a default (XLM's names
-    the wrong token); what `generation_config.json` names; the tokenizer's; `mask_index`; the default of the class; and
-    the usual one of its family.
+    It is the first that is known of: the user's; that of `config.json`, unless it is only the default of the class
+    (XLM's is the wrong token); that of `generation_config.json`; the tokenizer's; `mask_index` of `config.json`; the
+    default of the class; the usual one of the model's family.
 
     Args:
         folder: The folder.
         config: The content of its `config.json`.
-        given: What the user says.
+        given: The user's setting `mask_id`; `None` if there is none.
         usual: The mask token of the published models of its family.
 
     Raises:
-        AdapterError: If nothing says it.
-        ValueError: If what is given is not a token id.
+        AdapterError: If none of these names a mask token, or a file cannot be read.
+        ValueError: If `given` is not a token id.
     """
     if given is not None:
         return checked_mask(given)
@@ -67,16 +67,20 @@ def mask_id_of(folder: Path, config: dict[str, Any], given: int | None = None, *
     if found is not None:
         return found
     raise AdapterError(
-        f"{folder} does not say which token is the mask, neither in config.json nor in generation_config.json nor by"
+        f"{folder} does not say which token is the mask, neither in config.json nor in generation_config.json nor in"
         " a tokenizer; give its id with mask_id=... (--mask-id)"
     )
 
 
 def mask_of_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None) -> int:
-    """Returns the mask token of a model in memory, by the same order as `mask_id_of`.
+    """Returns the id of the mask token of a model in memory, in the same order as `mask_id_of`.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer, if it has one.
 
     Raises:
-        AdapterError: If nothing says it.
+        AdapterError: If neither the model's configurations nor the tokenizer names a mask token.
     """
     generation = getattr(model, "generation_config", None)
     named = {"mask_token_id": getattr(generation, "mask_token_id", None)}
@@ -98,13 +102,13 @@ def _mask(config: dict[str, Any], generation: Callable[[], dict[str, Any]], toke
 
 
 def checked_mask(given: object) -> int:
-    """Returns the id of a mask token that a user gives.
+    """Returns the id of the mask token as a user gave it, checked.
 
     Raises:
         ValueError: If it is not a whole number >= 0.
     """
     if not _is_token(given):
-        raise ValueError(f"mask_id is the id of a token, a whole number >= 0, got {given!r}")
+        raise ValueError(f"mask_id must be the id of a token, a whole number >= 0, got {given!r}")
     return given
 
 
@@ -114,14 +118,15 @@ def end_ids_of(
     vocab_size: int,
     generation: dict[str, Any] | None = None,
 ) -> list[int]:
-    """Returns the tokens that end a text: those that the files and the tokenizer name, and the usual ends of turns.
+    """Returns the ids of the tokens that end a text, in ascending order.
 
-    Where there is none of these, as in BERT, it is what the tokenizer puts between texts.
+    They are the tokens that the files and the tokenizer name, and the usual ends of turns (`ENDS`). If there are none
+    of these, as in BERT, it is the tokenizer's separator.
 
     Args:
         config: The content of `config.json`.
-        tokenizer: The tokenizer.
-        vocab_size: Number of token ids; others are left out.
+        tokenizer: The tokenizer, if there is one.
+        vocab_size: Number of the model's token ids; larger ids are left out.
         generation: The content of `generation_config.json`.
     """
     found = [*_several(config.get("eos_token_id")), *_several((generation or {}).get("eos_token_id"))]

@@ -1,7 +1,7 @@
-"""Which settings of a LLaDA or Dream are honoured, which must have one value, and which do not change the logits.
+"""Settings of LLaDA, Dream and related models: those that are passed on, must have one value, or change no logits.
 
-Their networks are the library's Llama and Qwen2, so a setting that these would not hear of must not be passed over in
-silence: every key of a `config.json` is in one of the tables here, or refused by its name.
+Their networks are computed by the library's Llama and Qwen, so a setting that these do not support must not be ignored
+silently: every key of a `config.json` is in one of the tables here, or it is refused, and the message names it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from .gate import NEVER_READ
 
 @dataclass(frozen=True)
 class Settings:
-    """What becomes of each key of a configuration.
+    """What is done with each key of a configuration.
 
     Attributes:
-        honoured: Handed on under the same name, but for those of the positions and `layer_types`, which are looked at.
-        fixed: Must have one of these values.
-        harmless: Do not change the logits.
-        needed: Must be there.
-        usual: What a missing key means, where that is not what the library's class takes it for.
-        rope_theta: Base of the rotary positions where nothing is said; `None`: it must be said.
+        honoured: Keys that are passed on under the same name; those of the rotary position embedding and `layer_types`
+            are checked instead.
+        fixed: Keys that must have one of the given values, if they are present.
+        harmless: Keys that do not change the logits.
+        needed: Keys that must be present.
+        usual: The value of a missing key, where it differs from the default of the library's class.
+        rope_theta: Base of the rotary position embedding if the configuration does not give it; `None`: it must.
     """
 
     honoured: frozenset[str]
@@ -40,7 +41,7 @@ class Settings:
             config: The content of `config.json`; a key that is null counts as absent.
 
         Raises:
-            ValueError: If there is such a setting; it is named.
+            ValueError: If there is such a setting; the message names it.
         """
         if missing := [key for key in self.needed if config.get(key) is None]:
             raise ValueError(f"the configuration lacks {', '.join(missing)}")
@@ -56,7 +57,7 @@ ABOUT: frozenset[str] = frozenset(
         *("bos_token_id", "eos_token_id", "pad_token_id", "mask_token_id", "mask_index"),
     )
 )
-"""Keys of any configuration that do not change the logits: names, types, token ids, and what is to be returned."""
+"""Keys of any configuration that do not change the logits: names, types, token ids, and what a call returns."""
 
 LLADA_HONOURED: frozenset[str] = frozenset(
     (
@@ -85,19 +86,19 @@ LLADA_FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 LLADA_HARMLESS: frozenset[str] = ABOUT | {
-    "alibi_bias_max",  # of alibi, which is off
-    "attention_layer_norm_with_affine",  # of attention_layer_norm, which is off
-    "attention_dropout",  # dropout acts in training only, and a model that is loaded is evaluated
+    "alibi_bias_max",  # part of alibi, which is off
+    "attention_layer_norm_with_affine",  # part of attention_layer_norm, which is off
+    "attention_dropout",  # dropout is used in training only, and a loaded model is only evaluated
     "embedding_dropout",
     "residual_dropout",
     "flash_attention",  # the same attention, computed in another way
-    "init_cutoff_factor",  # how weights were drawn that are now read
+    "init_cutoff_factor",  # for new weights; here they are read from the files
     "init_device",
     "init_fn",
     "init_std",
-    "precision",  # of the training
-    "rope_full_precision",  # rounding of the angles below float32
-    "tie_word_embeddings",  # the network reads weight_tying
+    "precision",  # used in training only
+    "rope_full_precision",  # whether the rotary angles are computed in float32
+    "tie_word_embeddings",  # the network reads weight_tying instead
 }
 
 DREAM_HONOURED: frozenset[str] = frozenset(
@@ -116,9 +117,9 @@ DREAM_FIXED: dict[str, tuple[Any, ...]] = {
 }
 
 DREAM_HARMLESS: frozenset[str] = ABOUT | {
-    "attention_dropout",  # in training only
-    "initializer_range",  # how weights were drawn that are now read
-    "max_window_layers",  # of use_sliding_window, which is off
+    "attention_dropout",  # used in training only
+    "initializer_range",  # for new weights; here they are read from the files
+    "max_window_layers",  # part of use_sliding_window, which is off
     "sliding_window",
 }
 
@@ -127,7 +128,7 @@ DREAM = Settings(DREAM_HONOURED, DREAM_FIXED, DREAM_HARMLESS)
 FAST_DLLM = Settings(
     DREAM_HONOURED,
     DREAM_FIXED,
-    DREAM_HARMLESS | {"bd_size"},  # the length of its blocks, which is read elsewhere
+    DREAM_HARMLESS | {"bd_size"},  # the block length, which is read elsewhere
 )
 
 SDAR = Settings(
@@ -135,7 +136,7 @@ SDAR = Settings(
     DREAM_FIXED,
     DREAM_HARMLESS
     | {
-        "block_size",  # the length of its blocks, which is read elsewhere
+        "block_size",  # the block length, which is read elsewhere
         *(
             "debug",
             "ep_size",
@@ -143,17 +144,17 @@ SDAR = Settings(
             "micro_forward",
             "skip_checkpoint",
             "use_deepep",
-        ),  # of the training
+        ),  # used in training only
     },
 )
-"""Also of TraDo and DreamReasoner."""
+"""The settings of SDAR, TraDo and DreamReasoner."""
 
 SDAR_MOE = Settings(
     SDAR.honoured
     | {"num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"}
     | {"decoder_sparse_step", "mlp_only_layers"},
     SDAR.fixed,
-    SDAR.harmless | {"output_router_logits", "router_aux_loss_coef"},  # of the training
+    SDAR.harmless | {"output_router_logits", "router_aux_loss_coef"},  # used in training only
     (*SDAR.needed, "num_experts", "num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob"),
 )
 
@@ -161,10 +162,10 @@ ILLADA = Settings(
     DREAM_HONOURED | {"head_dim", "attention_bias", "mlp_bias"},
     {"hidden_act": ("silu",), "is_causal": (False, None), "layer_norm_eps": (None,), "sliding_window": (None,)},
     ABOUT
-    | {"attention_dropout", "resid_pdrop", "embd_pdrop"}  # in training only
-    | {"initializer_range"},  # how weights were drawn that are now read
+    | {"attention_dropout", "resid_pdrop", "embd_pdrop"}  # used in training only
+    | {"initializer_range"},  # for new weights; here they are read from the files
     (*SDAR.needed, "intermediate_size", "num_attention_heads", "num_key_value_heads", "rms_norm_eps"),
-    # Its embeddings are tied, and the library that wrote it leaves that out where the class has it as a default.
+    # Its embeddings are tied, but the library that wrote the file leaves out what is the default of the class.
     usual={"tie_word_embeddings": True},
     rope_theta=None,
 )
@@ -176,16 +177,16 @@ def check_settings(
     fixed: Mapping[str, tuple[Any, ...]],
     harmless: Iterable[str],
 ) -> None:
-    """Refuses a configuration with a setting that would be passed over, or has another value than the one possible.
+    """Refuses a configuration with a setting that is unknown, or has an unsupported value.
 
     Args:
-        config: The content of `config.json`; a key that is null counts as absent.
+        config: The content of `config.json`; an unknown key that is null counts as absent.
         honoured: Keys that are read.
-        fixed: Keys that must have one of these values.
+        fixed: Keys that must have one of the given values.
         harmless: Keys that do not change the logits.
 
     Raises:
-        ValueError: If there is such a setting; it is named.
+        ValueError: If there is such a setting; the message names it.
     """
     odd = [f"{key} {config[key]!r:.60}" for key, fine in fixed.items() if key in config and config[key] not in fine]
     known = {*honoured, *fixed, *harmless}
@@ -197,14 +198,15 @@ def check_settings(
 
 
 def rope_theta(config: Mapping[str, Any], usual: float | None = 10000.0) -> float:
-    """Returns the base of the rotary positions, which may be said in three places.
+    """Returns the base of the rotary position embedding, which `config.json` may give in three places.
 
     Args:
         config: The content of `config.json`.
-        usual: The base where nothing is said; `None`: it must be said.
+        usual: The base if `config.json` does not give it; `None`: it must.
 
     Raises:
-        ValueError: If the positions are scaled, nothing is said where something must be, or two places differ.
+        ValueError: If the position embedding is scaled, the base is missing but required or is not a number > 0, or two
+            places differ.
     """
     said = {"rope_theta": config.get("rope_theta")}
     for name in ("rope_scaling", "rope_parameters"):
@@ -215,15 +217,15 @@ def rope_theta(config: Mapping[str, Any], usual: float | None = 10000.0) -> floa
         said[f"{name}.rope_theta"] = rest.pop("rope_theta", None)
         kinds = {rest.pop(key, None) for key in ("rope_type", "type")} - {None}
         if rest.get("factor") == 1:
-            rest.pop("factor")  # which scales nothing
+            rest.pop("factor")  # a factor of 1 scales nothing
         if kinds - {"default"} or any(value is not None for value in rest.values()):
             raise ValueError(f"unsupported: {name} {found!r:.120}; positions are not scaled here")
     given = {name: theta for name, theta in said.items() if theta is not None}
     for name, theta in given.items():
         if isinstance(theta, bool) or not isinstance(theta, (int, float)) or not 0 < theta < float("inf"):
-            raise ValueError(f"{name} is a number > 0, got {theta!r:.60}")
+            raise ValueError(f"{name} must be a number > 0, got {theta!r:.60}")
     if len({float(theta) for theta in given.values()}) > 1:
-        raise ValueError(f"the base of the positions is said twice: {given}")
+        raise ValueError(f"the base of the rotary position embedding is given twice, with different values: {given}")
     theta = next(iter(given.values()), usual)
     if theta is None:
         raise ValueError("the configuration lacks rope_theta")

@@ -1,17 +1,18 @@
-"""Which sequences a model can evaluate together without their noticing, found by trying it.
+"""Finds out by trial which sequences a model can evaluate together without affecting each other.
 
-A masked language model is told by an attention mask where padding is. Attention heeds it; convolutions, Fourier
-transforms, pooling, hashes and chunks may not, and then the answer to one sequence changes with the lengths of the
-others. So every model is tried, on a few random tokens, before its first evaluation: a sequence alone and beside longer
-ones. Where that makes a difference beyond rounding, sequences of different lengths are evaluated apart.
+The attention mask tells a masked language model where padding is. Attention respects it; convolutions, Fourier
+transforms, pooling, hashing and chunking may not, and then the result for one sequence depends on the lengths of the
+others. So every model is tested on a few random tokens before its first evaluation: a sequence alone, and together with
+longer ones. If that makes a difference beyond rounding, sequences of different lengths are evaluated separately.
 
-What only shows in long sequences (attention that turns sparse, positions that are scaled) is looked for in the work
-itself: before a batch of different lengths that is longer than all before, the same is tried at its length.
+Some differences appear only in long sequences (attention that becomes sparse, positions that are scaled). Therefore the
+test is repeated before each batch of different lengths that is longer than all before it, at its length.
 
-Where each token goes to a few of many experts, they are left out of the trial: rounding may send a token elsewhere.
+The experts of a mixture-of-experts model are left out of the test, because rounding may send a token to other experts.
 
-Some models draw random numbers while they are evaluated (Reformer), or are changed by being evaluated (BigBird gives up
-its sparse attention for good at the first short sequence). They are given the same numbers every time, and put back.
+Some models draw random numbers while they are evaluated (Reformer), or are changed by an evaluation (BigBird switches
+its sparse attention off for good at the first short sequence). Such a model gets the same random numbers every time,
+and is restored after each evaluation.
 """
 
 from __future__ import annotations
@@ -34,20 +35,20 @@ from .limits import longest, ordinary_tokens
 from .undisturbed import Snapshot, at_rest, random_state, seeded, set_random_state, widened, without_experts
 
 Together = Literal["any", "equal", "one"]
-"""Sequences of any lengths can be evaluated together, sequences of equal lengths only, or one at a time."""
+"""What can be evaluated together: sequences of any lengths, only those of equal length, or one sequence at a time."""
 
 _LENGTHS = (7, 13, 29)
-"""Tokens of the sequences that are tried: no chunk, block or stride divides them."""
+"""Lengths of the test sequences: primes, so that no chunk, block or stride divides them."""
 _ASKED = 8
-"""How many positions, from the first to the last, and the last so many, are compared in a long sequence."""
+"""In a long sequence, about so many evenly spaced positions and as many at its end are compared."""
 _SEED = 0
-"""For the random numbers that some models draw while they are evaluated."""
+"""Seed of the random numbers that some models draw while they are evaluated."""
 _FAULTS = (AssertionError, AttributeError, ImportError, LookupError, NotImplementedError, RuntimeError, TypeError)
-"""What a model raises that cannot be evaluated, by the library's or PyTorch's fault or for want of a kernel."""
+"""Exceptions of a model that cannot be evaluated, be it a fault of the library or of PyTorch, or a missing kernel."""
 
 
 class Network(Protocol):
-    """What is evaluated: called with tokens, positions asked for, no time, and where tokens are no padding."""
+    """A network that is called with tokens, the requested positions, no time, and False at padding."""
 
     model: PreTrainedModel
     pad_id: int
@@ -59,22 +60,24 @@ class Network(Protocol):
         where: Bool[Tensor, "batch length"],
         time: None = None,
         valid: Bool[Tensor, "batch length"] | None = None,
+        stepwise: Bool[Tensor, " batch"] | None = None,
     ) -> Float[Tensor, "rows vocab"]: ...
 
 
 @dataclass
 class Sharing:
-    """What is known about a model. It grows with the lengths that the model is asked for.
+    """What the tests have found out about a model. They are extended as the model is evaluated at new lengths.
 
     Attributes:
-        key: What it was found out for: weights, their type and place, the kind of attention, the padding token.
+        key: The state of the model that was tested: version, type and device of its weights, its attention
+            implementation, and the padding token. In another state it is tested again.
         together: Which sequences can be evaluated together.
-        random: Whether the model draws random numbers.
-        changes: Whether evaluating the model changes it.
-        width: The greatest length of a batch in which padding was seen to make no difference.
-        watched: The lengths at which it was watched for random numbers and changes.
-        fault: Why it is no masked language model, whatever its class is called.
-        told: Whether the user was told that sequences are evaluated apart.
+        random: Whether an evaluation draws random numbers.
+        changes: Whether an evaluation changes the model.
+        width: The greatest length of a batch in which padding was found to make no difference.
+        watched: The lengths at which the model was checked for random numbers and changes.
+        fault: Why the model is not a masked language model, whatever its class is called; `None` if it is one.
+        told: Whether the user was warned that sequences are evaluated separately.
     """
 
     key: tuple[object, ...]
@@ -91,14 +94,14 @@ _known: WeakKeyDictionary[PreTrainedModel, Sharing] = WeakKeyDictionary()
 
 
 def sharing_of(model: PreTrainedModel, pad_id: int) -> Sharing:
-    """Returns what is known about a model. It is tried if it is new, or has been trained, moved or cast since.
+    """Returns what is known about a model, which is tested if it is new, or was trained, moved or cast since.
 
     Args:
         model: The model.
-        pad_id: The token that padding is shown as.
+        pad_id: The token that stands for padding in the model's input.
     """
     weight = next(model.parameters())
-    version = None if weight.is_inference() else weight._version  # one more with every step of a training
+    version = None if weight.is_inference() else weight._version  # every training step increases it
     key = (weight.dtype, weight.device, version, getattr(model.config, "_attn_implementation", None), pad_id)
     known = _known.get(model)
     if known is None or known.key != key:
@@ -109,27 +112,28 @@ def sharing_of(model: PreTrainedModel, pad_id: int) -> Sharing:
 
 
 def evaluate(network: Network, query: Query) -> Float[Tensor, "rows vocab"]:
-    """Evaluates a query so that every sequence gets what it would get alone, rounding apart.
+    """Evaluates a query so that, apart from rounding, every sequence gets the result that it would get alone.
 
-    Sequences of different lengths are evaluated in one go only where padding makes no difference to the model.
+    Sequences of different lengths are evaluated together only if padding makes no difference to the model. The first
+    time that they are not, a warning says so.
 
     Args:
-        network: The model; a compiled one is fine.
-        query: What is asked for.
+        network: The model; it may be compiled.
+        query: The tokens and the requested positions.
 
     Raises:
-        ValueError: If the model cannot be evaluated; its class and the length are named.
+        ValueError: If the model cannot be evaluated. The message names its class and the length.
     """
     sharing = sharing_of(network.model, network.pad_id)
     if sharing.fault is not None:
         raise ValueError(f"{type(network.model).__name__} {sharing.fault}")
-    x, where, valid = query.x, query.where, query.valid
+    x, where, valid, stepwise = query.x, query.where, query.valid, query.stepwise
     if sharing.together == "any" and (x.shape[1] <= sharing.width or bool(valid.all())):
-        return _call(network, sharing, x, where, valid)
+        return _call(network, sharing, x, where, valid, stepwise)
     lengths = valid.sum(-1)
     if sharing.together == "any" and not _notices(network, sharing, query, lengths):
         sharing.width = x.shape[1]
-        return _call(network, sharing, x, where, valid)
+        return _call(network, sharing, x, where, valid, stepwise)
     if not sharing.told and len(lengths.unique()) > 1:
         sharing.told = True
         warnings.warn(
@@ -141,8 +145,11 @@ def evaluate(network: Network, query: Query) -> Float[Tensor, "rows vocab"]:
 
 
 def _notices(network: Network, sharing: Sharing, query: Query, lengths: Int[Tensor, " batch"]) -> bool:
-    """Evaluates beginnings of the longest sequence alone and beside the whole, and notes if that makes a difference."""
-    network = getattr(network, "_orig_mod", network)  # not the compiled one: its weights may be widened for this
+    """Tests a model at the length of a query, and returns whether its sequences affect each other.
+
+    Beginnings of the longest sequence are evaluated alone, and together with the whole sequence.
+    """
+    network = getattr(network, "_orig_mod", network)  # not the compiled one: the type of the weights may change here
     whole = query.x[lengths.argmax()]
     width = len(whole)
     ends = sorted({width * length // _LENGTHS[-1] | 1 for length in _LENGTHS[:-1]} | {width - 1})
@@ -163,7 +170,7 @@ def _notices(network: Network, sharing: Sharing, query: Query, lengths: Int[Tens
 
 @contextlib.contextmanager
 def _as_trained(network: Network) -> Iterator[None]:
-    """Leaves label smoothing in: without it, the logits of tokens that are all but impossible are mostly rounding."""
+    """Does not undo label smoothing: without it, the logits of almost impossible tokens are mostly rounding errors."""
     smoothing, network.smoothing = network.smoothing, 0.0
     try:
         yield
@@ -172,7 +179,7 @@ def _as_trained(network: Network) -> Iterator[None]:
 
 
 def _apart(network: Network, sharing: Sharing, query: Query, lengths: Int[Tensor, " batch"]) -> Tensor:
-    """Evaluates the sequences of each length together, without padding, or each by itself."""
+    """Evaluates the sequences of each length together, without padding, or each sequence alone."""
     if sharing.together == "one":
         groups = [torch.tensor([row], device=lengths.device) for row in range(len(lengths))]
     else:
@@ -185,37 +192,38 @@ def _apart(network: Network, sharing: Sharing, query: Query, lengths: Int[Tensor
             continue
         length = int(lengths[group[0]])
         x, where = query.x[group, :length], query.where[group, :length]
-        found = _call(network, sharing, x, where, torch.ones_like(where))
+        stepwise = None if query.stepwise is None else query.stepwise[group]
+        found = _call(network, sharing, x, where, torch.ones_like(where), stepwise)
         if len(found) == len(row):
             return found
         logits = found.new_empty(len(row), found.shape[1]) if logits is None else logits
         logits[mine] = found
-    return _call(network, sharing, query.x, query.where, query.valid) if logits is None else logits
+    if logits is None:
+        return _call(network, sharing, query.x, query.where, query.valid, query.stepwise)
+    return logits
 
 
-def _call(network: Network, sharing: Sharing, x: Tensor, where: Tensor, valid: Tensor) -> Tensor:
-    return _unmoved(network.model, sharing, x.shape, lambda: network(x, where, None, valid))
+def _call(
+    network: Network, sharing: Sharing, x: Tensor, where: Tensor, valid: Tensor, stepwise: Tensor | None = None
+) -> Tensor:
+    return _unmoved(network.model, sharing, x.shape, lambda: network(x, where, None, valid, stepwise))
 
 
 def _unmoved(model: PreTrainedModel, sharing: Sharing, shape: torch.Size, evaluation: Callable[[], Tensor]) -> Tensor:
-    """Evaluates a model so that nothing matters that was asked before: with the same random numbers, and unchanged."""
-    device = next(model.parameters()).device
+    """Evaluates a model independently of earlier evaluations: with the same random numbers, and restored afterwards."""
     watch = shape[1] not in sharing.watched
+    if not (watch or sharing.changes or sharing.random):
+        return _tried(model, shape, evaluation)
+    device = next(model.parameters()).device
     snapshot = Snapshot(model) if watch or sharing.changes else None
     before = random_state(device) if watch and not sharing.random else None
     try:
         with contextlib.ExitStack() as stack:
             if snapshot is not None:
-                stack.enter_context(quiet())  # a model that is put back would give its advice every time
+                stack.enter_context(quiet())  # a model that is restored would give the same warning every time
             if sharing.random:
                 stack.enter_context(seeded(device, _SEED))
-            result = evaluation()
-    except torch.OutOfMemoryError:
-        raise
-    except _FAULTS as error:
-        batch = f"{shape[0]} sequence{'s' if shape[0] > 1 else ''} of {shape[1]} tokens"
-        name = type(model).__name__
-        raise ValueError(f"{name} cannot be evaluated on {batch} ({type(error).__name__}: {error})") from error
+            result = _tried(model, shape, evaluation)
     finally:
         if snapshot is not None and snapshot.restore():
             sharing.changes = True
@@ -227,10 +235,22 @@ def _unmoved(model: PreTrainedModel, sharing: Sharing, shape: torch.Size, evalua
     return _unmoved(model, sharing, shape, evaluation)
 
 
-def _try(model: PreTrainedModel, sharing: Sharing, pad_id: int) -> None:
-    """Evaluates sequences alone, together, and beside longer ones, and notes where they agree.
+def _tried(model: PreTrainedModel, shape: torch.Size, evaluation: Callable[[], Tensor]) -> Tensor:
+    """Evaluates a model, with an error in plain words."""
+    try:
+        return evaluation()
+    except torch.OutOfMemoryError:
+        raise
+    except _FAULTS as error:
+        batch = f"{shape[0]} sequence{'s' if shape[0] > 1 else ''} of {shape[1]} tokens"
+        name = type(model).__name__
+        raise ValueError(f"{name} cannot be evaluated on {batch} ({type(error).__name__}: {error})") from error
 
-    A model that cannot be evaluated at these lengths is asked for one sequence at a time.
+
+def _try(model: PreTrainedModel, sharing: Sharing, pad_id: int) -> None:
+    """Tests a model: evaluates sequences alone, with others of their length and with longer ones, and compares.
+
+    A model that cannot be evaluated at these lengths will be given one sequence at a time.
     """
     device, limit = next(model.parameters()).device, longest(model)
     lengths = [length if limit is None else min(length, limit * length // _LENGTHS[-1]) for length in _LENGTHS]
@@ -243,7 +263,7 @@ def _try(model: PreTrainedModel, sharing: Sharing, pad_id: int) -> None:
     rows = tokens[picked]
     mask = getattr(model.config.get_text_config(), "mask_token_id", None)
     if isinstance(mask, int) and mask != pad_id:
-        rows[:, lengths[0] // 2] = mask  # some models count masks
+        rows[:, lengths[0] // 2] = mask  # some models count the masks of a sequence
     short, middle, long = (row[:length] for row, length in zip(rows, lengths, strict=True))
     first, last = middle.clone(), middle.clone()
     first[0], last[-1] = (tokens[(picked[1, place] + 1) % len(tokens)] for place in (0, lengths[1] - 1))
@@ -273,21 +293,24 @@ def _try(model: PreTrainedModel, sharing: Sharing, pad_id: int) -> None:
 
 
 def _fault(model: PreTrainedModel, middle: Tensor, first: Tensor, last: Tensor) -> str | None:
-    """Says what is wrong if positions do not look at each other: all but the first, or the last, token are the same."""
+    """Returns what is wrong if positions do not attend to each other, `None` if they do.
+
+    The logits are those of three sequences: `middle`, the same with another first token, and with another last token.
+    """
     left, right = (
         torch.equal(middle[part], other[part]) for part, other in ((slice(1, None), first), (slice(-1), last))
     )
     if not right or any(weight.ndim > 1 and not bool(weight.any()) for weight in model.parameters()):
-        return None  # some networks start their training with weights of 0, and look at nothing until later
+        return None  # some networks are initialised with weights of 0, and attend to nothing before they are trained
     if left and right:
         return "sees no token but the one it is asked about: its attention does not work here (is a kernel missing?)"
-    return "looks to the left only: it is a causal model, and cannot unmask"
+    return "sees only the tokens to its left: it is a causal model, and cannot unmask"
 
 
 def _differ(a: Float[Tensor, "positions vocab"], b: Float[Tensor, "positions vocab"]) -> Bool[Tensor, " positions"]:
-    """Tells where two rows of logits differ by more than rounding, compared with how much a row varies.
+    """Returns where two rows of logits differ by more than rounding, relative to the standard deviation of a row.
 
-    Half the digits of the type may be lost on the way through a network.
+    Half of the digits of the type may be lost to rounding within a network.
     """
     eps = torch.finfo(a.dtype).eps
     if a.is_cuda and a.dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":

@@ -1,4 +1,4 @@
-"""Calling a model of the Transformers library without leaving a trace: what calls change is noticed, and put back."""
+"""Calls a model of the Transformers library without side effects: what a call changes is detected and restored."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 _TABLES = ("_modules", "_parameters", "_buffers")
 _WIDENED = 4 * 2**30
-"""Bytes of weights in half precision up to which a model is widened, which takes three times as much for a while."""
+"""Bytes of weights in half precision up to which a model is widened, which temporarily takes three times the memory."""
 
 
 class Snapshot:
-    """The modules of a model and their attributes, and its configuration, as they are now.
+    """A snapshot of a model's modules, their attributes, and its configurations.
 
-    Tensors are compared by identity and not copied: a model that writes into a weight or a buffer is not noticed.
+    Tensors are compared by identity and not copied, so writing into a weight or a buffer is not detected.
 
     Args:
         model: The model.
@@ -55,11 +55,11 @@ def _same(a: Any, b: Any) -> bool:
 
 @contextlib.contextmanager
 def seeded(device: torch.device, seed: int) -> Iterator[None]:
-    """Sets PyTorch's global generators, of the CPU and of a device, and puts them back afterwards.
+    """Seeds PyTorch's global generators, of the CPU and of a device, and restores their states afterwards.
 
     Args:
-        device: A device whose generator counts, besides the CPU's.
-        seed: What they are set to.
+        device: The device whose generator is seeded, besides the CPU's.
+        seed: The seed.
     """
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
@@ -74,7 +74,7 @@ def random_state(device: torch.device) -> list[Tensor]:
 
 
 def set_random_state(state: list[Tensor], device: torch.device) -> None:
-    """Puts PyTorch's global generators back to what `random_state` returned."""
+    """Restores the states of PyTorch's global generators that `random_state` returned."""
     torch.set_rng_state(state[0])
     if device.type == "cuda":
         torch.cuda.set_rng_state(state[1], device)
@@ -82,11 +82,14 @@ def set_random_state(state: list[Tensor], device: torch.device) -> None:
 
 @contextlib.contextmanager
 def at_rest(model: nn.Module, seed: int = 0) -> Iterator[Snapshot]:
-    """Evaluation mode, no gradients and a seed of its own; afterwards everything is as it was.
+    """Puts a model into evaluation mode, without gradients and with a seed of its own; restores everything afterwards.
 
     Args:
         model: The model.
-        seed: For what the model draws while it is evaluated.
+        seed: Seed of the random numbers that the model draws while it is evaluated.
+
+    Yields:
+        The snapshot from which the model will be restored.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()
@@ -103,9 +106,9 @@ def at_rest(model: nn.Module, seed: int = 0) -> Iterator[Snapshot]:
 
 @contextlib.contextmanager
 def widened(model: nn.Module) -> Iterator[None]:
-    """Makes a model of half precision one of float32, unless it is large, quantized or spread over several devices.
+    """Converts a model in half precision to float32, and restores its weights afterwards.
 
-    Afterwards its weights are what they were.
+    A model that is large, quantized or spread over several devices stays as it is.
     """
     half = [
         tensor
@@ -127,10 +130,10 @@ def widened(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_experts(model: nn.Module) -> Iterator[None]:
-    """Leaves out what the experts of a model add to each token; afterwards they are back.
+    """Replaces the output of a model's experts by 0, and restores it afterwards.
 
-    An expert is given one token at a time, so it cannot carry anything from one token to another. But rounding can send
-    a token to another expert, and that makes a difference which is not one of rounding.
+    An expert processes each token alone, so it cannot carry information from one token to another. But rounding can
+    send a token to another expert, which makes a difference far greater than rounding.
 
     Args:
         model: The model.

@@ -1,9 +1,9 @@
-"""Which tokenizer class of the Transformers library reads a folder whose own class is Python code, which is not run.
+"""Loads tokenizers with classes of the Transformers library, also where a folder's own class is Python code.
 
-Dream, for one, is published with a tokenizer in Python over the vocabulary of a Qwen2. The library's class is found, in
-this order: by the name that the tokenizer's configuration gives; in `tokenizer.json`, which needs no class; by the
-class that the Python code names as its base, which is looked up in its text; by the names in `DERIVED`; and by the kind
-of the model.
+Code of a folder is never run. Dream, for example, is published with a tokenizer in Python for the vocabulary of a
+Qwen2. The library's class is found, in this order: by the name in the tokenizer's configuration; by `tokenizer.json`,
+which the library's general class reads; by the base class in the Python code, whose text is parsed; by the names in
+`DERIVED`; and by the kind of the model.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from ...errors import AdapterError
 from .gate import check_tokenizer, read_json, read_tokenizer, said_config
 
 DERIVED = {"DreamTokenizer": "Qwen2Tokenizer"}
-"""Published tokenizers in Python whose text does not name the standard class that they compute the same as."""
+"""Published tokenizers in Python whose code does not name the standard class that is equivalent to them."""
 
 KINDS = {"dream": "qwen2"}
-"""Kinds of models that the library does not know, and the kind whose vocabulary they have."""
+"""Kinds of models that the library does not know, and the kinds that have the same vocabulary."""
 
 _PLAIN = ("PreTrainedTokenizer", "PreTrainedTokenizerFast", "PreTrainedTokenizerBase", "PythonBackend")
 _LONGEST = 1 << 20
-"""Characters of Python code that are looked at."""
+"""How many characters of Python code are parsed at most."""
 
 
 def tokenizer_of(folder: Path) -> PreTrainedTokenizerBase:
-    """Loads the tokenizer of a folder, in a class of the library.
+    """Loads the tokenizer of a folder with a class of the library.
 
     Raises:
-        AdapterError: If there is none, only the folder's own code could read it, or it gives another id to a token than
-            the folder says.
+        AdapterError: If there is no tokenizer, only the folder's own code could read it, it fails, or it gives a token
+            another id than `tokenizer_config.json` does.
     """
     path = folder / "tokenizer_config.json"
     said = read_json(path) if path.is_file() else {}
@@ -71,7 +71,7 @@ def _own_class(folder: Path, said: dict[str, Any]) -> type[PreTrainedTokenizerBa
 
 
 def _known(name: str) -> type[PreTrainedTokenizerBase] | None:
-    """The library's tokenizer class of this name, if it is more than a base class."""
+    """Returns the library's tokenizer class of this name, or `None` if there is none or it is only a base class."""
     if name in _PLAIN:
         return PreTrainedTokenizerFast if name == "PreTrainedTokenizerFast" else None
     for one in (name, name.removesuffix("Fast"), f"{name}Fast"):
@@ -82,13 +82,13 @@ def _known(name: str) -> type[PreTrainedTokenizerBase] | None:
 
 
 def _code(named: Any) -> list[str]:
-    """The classes in Python files that a tokenizer's `auto_map` names, as `module.Class`."""
+    """Returns the classes in Python files that a tokenizer's `auto_map` names, as `module.Class`."""
     found = named.get("AutoTokenizer") if isinstance(named, dict) else named
     return [one for one in (found if isinstance(found, list) else [found]) if isinstance(one, str)]
 
 
 def _bases(folder: Path, code: list[str]) -> Iterator[str]:
-    """The classes that those in Python files are derived from: their text is read, and nothing is run."""
+    """Yields the base classes of classes in Python files, whose text is parsed and not run."""
     for reference in code:
         module, _, name = reference.rpartition(".")
         path = folder / f"{module}.py"
@@ -105,12 +105,12 @@ def _bases(folder: Path, code: list[str]) -> Iterator[str]:
 
 
 def _check_ids(folder: Path, said: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
-    """Compares the ids of the added tokens with those that `tokenizer_config.json` gives them."""
+    """Refuses a tokenizer that gives an added token another id than `tokenizer_config.json` does."""
     added = said.get("added_tokens_decoder")
     for number, token in (added if isinstance(added, dict) else {}).items():
         text = token.get("content") if isinstance(token, dict) else None
         if isinstance(text, str) and str(tokenizer.convert_tokens_to_ids(text)) != str(number):
             raise AdapterError(
-                f"the tokenizer of {folder} gives {text!r} the id {tokenizer.convert_tokens_to_ids(text)},"
-                f" tokenizer_config.json says {number}: a file of the vocabulary is missing or another model's"
+                f"the tokenizer of {folder} gives {text!r} the id {tokenizer.convert_tokens_to_ids(text)}, but"
+                f" tokenizer_config.json says {number}: a vocabulary file is missing or belongs to another model"
             )
