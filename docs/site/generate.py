@@ -45,7 +45,7 @@ def rules() -> str:
             f"{family.summary[0].upper()}{family.summary[1:]}.",
             f"- *Unmasks:* {_formula(formula)}",
             f"- *Evaluations for n masks:* {_formula(cost)}" + _asks(rule),
-            f"- *Source:* {sources[name]}",
+            f"- *Source:* {sources.get(name, 'this package')}",
             f"- *Exact law:* {LAWS[rule.law] if not rule.no_law else f'none: {rule.no_law}'}",
             f"- *Status:* {status}",
             f"- *Settings:* {_settings(family)}",
