@@ -79,7 +79,7 @@ release:
 	touch $@
 
 .venv/.everything: .venv/bin/python pyproject.toml constraints.txt
-	$(PIP) --editable '.[train,plot,music,eval,diffusers,serve,test,docs,dev]'
+	$(PIP) --editable '.[train,plot,music,eval,diffusers,serve,ray,test,docs,dev]'
 	touch $@ .venv/.minimum
 
 .venv-oldest/.core: pyproject.toml constraints-oldest.txt

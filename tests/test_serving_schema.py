@@ -56,8 +56,8 @@ def test_no_request_breaks_it_whether_it_follows_the_interface_or_not(interface,
 
         @settings(max_examples=examples, phases=[Phase.generate])
         @given(case=operation.as_strategy(generation_mode=mode), known=KNOWN)
-        def ask(case: schemathesis.Case, known: dict[str, Any]) -> None:
-            if asks and mode is GenerationMode.POSITIVE:
+        def ask(case: schemathesis.Case, known: dict[str, Any], operation: Any = operation, asks: bool = asks) -> None:
+            if asks and mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
                 case.body = {**case.body, **known}
             response = case.call()
             if response.status_code == 200:

@@ -19,9 +19,9 @@ from .profile import profile
 from .schedule import schedule
 from .serve import serve
 from .solve import solve
-from .study import tune_command
 from .trace import trace
 from .train import train
+from .tune import tune_command
 
 app = typer.Typer(
     name="unmask",

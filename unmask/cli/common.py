@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import math
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from ..files.jsonl import strict
 from ..viewing.progress import ProgressLines
 from ..viewing.progress import progress as shared_progress
 
@@ -78,17 +78,7 @@ def device_named(name: str) -> torch.device:
 
 def print_json(value: Any) -> None:
     """Prints strict JSON: numbers that are not finite become strings (`"inf"`) or null (NaN)."""
-    print(json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None if math.isnan(value) else str(value)
-    return value
+    print(json.dumps(strict(value), indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def progress(quiet: bool = False) -> Progress | ProgressLines:

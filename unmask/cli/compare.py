@@ -10,6 +10,7 @@ import typer
 from ..files.writing import check_outputs
 from . import common, study
 from . import oracle as options
+from .engines import HERE, EngineOptions
 from .groups import NEWEST, FromHub
 
 DEFAULT = "top1-entropy,entropy-bound,entropy-bound:proxy=margin,threshold,topk,first-hitting-parallel"
@@ -42,6 +43,7 @@ def compare(
     device: study.Device = "cpu",
     csv: Annotated[Path | None, typer.Option(help="With --task: write the rows to this CSV file.")] = None,
     hub: FromHub = NEWEST,
+    engine: EngineOptions = HERE,
     json: common.Json = False,
 ) -> None:
     """Compare samplers on an oracle, or on a task with a trained model.
@@ -58,13 +60,27 @@ def compare(
     model = hub.pinned(model)
     if task is not None:
         chosen = study.Chosen(
-            task, model, data, split, limit, seeds, temperature, batch_size, judge, out, device, encoding=encoding
+            task,
+            model,
+            data,
+            split,
+            limit,
+            seeds,
+            temperature,
+            batch_size,
+            judge,
+            out,
+            device,
+            encoding=encoding,
+            engine=engine,
         )
         study.compare(chosen, rules, plot, csv, json)
         return
     of_tasks = {"--model": model, "--data": data, "--encoding": encoding, "--judge": judge, "--out": out, "--csv": csv}
     if alone := [name for name, value in of_tasks.items() if value is not None]:
         raise ValueError(f"{', '.join(alone)}: only with --task; without it samplers are compared on an oracle")
+    if engine != HERE:
+        raise ValueError("--engine goes with --task: the exact law of a sampler is computed here")
     check_outputs({"--plot": plot}, [joint])
     denoiser, width = options.oracle_from(oracle, joint, oracle_seed, length, symbols, states, stay)
     texts = frontier.split_rules(rules)

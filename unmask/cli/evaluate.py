@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..language import LanguageModel
+from ..rules.named import NamedRule
 from . import common
 from . import generate as options
+from .engines import HERE, EngineOptions
 from .groups import NEWEST, USUAL, FromHub, RuleOptions
 from .loading import ON_CPU, Loading
 
@@ -43,12 +49,14 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Keep every answer in this file; an interrupted run resumes from it.")
     ] = None,
+    engine: EngineOptions = HERE,
     json: common.Json = False,
 ) -> None:
     """Evaluate a language model with lm-evaluation-harness (extra eval).
 
     tokens_per_evaluation and tokens_per_second count tokens up to the end token only. seconds is the time in calls to
-    the model; answers read from --out count with the time that they took when they were made.
+    the model; answers read from --out count with the time that they took when they were made. With --engine ray,
+    workers that load the model answer the batches; the table is the same.
     """
     model = hub.pinned(model)
     from ..evaluation.study import code_fingerprint, fingerprint
@@ -56,21 +64,27 @@ def evaluate(
     from ..integrations.lm_eval import UnmaskLM
 
     named = choice.named(model, 0.0 if temperature is None else temperature)
+    settings: dict[str, Any] = {
+        "temperature": temperature,
+        "max_new_tokens": max_new_tokens,
+        "block_length": block_length,
+        "guidance": guidance,
+        "end_last": end_last,
+        "seed": seed,
+        "batch_size": batch_size,
+    }
+    others = engine.chosen()
+    make = partial(_worker, partial(loading.model, model), named, settings)
     with common.progress(quiet=json) as bar:
         job = bar.add_task("answering", total=None)
         own = UnmaskLM(
-            loading.model(model),
+            (loading if others is None else replace(loading, device="meta")).model(model),
             named,
-            temperature=temperature,
-            max_new_tokens=max_new_tokens,
-            block_length=block_length,
-            guidance=guidance,
-            end_last=end_last,
-            seed=seed,
-            batch_size=batch_size,
+            **settings,
             store=out,
             identity=[fingerprint(model), *loading.identity(), code_fingerprint()],
             on_answer=lambda count: bar.advance(job, count),
+            share=None if others is None else lambda pieces: others(make, list(enumerate(pieces))),
         )
         names = [name.strip() for name in tasks.split(",") if name.strip()]
         rows = run(own, names, data=data, limit=limit, shots=shots, chat=chat, run_code=run_code)
@@ -92,6 +106,12 @@ def evaluate(
         common.print_json(report)
     else:
         _print(report, str(named))
+
+
+def _worker(load: Callable[[], LanguageModel], named: NamedRule, settings: dict[str, Any]) -> Callable[[Any], Any]:
+    from ..integrations.lm_eval import UnmaskLM
+
+    return UnmaskLM(load(), named, **settings).answer
 
 
 def _print(report: dict[str, Any], rule: str) -> None:

@@ -20,7 +20,9 @@ from ..rules.usual import usual_rule
 from ..sampling.result import StepInfo
 from ..sampling.state import State
 from . import common
+from .engines import HERE, EngineOptions
 from .groups import NEWEST, USUAL, FromHub, RuleOptions
+from .jobs import SCREEN, Job, Output
 from .loading import ON_CPU, Loading
 
 MASK_SHOWN = "░"
@@ -83,12 +85,15 @@ def generate(
     batch_size: BatchSize = 8,
     loading: Loading = ON_CPU,
     hub: FromHub = NEWEST,
+    output: Output = SCREEN,
+    engine: EngineOptions = HERE,
     json: common.Json = False,
 ) -> None:
     """Answer prompts with a language model.
 
     NFE is the number of evaluations an answer took part in; new tokens are those up to the end of the text. --json
-    prints a list with one object per prompt.
+    prints a list with one object per prompt. With --output the answers go into a folder, in shards that an interrupted
+    run goes on from; with --engine ray, workers on this machine or a cluster make them, the same to the last bit.
     """
     model = hub.pinned(model)
     named = choice.named(model, temperature)
@@ -100,27 +105,20 @@ def generate(
     _check_field(input, field, encoding)
     if chat:
         prompts = [[{"role": "user", "content": one}] if isinstance(one, str) else one for one in prompts]
-    network = loading.model(model)
-    with common.progress(quiet=json) as bar:
-        task = bar.add_task("evaluations", total=None)
-        completions = network.generate(
-            prompts,
-            rule=named.rule,
-            max_new_tokens=max_new_tokens or network.usual_new_tokens,
-            block_length=block_length,
-            temperature=temperature,
-            seed=seed,
-            stop=stop or (),
-            top_k=top_k,
-            top_p=top_p,
-            guidance=guidance,
-            cache=cache,
-            cache_refresh=cache_refresh,
-            end_last=end_last,
-            batch_size=batch_size,
-            on_step=lambda state, info: bar.advance(task),
-        )
-    _show(completions, named, json)
+    settings: dict[str, Any] = {
+        "rule": named.rule,
+        "max_new_tokens": max_new_tokens,
+        "block_length": block_length,
+        "temperature": temperature,
+        "stop": stop or (),
+        "top_k": top_k,
+        "top_p": top_p,
+        "guidance": guidance,
+        "cache": cache,
+        "cache_refresh": cache_refresh,
+        "end_last": end_last,
+    }
+    Job("generate", model, loading, named, settings, seed, batch_size, output, engine).answer(prompts, json)
 
 
 def infill(
@@ -139,29 +137,22 @@ def infill(
     batch_size: BatchSize = 8,
     loading: Loading = ON_CPU,
     hub: FromHub = NEWEST,
+    output: Output = SCREEN,
+    engine: EngineOptions = HERE,
     json: common.Json = False,
 ) -> None:
-    """Fill gaps in texts with a language model: in "The [MASK:12] sat on" twelve tokens are missing."""
+    """Fill gaps in texts with a language model: in "The [MASK:12] sat on" twelve tokens are missing.
+
+    With --output and --engine it works as unmask generate does.
+    """
     model = hub.pinned(model)
     named = choice.named(model, temperature)
     texts = [*(text or ()), *(read_prompts(input, "text", field, encoding) if input is not None else ())]
     if not texts:
         raise ValueError("nothing to fill in: give -t TEXT, or --input FILE")
     _check_field(input, field, encoding)
-    network = loading.model(model)
-    with common.progress(quiet=json) as bar:
-        job = bar.add_task("evaluations", total=None)
-        completions = network.infill(
-            texts,
-            rule=named.rule,
-            temperature=temperature,
-            seed=seed,
-            top_k=top_k,
-            top_p=top_p,
-            batch_size=batch_size,
-            on_step=lambda state, info: bar.advance(job),
-        )
-    _show(completions, named, json)
+    settings = {"rule": named.rule, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    Job("infill", model, loading, named, settings, seed, batch_size, output, engine).answer(texts, json)
 
 
 def chat(
@@ -281,16 +272,3 @@ def _lines() -> Any:
             return
         if line.strip():
             yield line.strip()
-
-
-def _show(completions: list[Completion], named: NamedRule, json: bool) -> None:
-    if json:
-        told = {"rule": str(named)} | ({"says": named.says} if named.says else {})
-        common.print_json([{**one.as_json(), **told} for one in completions])
-        return
-    for one in completions:
-        common.out.print(Text(one.text))
-        note = f"{one.nfe} evaluations, {one.new_tokens} tokens, {one.seconds:.2f} s, {one.finish_reason}"
-        common.out.print(f"[dim]{note}[/]", highlight=False)
-    if named.says:
-        common.out.print(f"[dim]{escape(named.says)}[/]", highlight=False, soft_wrap=True)

@@ -3,18 +3,63 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..files.writing import check_outputs, write_output
 from ..folders import EMBEDDED
 from . import common
 from .groups import NEWEST, FromHub
 from .loading import ON_CPU, Loading
 
+if TYPE_CHECKING:
+    from ..serving.limits import Limits
+
 KEY = "UNMASK_API_KEY"
 CACHES = ("none", "block-causal")
 """Caches that are exact, so that no answer depends on them."""
+
+
+@dataclass(frozen=True)
+class OnRay:
+    """How many replicas of the server Ray Serve runs, and where."""
+
+    engine: Annotated[
+        str | None, typer.Option(help="ray: replicas behind the proxy of Ray Serve (extra ray); default: one server.")
+    ] = None
+    replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --engine ray: how many; with --max-replicas, the fewest. Default 1.")
+    ] = None
+    max_replicas: Annotated[
+        int | None, typer.Option(min=1, help="With --engine ray: add replicas by load, up to so many.")
+    ] = None
+    replica_cpus: Annotated[
+        int | None, typer.Option(min=1, help="With --engine ray: cores, and threads, of a replica; default 1.")
+    ] = None
+    replica_gpus: Annotated[
+        float | None, typer.Option(min=0, help="With --engine ray: GPUs of a replica; default 0.")
+    ] = None
+    address: Annotated[
+        str | None, typer.Option(help="With --engine ray: a running cluster; default: RAY_ADDRESS, or this machine.")
+    ] = None
+    write_config: Annotated[
+        Path | None, typer.Option(help="With --engine ray: write this file for `serve deploy`, and serve nothing.")
+    ] = None
+
+    def check(self) -> None:
+        """Raises `ValueError` if there is no such engine, or options are given that go with one."""
+        if self.engine not in (None, "ray"):
+            raise ValueError(f"unknown engine {self.engine!r}; there is ray, and without --engine one server here")
+        given = [f"--{one.name.replace('_', '-')}" for one in fields(self) if getattr(self, one.name) is not None]
+        if self.engine is None and given:
+            raise ValueError(f"{given[0]} goes with --engine ray")
+
+
+ONE = OnRay()
+"""One server, in this process."""
 
 
 def serve(
@@ -39,15 +84,18 @@ def serve(
     grace: Annotated[float, typer.Option(min=1, help="Seconds to finish open requests after a stop signal.")] = 30.0,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")] = False,
     workers: Annotated[int, typer.Option(help="Only 1: one engine owns a device.")] = 1,
+    on_ray: OnRay = ONE,
 ) -> None:
     """Serve models to OpenAI's clients, and a page that shows text being unmasked.
 
-    If UNMASK_API_KEY is set in the environment, requests must send that key. The log is JSON on standard error.
+    If UNMASK_API_KEY is set in the environment, requests must send that key. The log is JSON on standard error. With
+    --engine ray, replicas of the server run behind the proxy of Ray Serve, on this machine or a cluster.
     """
+    on_ray.check()
     if workers != 1:
         raise ValueError(
             f"--workers {workers}: one engine owns a device, and its requests share forward passes, which several"
-            " workers would not; start a server for each device, on ports of their own"
+            " workers would not; for several devices there is --engine ray with --replicas"
         )
     if cache not in (None, *CACHES):
         raise ValueError(f"the cache of a server is one of {', '.join(CACHES)}, got {cache!r}")
@@ -62,13 +110,16 @@ def serve(
             f"unmask serve needs the extra serve ({error.name} is missing): pip install 'unmask[serve]'"
         ) from None
     names = [hub.pinned(name) for name in models or SHIPPED]
-    if all(name in EMBEDDED for name in names):
-        common.one_thread()
-    served = serve_models(names, cache=cache, rows=rows, **loading.options())
-    limits = Limits(rows=rows, tokens=tokens, queue=queue, seconds=timeout)
     local, key = is_local(host), os.environ.get(KEY) or None
     if not local and key is None:
         common.err.print(f"[yellow]{host} is reached from other machines, and {KEY} is not set: anybody may ask[/]")
+    limits = Limits(rows=rows, tokens=tokens, queue=queue, seconds=timeout)
+    if on_ray.engine is not None:
+        _serve_on_ray(on_ray, names, loading, cache, limits, host, port, grace, log_prompts)
+        return
+    if all(name in EMBEDDED for name in names):
+        common.one_thread()
+    served = serve_models(names, cache=cache, rows=rows, **loading.options())
     log_json()
     shown = f"[{host}]" if ":" in host else host
     common.err.print(f"serving {', '.join(one.name for one in served)} at http://{shown}:{port}", highlight=False)
@@ -79,3 +130,45 @@ def serve(
         port,
         grace,
     )
+
+
+def _serve_on_ray(
+    on_ray: OnRay,
+    names: list[str],
+    loading: Loading,
+    cache: str | None,
+    limits: Limits,
+    host: str,
+    port: int,
+    grace: float,
+    log_prompts: bool,
+) -> None:
+    from ..fleet import replicas
+    from ..serving.run import is_local
+
+    replace(loading, device="meta").options()  # the type is checked here, the device where it is
+    given = {name: value for name, value in asdict(loading).items() if value is not None}
+    serving = replicas.Serving(
+        models=tuple(names),
+        loading=given,
+        cache=cache,
+        rows=limits.rows,
+        tokens=limits.tokens,
+        queue=limits.queue,
+        seconds=limits.seconds,
+        local=is_local(host),
+        log_prompts=log_prompts,
+    )
+    wanted = replicas.Replicas(
+        on_ray.replicas or 1, on_ray.max_replicas, on_ray.replica_cpus or 1, on_ray.replica_gpus or 0.0, grace
+    )
+    if on_ray.write_config is not None:
+        check_outputs({"--write-config": on_ray.write_config})
+        import yaml
+
+        text = yaml.safe_dump(replicas.configuration(serving, wanted, host, port), sort_keys=False)
+        write_output(on_ray.write_config, text)
+        common.out.print(f"Deploy it: serve deploy {on_ray.write_config}", highlight=False, soft_wrap=True)
+        return
+    common.err.print(f"serving {', '.join(names)} at http://{host}:{port} by Ray Serve", highlight=False)
+    replicas.run(serving, wanted, on_ray.address, host, port)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,16 +17,15 @@ from ..checks import key_values
 from ..denoiser import Denoiser
 from ..evaluation import frontier
 from ..evaluation.batching import best_batch
-from ..evaluation.study import Measure, Study, at_equal_entropy, check_fit, code_fingerprint, fingerprint
-from ..evaluation.tuning import Trial, fewest, tune
+from ..evaluation.study import Measure, Part, Share, Study, at_equal_entropy, check_fit, code_fingerprint, fingerprint
 from ..files.writing import check_outputs, write_output
 from ..rules.named import brief, named_rule
-from ..rules.usual import timed, usual_rule
+from ..rules.usual import timed
 from ..sampling.loop import Sampler
 from ..schedule import Linear
 from ..tasks.task import Task
 from . import common
-from .groups import NEWEST, FromHub
+from .engines import HERE, EngineOptions
 
 TaskOption = Annotated[
     str | None, typer.Option("--task", help="Compare on a task: sudoku, maze, text, ... or name:key=value,key=value.")
@@ -66,6 +67,7 @@ class Chosen:
     device: str = "cpu"
     prompts: Path | None = None
     encoding: str | None = None
+    engine: EngineOptions = HERE
 
     @property
     def temperatures(self) -> list[float]:
@@ -90,6 +92,22 @@ class Chosen:
 
 _FILES = ("data", "test_data")
 """Settings of tasks that name files."""
+
+
+def shared_study(chosen: Chosen) -> tuple[Study, Share | None]:
+    """Loads model, task and prompts, and with an engine says who answers: workers that load them, too."""
+    engine = chosen.engine.chosen()
+    if engine is None:
+        return study_of(chosen), None
+    # How long a batch takes here says nothing about the workers; the model is needed for its vocabulary only.
+    chosen = replace(chosen, batch_size=chosen.batch_size or 64)
+    study = study_of(replace(chosen, device="meta"))
+    make = partial(_worker, replace(chosen, out=None))
+    return study, lambda parts: engine(make, list(enumerate(parts)))
+
+
+def _worker(chosen: Chosen) -> Callable[[Part], dict[str, Any]]:
+    return study_of(chosen).answer
 
 
 def study_of(chosen: Chosen) -> Study:
@@ -174,17 +192,21 @@ def compare(chosen: Chosen, rules: str, plot: Path | None, csv_file: Path | None
     """Runs every rule, and prints, writes and draws the rows."""
     check_outputs({"--plot": plot, "--csv": csv_file, "--out": chosen.out}, chosen.inputs, made=("--out",))
     temperatures = chosen.temperatures
-    study = study_of(chosen)
+    study, share = shared_study(chosen)
     masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
     own = chosen.own
     named = [one for text in frontier.split_rules(rules) for one in frontier.sweep(text, masks, own)]
     rows: list[dict[str, Any]] = []
     with common.progress(quiet=json) as bar:
         job = bar.add_task("comparing", total=len(named) * len(temperatures) * study.batches())
+        on_batch = partial(bar.advance, job)
+        if share is not None:
+            study.prepare([(one, temperature) for temperature in temperatures for one in named], share, on_batch)
+            on_batch = None
         for temperature in temperatures:
             first = None
             for one in named:
-                outcome = study.run(one, temperature, on_batch=lambda: bar.advance(job))
+                outcome = study.run(one, temperature, on_batch)
                 first = first or outcome
                 difference, ci95 = outcome.difference(first)
                 row = {**outcome.row(one, temperature), "difference": difference, "difference_ci95": ci95}
@@ -245,103 +267,3 @@ def _write_csv(path: Path, rows: list[dict[str, Any]]) -> None:
     writer.writeheader()
     writer.writerows(flat)
     write_output(path, stream.getvalue())
-
-
-def tune_command(
-    task: Annotated[
-        str | None, typer.Option("--task", help="The task: sudoku, maze, text, ... or name:key=value,key=value.")
-    ] = None,
-    prompts: Annotated[
-        Path | None,
-        typer.Option(help="Instead of a task, a folder of texts *.txt with □ or [MASK:n] where masked; needs --model."),
-    ] = None,
-    model: Model = None,
-    data: Data = None,
-    encoding: common.Encoding = None,
-    rules: Annotated[
-        str, typer.Option(help="Comma-separated rules without a setting; their settings are tried gentlest first.")
-    ] = "entropy-bound,entropy-bound:proxy=margin,threshold",
-    reference: Annotated[str, typer.Option(help="The rule whose quality is to be kept.")] = "top1-entropy",
-    tolerance: Annotated[float, typer.Option(help="The loss of quality that is allowed.")] = 0.005,
-    confidence: Annotated[float, typer.Option(help="Confidence that the loss is not larger.")] = 0.95,
-    split: Split = "validation",
-    limit: Limit = 100,
-    seeds: Seeds = 1,
-    temperature: Annotated[float, typer.Option(help="Temperature of the draw.")] = 1.0,
-    batch_size: BatchSize = None,
-    out: Store = None,
-    device: Device = "cpu",
-    hub: FromHub = NEWEST,
-    json: common.Json = False,
-) -> None:
-    """Find the sampler with the fewest evaluations that keeps the quality of one token at a time.
-
-    Every setting is compared with the reference on the same prompts of the validation split. It is accepted if, with
-    the given confidence, its quality is lower by no more than the tolerance. The settings of a rule are tried from the
-    gentlest on until one fails, so the confidence holds for all of them. Report the result on the test split with
-    unmask compare.
-    """
-    model = hub.pinned(model)
-    chosen = Chosen(
-        task, model, data, split, limit, seeds, str(temperature), batch_size, None, out, device, prompts, encoding
-    )
-    check_outputs({"--out": out}, chosen.inputs, made=("--out",))
-    study = study_of(chosen)
-    masks = int((study.prompts.tokens == study.task.mask_id).sum(-1).max())
-    base_rule = usual_rule(reference, chosen.own, temperature)
-    own = chosen.own
-    families = [frontier.gentlest_first(frontier.sweep(text, masks, own)) for text in frontier.split_rules(rules)]
-    with common.progress(quiet=json) as bar:
-        job = bar.add_task("tuning", total=None)
-        base, trials = tune(
-            study,
-            base_rule,
-            families,
-            tolerance=tolerance,
-            confidence=confidence,
-            temperature=temperature,
-            on_batch=lambda: bar.advance(job),
-        )
-    best = fewest(trials)
-    chosen_rule = str(best.named if best else base_rule)
-    base_row = base.row(base_rule, temperature)
-    report = {
-        "use": chosen_rule,
-        "speed_up": base_row["nfe_mean"] / (float(best.outcome.nfe.mean()) if best else base_row["nfe_mean"]),
-        "tolerance": tolerance,
-        "confidence": confidence,
-        "quality_is": study.task.quality,
-        "reference": base_row,
-        "trials": [trial.row(temperature) for trial in trials],
-    }
-    if json:
-        common.print_json(report)
-        return
-    table = common.table("rule", "quality", "difference", f"lower limit ({confidence:.0%})", "NFE", "")
-    table.add_row(
-        brief(base_rule.name, base_rule.settings),
-        f"{base_row['quality']:.4f}",
-        "",
-        "",
-        f"{base_row['nfe_mean']:.2f}",
-        "reference",
-    )
-    for trial in trials:
-        table.add_row(*_trial(trial))
-    common.out.print(table)
-    common.out.print(
-        f"Use [bold]{chosen_rule}[/]: {report['speed_up']:.2f} times fewer evaluations than {base_rule}, on"
-        f" {len(study.prompts)} {split} prompts",
-        highlight=False,
-    )
-
-
-def _trial(trial: Trial) -> tuple[str, ...]:
-    return (
-        brief(trial.named.name, trial.named.settings),
-        f"{float(trial.outcome.quality.mean()):.4f}",
-        f"{trial.difference:+.4f}",
-        f"{trial.lower:+.4f}",
-        f"{float(trial.outcome.nfe.mean()):.2f}",
-        "accepted" if trial.accepted else "loses too much",
-    )

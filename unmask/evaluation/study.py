@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -35,6 +35,28 @@ Measure = Callable[[Int[Tensor, "samples length"]], Mapping[str, Float[Tensor, "
 
 Judge = Callable[[Prompts, Int[Tensor, "samples length"]], Mapping[str, Float[Tensor, " samples"]]]
 """A function that returns measures which also depend on the prompts, by name: one number per sequence."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """A batch of a study: a rule, a temperature and a seed, for the prompts from a number on.
+
+    Attributes:
+        named: The rule.
+        temperature: The temperature of the draw.
+        seed: The seed.
+        start: The number of the first prompt.
+    """
+
+    named: NamedRule
+    temperature: float
+    seed: int
+    start: int
+
+
+Share = Callable[[Sequence[Part]], Iterable[tuple[int, dict[str, Any]]]]
+"""Has others answer parts, by `Study.answer` of a study like this one; tells the place of each in the list, in any
+order, and its answer."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +167,38 @@ class Study:
         )
         self._key = hashlib.sha256(content.encode()).hexdigest()[:16]
         self._kept = Store(store)
+        self._streams_of: dict[int, list[int]] = {}
 
     def batches(self) -> int:
         """Returns how many batches a rule takes."""
         return len(self.seeds) * -(-len(self.prompts) // self.batch_size)
+
+    def parts(self, named: NamedRule, temperature: float) -> list[Part]:
+        """The batches that a rule takes."""
+        starts = range(0, len(self.prompts), self.batch_size)
+        return [Part(named, temperature, seed, start) for seed in self.seeds for start in starts]
+
+    def prepare(
+        self, asked: Sequence[tuple[NamedRule, float]], share: Share, on_batch: Callable[[], None] | None = None
+    ) -> None:
+        """Has others answer what is not kept yet, so that `run` finds it.
+
+        Args:
+            asked: Rules, each with a temperature.
+            share: Who answers.
+            on_batch: Called for each batch, also for those that are kept.
+        """
+        told = on_batch or (lambda: None)
+        waiting: dict[str, Part] = {}
+        for part in (part for named, temperature in asked for part in self.parts(named, temperature)):
+            if (key := self._name(part)) not in self._kept:
+                waiting[key] = part
+            else:
+                told()
+        keys = list(waiting)
+        for number, found in share(list(waiting.values())):
+            self._kept[keys[number]] = found
+            told()
 
     def run(self, named: NamedRule, temperature: float = 1.0, on_batch: Callable[[], None] | None = None) -> Outcome:
         """Answers every prompt once per seed, or reads the results from the store.
@@ -158,45 +208,56 @@ class Study:
             temperature: The temperature of the draw.
             on_batch: Called after each batch.
         """
-        forbidden = self.task.special_ids if isinstance(self.task, Foreign) else ()
-        sampler = Sampler(self.denoiser, named.rule, forbidden=forbidden)
-        streams = {seed: prompt_streams(self.prompts.tokens.tolist(), seed) for seed in self.seeds}
-        parts: list[list[dict[str, Any]]] = []
-        for seed in self.seeds:
-            parts.append([])
-            for start in range(0, len(self.prompts), self.batch_size):
-                key = f"{self._key} {named} {temperature!r} {seed} {start}"
-                if key not in self._kept:
-                    self._kept[key] = self._answer(sampler, start, streams[seed], temperature)
-                parts[-1].append(self._kept[key])
-                if on_batch is not None:
-                    on_batch()
+        parts: dict[int, list[dict[str, Any]]] = {seed: [] for seed in self.seeds}
+        for part in self.parts(named, temperature):
+            key = self._name(part)
+            if key not in self._kept:
+                self._kept[key] = self.answer(part)
+            parts[part.seed].append(self._kept[key])
+            if on_batch is not None:
+                on_batch()
 
         def column(name: str) -> Tensor:
-            rows = [[value for part in row for value in part["columns"][name]] for row in parts]
+            rows = [[value for part in row for value in part["columns"][name]] for row in parts.values()]
             return torch.tensor(rows, dtype=torch.float64)
 
-        names = [name for name in parts[0][0]["columns"] if name not in ("quality", "nfe")]
+        names = [name for name in parts[self.seeds[0]][0]["columns"] if name not in ("quality", "nfe")]
         return Outcome(
             quality=column("quality"),
             nfe=column("nfe"),
-            seconds=sum(part["seconds"] for row in parts for part in row),
+            seconds=sum(part["seconds"] for row in parts.values() for part in row),
             measures={name: column(name) for name in names},
         )
 
-    def _answer(self, sampler: Sampler, start: int, streams: list[int], temperature: float) -> dict[str, Any]:
-        part = self.prompts[start : start + self.batch_size]
-        own = streams[start : start + self.batch_size]
-        x = part.tokens.to(device_of(self.denoiser))
-        fill_id = self.task.fill_id if isinstance(self.task, Foreign) else None
-        answers = answer(sampler, x, streams=own, temperature=temperature, batch_size=self.batch_size, fill_id=fill_id)
+    def _name(self, part: Part) -> str:
+        return f"{self._key} {part.named} {part.temperature!r} {part.seed} {part.start}"
+
+    def answer(self, part: Part) -> dict[str, Any]:
+        """Answers a batch; returns its columns, a number for each answer, and the seconds that it took."""
+        own = self.prompts[part.start : part.start + self.batch_size]
+        forbidden, fill_id = (
+            (self.task.special_ids, self.task.fill_id) if isinstance(self.task, Foreign) else ((), None)
+        )
+        answers = answer(
+            Sampler(self.denoiser, part.named.rule, forbidden=forbidden),
+            own.tokens.to(device_of(self.denoiser)),
+            streams=self._streams(part.seed)[part.start : part.start + self.batch_size],
+            temperature=part.temperature,
+            batch_size=self.batch_size,
+            fill_id=fill_id,
+        )
         tokens = answers.tokens.cpu()
-        columns = {"quality": self.task.score(part, tokens), "nfe": answers.nfe.double()}
+        columns = {"quality": self.task.score(own, tokens), "nfe": answers.nfe.double()}
         if self.measure is not None:
             columns |= self.measure(tokens)
         if self.judge is not None:
-            columns |= self.judge(part, tokens)
+            columns |= self.judge(own, tokens)
         return {"columns": {name: values.tolist() for name, values in columns.items()}, "seconds": answers.seconds}
+
+    def _streams(self, seed: int) -> list[int]:
+        if seed not in self._streams_of:
+            self._streams_of[seed] = prompt_streams(self.prompts.tokens.tolist(), seed)
+        return self._streams_of[seed]
 
 
 def code_fingerprint() -> str:

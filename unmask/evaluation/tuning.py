@@ -9,7 +9,7 @@ from statistics import NormalDist
 from typing import Any
 
 from ..rules.named import NamedRule
-from .study import Outcome, Study
+from .study import Outcome, Share, Study
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def tune(
     temperature: float = 1.0,
     on_trial: Callable[[Trial], None] | None = None,
     on_batch: Callable[[], None] | None = None,
+    share: Share | None = None,
 ) -> tuple[Outcome, list[Trial]]:
     """Tries the settings of each rule, beginning with the gentlest, until one loses too much quality.
 
@@ -73,6 +74,7 @@ def tune(
         temperature: The temperature of the draw.
         on_trial: Called with each trial.
         on_batch: Called after each batch.
+        share: Has others answer the batches (see `Study.prepare`); the settings that are next for each rule at once.
 
     Returns:
         The reference's outcome, and the trials. The setting to use is the accepted trial with the fewest evaluations,
@@ -86,19 +88,27 @@ def tune(
     if not 0.5 < confidence < 1:
         raise ValueError(f"confidence must be above 0.5 and below 1, got {confidence}")
     z = NormalDist().inv_cdf(confidence)
-    base = study.run(reference, temperature, on_batch)
-    trials = []
-    for family in families:
-        for named in family:
-            outcome = study.run(named, temperature, on_batch)
+
+    def run(rules: Sequence[NamedRule]) -> list[Outcome]:
+        if share is None:
+            return [study.run(named, temperature, on_batch) for named in rules]
+        study.prepare([(named, temperature) for named in rules], share, on_batch)
+        return [study.run(named, temperature) for named in rules]
+
+    trials: list[list[Trial]] = [[] for _ in families]
+    waiting = [number for number, family in enumerate(families) if family]
+    base, *outcomes = run([reference, *(families[number][0] for number in waiting)])
+    while waiting:
+        for number, outcome in zip(waiting, outcomes, strict=True):
+            own = trials[number]
             mean, half = outcome.difference(base)
             lower = mean - z * half / 1.96
-            trials.append(Trial(named, outcome, mean, lower, lower >= -tolerance))
+            own.append(Trial(families[number][len(own)], outcome, mean, lower, lower >= -tolerance))
             if on_trial is not None:
-                on_trial(trials[-1])
-            if not trials[-1].accepted:
-                break
-    return base, trials
+                on_trial(own[-1])
+        waiting = [one for one in waiting if trials[one][-1].accepted and len(trials[one]) < len(families[one])]
+        outcomes = run([families[number][len(trials[number])] for number in waiting])
+    return base, [trial for own in trials for trial in own]
 
 
 def fewest(trials: Sequence[Trial]) -> Trial | None:

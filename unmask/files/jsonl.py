@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -204,3 +205,14 @@ def _shown(value: Any) -> str:
         return _start(json.dumps(value))
     except RecursionError:
         return f"a {type(value).__name__} nested too deeply"
+
+
+def strict(value: Any) -> Any:
+    """Returns a value with what JSON has no number for replaced: infinities by strings (`"inf"`), NaN by `None`."""
+    if isinstance(value, dict):
+        return {key: strict(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [strict(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

@@ -146,3 +146,27 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, doing: str) -> Iterator[None]:
+    """Keeps a second process from working in the same folder, and removes what a killed one left half-written.
+
+    Args:
+        folder: The folder.
+        doing: What such a process does, for the message: `"training"`.
+
+    Raises:
+        ValueError: If another process is working there.
+    """
+    with (folder / ".lock").open("w") as lock:
+        with contextlib.suppress(ImportError):  # no fcntl on Windows
+            import fcntl
+
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(f"another process is {doing} in {folder}") from error
+        for left in folder.glob(".*.tmp"):
+            left.unlink(missing_ok=True)
+        yield

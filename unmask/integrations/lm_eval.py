@@ -20,7 +20,7 @@ import logging
 import math
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +53,9 @@ if TYPE_CHECKING:
     from ..language import LanguageModel
 
 Tokens = Sequence[int]
+Share = Callable[[Sequence[Any]], Iterable[tuple[int, dict[str, Any]]]]
+"""Has others answer pieces of work, by `UnmaskLM.answer` of a model like this one; tells the place of each in the list,
+in any order, and its answers."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -108,6 +111,7 @@ class UnmaskLM(TemplateLM):
         token: Access token of the hub, as in `unmask.load`.
         local_files_only: Use the downloaded copy of a model, without contacting the hub.
         on_answer: Called with the number of requests just answered.
+        share: Has others answer; the model here is then needed for its tokenizer and its lengths only.
         **settings: Settings of the rule, such as `gamma`.
 
     Raises:
@@ -140,6 +144,7 @@ class UnmaskLM(TemplateLM):
         token: str | bool | None = None,
         local_files_only: bool = False,
         on_answer: Callable[[int], None] | None = None,
+        share: Share | None = None,
         **settings: Any,
     ) -> None:
         super().__init__()
@@ -151,7 +156,7 @@ class UnmaskLM(TemplateLM):
         self.rule = named_rule(rule, **settings) if isinstance(rule, str) else rule
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
-        self.batch_size, self.seed, self.on_answer = int(batch_size), seed, on_answer
+        self.batch_size, self.seed, self.on_answer, self.share = int(batch_size), seed, on_answer, share
         self.temperature, self.max_new_tokens = temperature, max_new_tokens
         self.how = {"block_length": block_length, "guidance": guidance, "end_last": end_last}
         self.strata, self.replicates, self.check_greedy = strata, replicates, check_greedy
@@ -285,16 +290,32 @@ class UnmaskLM(TemplateLM):
                 jobs[draw][key] = (prompt, stream, cut)
             elif self.on_answer is not None:
                 self.on_answer(1)
+        pieces = []
         for draw, waiting in jobs.items():
             # The longest prompts come first, so that a batch that does not fit into memory fails at once.
             for part in _chunks(sorted(waiting, key=lambda key: -len(waiting[key][0].tokens)), self.batch_size):
-                self._generate(draw, {key: waiting[key] for key in part})
+                pieces.append(("generate", draw, {key: waiting[key] for key in part}))
+        self._carry_out(pieces)
         for request, key in zip(requests, keys, strict=True):
             self._answered.append((request.task_name, {**self._kept[key], "masked": self._holds_mask(request)}))
             self.cache_hook.add_partial("generate_until", request.args, self._kept[key]["text"])
         return [self._kept[key]["text"] for key in keys]
 
-    def _generate(self, draw: Draw, batch: Mapping[str, tuple[Prompt, int, bool]]) -> None:
+    def _carry_out(self, pieces: Sequence[Any]) -> None:
+        """Answers pieces of work, here or elsewhere, and keeps the answers."""
+        here = ((number, self.answer(piece)) for number, piece in enumerate(pieces))
+        for _, found in here if self.share is None else self.share(pieces):
+            for key, value in found.items():
+                self._kept[key] = value
+            if self.on_answer is not None:
+                self.on_answer(len(found))
+
+    def answer(self, piece: Any) -> dict[str, dict[str, Any]]:
+        """Answers a piece of work, which is one batch; returns the answers by their keys."""
+        kind, *arguments = piece
+        return self._generate(*arguments) if kind == "generate" else self._score(*arguments)
+
+    def _generate(self, draw: Draw, batch: Mapping[str, tuple[Prompt, int, bool]]) -> dict[str, dict[str, Any]]:
         begin = time.perf_counter()
         completions = self.model.generate(
             [prompt for prompt, _, _ in batch.values()],
@@ -309,8 +330,8 @@ class UnmaskLM(TemplateLM):
             **self.how,
         )
         seconds = (time.perf_counter() - begin) / len(batch)
-        for (key, (_, _, cut)), completion in zip(batch.items(), completions, strict=True):
-            self._kept[key] = {
+        return {
+            key: {
                 "text": completion.text,
                 "nfe": completion.nfe,
                 "new_tokens": completion.new_tokens,
@@ -318,8 +339,8 @@ class UnmaskLM(TemplateLM):
                 "finish_reason": completion.finish_reason,
                 "cut": cut,
             }
-        if self.on_answer is not None:
-            self.on_answer(len(batch))
+            for (key, (_, _, cut)), completion in zip(batch.items(), completions, strict=True)
+        }
 
     def _draw(self, asked: Mapping[str, Any]) -> Draw:
         settings: dict[str, Any] = dict(normalize_gen_kwargs(dict(asked)))
@@ -432,12 +453,16 @@ class UnmaskLM(TemplateLM):
         jobs: dict[int, list[str]] = defaultdict(list)
         for key in sorted(waiting, key=lambda key: -sum(map(len, waiting[key]))):
             jobs[min(self.strata, len(waiting[key][1]))].append(key)
+        pieces = []
         for strata, group in jobs.items():
             for part in _chunks(group, self.batch_size):
-                self._score({key: waiting[key] for key in part}, strata, greedy)
+                pieces.append(("score", {key: waiting[key] for key in part}, strata, greedy))
+        self._carry_out(pieces)
         return [self._kept[key] for key in keys]
 
-    def _score(self, batch: Mapping[str, tuple[list[int], list[int]]], strata: int, greedy: bool) -> None:
+    def _score(
+        self, batch: Mapping[str, tuple[list[int], list[int]]], strata: int, greedy: bool
+    ) -> dict[str, dict[str, Any]]:
         begin = time.perf_counter()
         device = self.model.device
         rows = [torch.tensor([*context, *scored, *self._suffix], device=device) for context, scored in batch.values()]
@@ -463,16 +488,16 @@ class UnmaskLM(TemplateLM):
             same = [tokens == x.tolist() for tokens, x in zip(own.sequences, rows, strict=True)]
             nfe = [count + more for count, more in zip(nfe, own.nfe.tolist(), strict=True)]
         seconds = (time.perf_counter() - begin) / len(rows)
-        for row, key in enumerate(batch):
-            self._kept[key] = {
+        return {
+            key: {
                 "log_likelihood": -float(estimate.nelbo[row]),
                 "standard_error": None if self.replicates < 2 or strata < 2 else float(estimate.standard_error[row]),
                 "greedy": same[row],
                 "nfe": nfe[row],
                 "seconds": seconds,
             }
-        if self.on_answer is not None:
-            self.on_answer(len(rows))
+            for row, key in enumerate(batch)
+        }
 
     # Costs.
 

@@ -66,28 +66,6 @@ def continues(path: Path, old: Mapping[str, Any], new: Mapping[str, Any], step: 
 
 
 @contextlib.contextmanager
-def alone(out: Path) -> Iterator[None]:
-    """Keeps other processes from training in the same folder within a `with` block.
-
-    Temporary files that a killed process left behind are removed first.
-
-    Raises:
-        ValueError: If another process is training there.
-    """
-    with (out / ".lock").open("w") as lock:
-        with contextlib.suppress(ImportError):  # no fcntl on Windows
-            import fcntl
-
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"another process is training in {out}") from error
-        for left in out.glob(".*.tmp"):
-            left.unlink(missing_ok=True)
-        yield
-
-
-@contextlib.contextmanager
 def log(path: Path, step: int) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Opens a JSONL log, and yields a function that appends a line to it.
 

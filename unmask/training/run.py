@@ -14,7 +14,7 @@ import torch
 from transformers import TrainerCallback
 
 from ..errors import AdapterError, DataError
-from ..files.writing import write_atomically
+from ..files.writing import alone, write_atomically
 from ..likelihood.nelbo import causal_likelihood, nelbo
 from ..rules.named import named_rule
 from ..rules.usual import timed
@@ -74,7 +74,7 @@ def train(
     arguments = training_arguments(config, config.out / "state")
     with folder.computing(config.out, config.threads), contextlib.ExitStack() as stack:
         if arguments.should_save:
-            stack.enter_context(folder.alone(config.out))
+            stack.enter_context(alone(config.out, "training"))
             _remember(config, task, resume)
         run = _Run(config, task, network)
         course = Course(task.examples("train"), config.steps, config.batch_size, config.seed)

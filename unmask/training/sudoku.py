@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from unmask.errors import AdapterError
-from unmask.files.writing import replacing, write_atomically
+from unmask.files.writing import alone, replacing, write_atomically
 from unmask.models.networks.checkpoint import save_checkpoint
 from unmask.models.networks.sudoku import SudokuConfig, SudokuNet
 from unmask.tasks import sudoku_puzzles
@@ -152,7 +152,7 @@ def train_sudoku(
         raise ValueError(f"save_every and log_every must be >= 1, got {save_every} and {log_every}")
     if recipe.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "g++", "clang++", "cl"))):
         raise ValueError("torch.compile needs a C++ compiler, and none was found: install one, or set compile=False")
-    with folder.computing(out, recipe.threads), folder.alone(out):
+    with folder.computing(out, recipe.threads), alone(out, "training"):
         _remember(out, recipe, resume)
         run = _Run(recipe, _load_pool(out, recipe))
         run.load(out / "state.pt")

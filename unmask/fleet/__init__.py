@@ -1,0 +1,1 @@
+"""Long jobs in shards: on one machine, or on many with Ray."""
