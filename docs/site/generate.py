@@ -45,7 +45,7 @@ def rules() -> str:
             f"{family.summary[0].upper()}{family.summary[1:]}.",
             f"- *Unmasks:* {_formula(formula)}",
             f"- *Evaluations for n masks:* {_formula(cost)}" + _asks(rule),
-            f"- *Source:* {sources[name]}",
+            f"- *Source:* {sources.get(name, 'this package')}",
             f"- *Exact law:* {LAWS[rule.law] if not rule.no_law else f'none: {rule.no_law}'}",
             f"- *Status:* {status}",
             f"- *Settings:* {_settings(family)}",
@@ -187,6 +187,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return re.sub(
         r"\]\((?:\.\./)+unmask/data/([\w/-]+)/README\.md\)", lambda m: f"]({to}#{m[1].replace('/', '-')})", whole
     )
+
+
+def on_page_context(context: Any, page: Any, **_: Any) -> Any:
+    """Gives a page that stands by itself the width of a navigation that would list nothing but it."""
+    if page.parent is None:
+        page.meta.setdefault("hide", ["navigation"])
+    return context
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> None:
