@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from decimal import Decimal, localcontext
 
 import pytest
@@ -8,9 +9,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unmask.draws.categorical import draw, draw_log_prob, forbid, log_prob, marginals, most_probable, truncate
+from unmask.draws.categorical import (
+    RACE_FROM,
+    draw,
+    draw_log_prob,
+    forbid,
+    log_prob,
+    marginals,
+    most_probable,
+    truncate,
+)
 from unmask.errors import LogitsError
 from unmask.oracles import pearson
+from unmask.sampling.draw import Draw, Settings
 
 ULP1 = 1 - 2.0**-53  # the largest uniform
 EPS = 2.0**-52  # of float64, twice the largest error of a rounding
@@ -250,3 +261,23 @@ def test_the_most_probable_tokens_come_best_first_and_ties_by_id():
     tokens, log_p = most_probable(logits, marginals(logits, [0]).log_norm, 10, [0])
     assert tokens.shape == log_p.shape == (2, 4)
     assert float(log_p[0, -1]) == -math.inf
+
+
+@pytest.mark.parametrize("vocab", [5, RACE_FROM + 40])
+def test_what_is_known_of_a_temperature_saves_work_and_changes_no_token(vocab: int):
+    """A temperature that all sequences share is known on the host: 0 takes the argmax of the statistics, 1 divides by
+    nothing."""
+    z = torch.randn(6, vocab, generator=torch.Generator().manual_seed(3)).round(decimals=1)  # with ties
+    u = torch.rand(6, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    settings = Settings.of(vocab, vocab - 1, top_k=None)
+    rows, stats = torch.tensor([4, 0, 5, 2, 2, 1]), marginals(z, settings.forbidden)
+    for temperature in (0.0, 0.7, 1.0):
+        known = Draw.of(torch.full((6,), temperature, dtype=torch.float64), [settings])
+        assert known.common == temperature
+        unknown = replace(known, common=None)
+        given = (z, rows, torch.arange(6), u)
+        assert torch.equal(known.tokens(*given, stats=stats), unknown.tokens(*given))
+    mixed = Draw.of(torch.tensor([0.0, 1.0]).double(), [settings])
+    assert mixed.common is None
+    assert Draw.join([known, known]).common == 1.0
+    assert Draw.join([known, mixed]).common is None

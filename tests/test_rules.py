@@ -252,6 +252,23 @@ def test_ranked_views_keep_positions():
     assert moved.known.tolist() == [[False, False, True]]
 
 
+def test_a_view_makes_the_columns_that_are_looked_at_once():
+    made = []
+
+    def make(name: str) -> torch.Tensor:
+        made.append(name)
+        return torch.arange(3.0).unsqueeze(0)
+
+    one = View.of(make)
+    moved = one.ranked(torch.tensor([[2, 0, 1]]))
+    assert made == []
+    assert moved.entropy.tolist() == moved.entropy.tolist() == [[2.0, 0.0, 1.0]]
+    assert made == ["entropy"]
+    with pytest.raises(AttributeError, match="no column 'surprise'; it has candidate, entropy"):
+        one.surprise  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
+    assert replace(one, entropy=torch.zeros(1, 3)).doubt.tolist() == [[0.0, 1.0, 2.0]]
+
+
 def test_a_rule_sees_what_is_known_and_what_is_masked_outside_the_open_block():
     seen = []
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from unmask.draws.streams import Purpose, as_streams, derive, philox, uniforms
+from unmask.draws.streams import Purpose, as_streams, derive, philox, row_streams, uniforms
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,8 @@ def test_philox_gives_the_known_answers_of_random123(counter, key, expected):
     c0, c1, c2, c3, k0, k1 = (torch.tensor([word]) for word in (*counter, *key))
     words = philox((c0, c1, c2, c3), (k0, k1))
     assert tuple(int(word) for word in words) == expected
+    arrays = philox((c0.numpy(), c1.numpy(), c2.numpy(), c3.numpy()), (k0.numpy(), k1.numpy()))
+    assert tuple(int(word[0]) for word in arrays) == expected
 
 
 def test_a_uniform_depends_on_stream_position_purpose_and_visit_and_on_nothing_else():
@@ -55,6 +57,11 @@ def test_derive_separates_its_labels():
     assert all(0 <= name < 2**64 for name in names)
     assert derive(5, 1) == 0x0 + derive(5, 1)
     assert derive(0, (1, 2)) == derive(0, [1, 2])
+
+
+def test_the_streams_of_rows_are_those_derived_one_by_one():
+    for seed in (0, -3, 1 << 70):
+        assert torch.equal(row_streams(seed, 1001), as_streams(derive(seed, row) for row in range(1001)))
 
 
 def test_a_stream_that_is_no_64_bit_integer_is_refused():

@@ -188,6 +188,8 @@ class Situation:
         if answer is None:
             return view
         late = self.draw.late(answer.stats.token, answer.row) if self.draw.waits else None
+        if late is not None and late.is_cpu and not bool(late.any()):  # none waits: a device would have to be asked
+            late = None
         return view.measured(answer.stats, late)
 
     def _blank(self, numbers: Float[Tensor, "rows memory"]) -> View:
