@@ -20,7 +20,7 @@ CACHES = ("none", "block-causal")
 def serve(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Embedded models, folders, or owner/name of the hub. Default: chat and sudoku."),
+        typer.Argument(help="Embedded models, folders, or owner/name of the hub. Default: chat, sudoku and rxnmapper."),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 is reached from other machines.")

@@ -19,11 +19,14 @@ from ..tasks.sudoku import MASK
 from .by_length import ByLength
 from .runner import Runner
 
-SHIPPED = ("chat", "sudoku")
+SHIPPED = ("chat", "sudoku", "rxnmapper")
 """What is served if no model is named."""
 
 CELLS = 81
 """Of a Sudoku."""
+
+KINDS = ("reactions", "antibodies")
+"""Tasks whose models are language models with a language of their own."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +46,13 @@ class Served:
     cached: Cached | None = None
     _texts: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def kind(self) -> str:
-        """`"text"` or `"sudoku"`."""
-        return "text" if isinstance(self.denoiser, LanguageModel) else "sudoku"
+        """`"sudoku"`, `"text"`, or what the texts of the model are: one of `KINDS`."""
+        if not isinstance(self.denoiser, LanguageModel):
+            return "sudoku"
+        task = trained_on(self.folder).task if self.folder in EMBEDDED else None
+        return task if task in KINDS else "text"
 
     @property
     def language(self) -> LanguageModel:
