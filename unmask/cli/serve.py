@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import Annotated
 
 import typer
@@ -32,6 +33,10 @@ def serve(
         str | None,
         typer.Option(help=f"Keys and values to keep: {', '.join(CACHES)}. Default: block-causal for such attention."),
     ] = None,
+    cache_memory: Annotated[
+        str | None,
+        typer.Option(help="Most memory for the keys and values of a model, such as 2GiB. Default: no limit."),
+    ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Most sequences of a model that are evaluated at once.")] = 64,
     tokens: Annotated[int, typer.Option(min=1, help="Most positions of a forward pass, padding included.")] = 16384,
     queue: Annotated[int, typer.Option(min=1, help="Sequences that may wait; more are refused with 429.")] = 1024,
@@ -51,6 +56,7 @@ def serve(
         )
     if cache not in (None, *CACHES):
         raise ValueError(f"the cache of a server is one of {', '.join(CACHES)}, got {cache!r}")
+    memory = None if cache_memory is None else _bytes(cache_memory)
     try:
         from ..serving.app import create_app
         from ..serving.guard import LOCAL
@@ -64,7 +70,7 @@ def serve(
     names = [hub.pinned(name) for name in models or SHIPPED]
     if all(name in EMBEDDED for name in names):
         common.one_thread()
-    served = serve_models(names, cache=cache, rows=rows, **loading.options())
+    served = serve_models(names, cache=cache, rows=rows, memory=memory, **loading.options())
     limits = Limits(rows=rows, tokens=tokens, queue=queue, seconds=timeout)
     local, key = is_local(host), os.environ.get(KEY) or None
     if not local and key is None:
@@ -79,3 +85,15 @@ def serve(
         port,
         grace,
     )
+
+
+def _bytes(text: str) -> int:
+    """Reads an amount of memory.
+
+    Raises:
+        ValueError: If it is not a number with a unit.
+    """
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(KiB|MiB|GiB|TiB)", text)
+    if match is None:
+        raise ValueError(f"--cache-memory is a number with KiB, MiB, GiB or TiB, such as 2GiB, got {text!r:.40}")
+    return int(float(match[1]) * 1024 ** (1 + ("KiB", "MiB", "GiB", "TiB").index(match[2])))

@@ -45,7 +45,7 @@ class ByLength:
         logits = None
         for start, stop in parts:
             mine = torch.zeros_like(query.sequence, dtype=torch.bool).index_fill(0, order[start:stop], True)
-            part = self.denoiser(_narrow(query, mine.nonzero().squeeze(-1), int(length[stop - 1])))
+            part = self.denoiser(narrowed(query, mine.nonzero().squeeze(-1), int(length[stop - 1])))
             logits = part.new_empty(len(state), part.shape[1]) if logits is None else logits
             logits[mine[state]] = part
         assert logits is not None
@@ -67,7 +67,7 @@ def parted(length: Sequence[int], start: int = 0) -> list[tuple[int, int]]:
     return [*parted(length[:cut], start), *parted(length[cut:], start + cut)]
 
 
-def _narrow(query: Query, rows: Int[Tensor, " part"], width: int) -> Query:
+def narrowed(query: Query, rows: Int[Tensor, " part"], width: int) -> Query:
     """Some states of a query, without the columns that none of them has."""
     names = ("x", "where", "valid", "block")
     wide = {name: value[rows, :width] for name in names if (value := getattr(query, name)) is not None}
