@@ -24,6 +24,7 @@ from unmask.serving.engine import Engine
 from unmask.serving.events import Admitted, Event, Failed, Finished, Request, Written
 from unmask.serving.limits import Limits
 from unmask.serving.runner import Runner
+from unmask.serving.within_memory import WithinMemory
 from unmask.tasks.instructions import MASK_ID
 
 RULES = (
@@ -283,13 +284,17 @@ def test_rules_that_take_back_release_no_text_before_the_end(model, engine):
     assert finished.text == finished.completion.text != ""
 
 
-def test_a_cache_serves_the_rules_that_ask_once_and_changes_nothing(tmp_path):
+@pytest.mark.parametrize("places", [None, 0, 2])
+def test_a_cache_serves_the_rules_that_ask_once_and_changes_nothing(tmp_path, places):
+    """Nor does it with little memory: none, or two places, which are too narrow for the longest sequences."""
     layout = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
     network = unmask.load(write(tmp_path, "dream", **layout), shift=False, block_causal=4).network
     model = LanguageModel(network, VOCAB, MASK, max_length=64)
     cached = Cached(model, "block-causal", 3)
-    running = Engine({"chat": Runner(model, cached)}, Limits(rows=3))
-    sent = []
+    memory = None if places is None else places * 20 * cached.position_bytes
+    kept = cached if memory is None else WithinMemory(cached, memory)
+    running = Engine({"chat": Runner(model, kept)}, Limits(rows=3))
+    sent, most = [], 0
     for number in range(12):
         options: dict[str, Any] = {"rule": RULES[number % 5], "max_new_tokens": 8, "temperature": 1.0, "seed": number}
         prompt = [[(number * at) % 30 for at in range(1, 4 + number)]]
@@ -298,6 +303,10 @@ def test_a_cache_serves_the_rules_that_ask_once_and_changes_nothing(tmp_path):
     running.cancel(sent[2][2])
     while running.lanes["chat"].scheduler.busy:
         running.turn("chat")
+        stored = sum(part.numel() * part.element_size() for pair in cached.kept.kept.kept for part in pair)
+        assert memory is None or stored <= memory
+        most = max(most, len(cached.row_of))
+    assert most == (3 if places is None else places)
     for number, (prompt, options, _, listener) in enumerate(sent):
         if number == 2:
             assert listener.told.empty()
@@ -306,7 +315,36 @@ def test_a_cache_serves_the_rules_that_ask_once_and_changes_nothing(tmp_path):
         assert isinstance(finished, Finished)
         same(finished.completion, model.generate(prompt, block_length=4, **options)[0])
     assert cached.row_of == {}
-    assert len(cached.opened) == 3
+    assert len(cached.opened) == (3 if places is None else 0)
+
+
+def test_who_has_a_place_is_evicted_where_free_places_are_in_the_way_and_is_computed_anew(tmp_path):
+    layout = {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    network = unmask.load(write(tmp_path, "dream", **layout), shift=False, block_causal=4).network
+    model = LanguageModel(network, VOCAB, MASK, max_length=64)
+    cached = Cached(model, "block-causal", 8)
+    within = WithinMemory(cached, 30 * cached.position_bytes)
+
+    def ask(**lengths: int) -> list[int]:
+        """Asks about sequences of these lengths, and returns those that have a place."""
+        rows = [torch.tensor([*range(1, length - 2), MASK, MASK, MASK]) for length in lengths.values()]
+        numbers = [ord(name) for name in lengths]
+        state = Sampler(model, named_rule("top1-entropy").rule).start(rows, seed=0, slots=numbers)
+        query = Query(state.x, state.pending, state.valid, state.slot, block=state.block)
+        assert (within(query) - model(query))[:, :MASK].abs().max() < 1e-4
+        return [chr(slot) for slot in cached.row_of]
+
+    assert ask(a=8, b=8, c=8) == ["a", "b", "c"]
+    assert ask(a=8, b=8, c=8, d=8) == ["a", "b", "c"]
+    within.forget([ord("b"), ord("c")])
+    computed = cached.known[cached.row_of[ord("a")]]
+    assert computed > 0
+    assert ask(a=8, e=13) == ["a", "e"]
+    assert len(cached.opened) == 2
+    assert ask(a=8, e=13, f=40) == ["a", "e"]
+    within.forget([ord(name) for name in "ae"])
+    assert len(cached.opened) == 0
+    assert ask(f=40) == []
 
 
 def test_short_and_long_sequences_are_asked_about_apart_and_get_the_same(model):

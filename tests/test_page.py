@@ -276,6 +276,21 @@ def test_every_kind_of_rule_is_replayed(visit: Visit, rule: str):
     assert visit.number("written") == visit.number("nfe") == 0
 
 
+def test_a_masked_molecule_of_a_reaction_is_filled_in(visit: Visit):
+    page = visit.page
+    visit.choose("rxnmapper")
+    assert "SMILES" in page.inner_text("#prompt-help")
+    for label in ("A product", "A reactant", "A ring"):
+        page.select_option("#examples", label=label)
+        sentence = visit.run()
+        assert "reactions" in sentence
+        assert ">>" in visit.text()
+        assert visit.masked(0) == visit.masked(1) == 0
+    page.select_option("#examples", label="A reactant")
+    assert "fewer evaluations" in visit.run()
+    assert "CC(=O)OC(C)=O.NCc1ccccc1>>CC(=O)NCc1ccccc1" in visit.text()
+
+
 def test_a_digit_that_is_twice_is_said(visit: Visit):
     visit.choose("sudoku")
     visit.page.select_option("#examples", label="Empty grid")
@@ -488,7 +503,7 @@ def test_axe_finds_nothing(browser: Any, address: str, scheme: str, size: tuple[
         assert [(found["id"], found["impact"], found["nodes"][0]["html"]) for found in violations] == []
 
     check()
-    for model in ("chat", "sudoku"):
+    for model in ("chat", "sudoku", "rxnmapper"):
         visit.choose(model)
         visit.run()
         for colour in ("evaluation", "entropy", "probability"):
@@ -507,7 +522,7 @@ def test_axe_finds_nothing(browser: Any, address: str, scheme: str, size: tuple[
 def test_the_page_fits(browser: Any, address: str, scheme: str, size: tuple[int, int], tmp_path: Path):
     """Nothing is wider than the window, and pictures are left to be looked at (`--basetemp` says where)."""
     visit = Visit(browser, address, size, color_scheme=scheme, reduced_motion="reduce")
-    for model in ("chat", "sudoku"):
+    for model in ("chat", "sudoku", "rxnmapper"):
         visit.choose(model)
         visit.run()
         assert visit.page.evaluate("() => document.documentElement.scrollWidth <= innerWidth")

@@ -29,6 +29,8 @@ def test_workers_are_refused_with_the_reason():
 def test_what_cannot_be_served_is_named():
     with pytest.raises(ValueError, match="the cache of a server is one of none, block-causal"):
         command("serve", "--cache", "dual")
+    with pytest.raises(ValueError, match="--cache-memory is a number with KiB"):
+        command("serve", "--cache-memory", "much")
     with pytest.raises(ValueError, match="no model at 'nowhere'"):
         command("serve", "nowhere")
     with pytest.raises(ValueError, match="cannot serve text: it is neither"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -65,7 +66,7 @@ ONE = OnRay()
 def serve(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Embedded models, folders, or owner/name of the hub. Default: chat and sudoku."),
+        typer.Argument(help="Embedded models, folders, or owner/name of the hub. Default: chat, sudoku and rxnmapper."),
     ] = None,
     host: Annotated[
         str, typer.Option(help="Address to listen at; 0.0.0.0 is reached from other machines.")
@@ -76,6 +77,10 @@ def serve(
     cache: Annotated[
         str | None,
         typer.Option(help=f"Keys and values to keep: {', '.join(CACHES)}. Default: block-causal for such attention."),
+    ] = None,
+    cache_memory: Annotated[
+        str | None,
+        typer.Option(help="Most memory for the keys and values of a model, such as 2GiB. Default: no limit."),
     ] = None,
     rows: Annotated[int, typer.Option(min=1, help="Most sequences of a model that are evaluated at once.")] = 64,
     tokens: Annotated[int, typer.Option(min=1, help="Most positions of a forward pass, padding included.")] = 16384,
@@ -99,6 +104,7 @@ def serve(
         )
     if cache not in (None, *CACHES):
         raise ValueError(f"the cache of a server is one of {', '.join(CACHES)}, got {cache!r}")
+    memory = None if cache_memory is None else _bytes(cache_memory)
     try:
         from ..serving.app import create_app
         from ..serving.guard import LOCAL
@@ -115,11 +121,11 @@ def serve(
         common.err.print(f"[yellow]{host} is reached from other machines, and {KEY} is not set: anybody may ask[/]")
     limits = Limits(rows=rows, tokens=tokens, queue=queue, seconds=timeout)
     if on_ray.engine is not None:
-        _serve_on_ray(on_ray, names, loading, cache, limits, host, port, grace, log_prompts)
+        _serve_on_ray(on_ray, names, loading, cache, memory, limits, host, port, grace, log_prompts)
         return
     if all(name in EMBEDDED for name in names):
         common.one_thread()
-    served = serve_models(names, cache=cache, rows=rows, **loading.options())
+    served = serve_models(names, cache=cache, rows=rows, memory=memory, **loading.options())
     log_json()
     shown = f"[{host}]" if ":" in host else host
     common.err.print(f"serving {', '.join(one.name for one in served)} at http://{shown}:{port}", highlight=False)
@@ -137,6 +143,7 @@ def _serve_on_ray(
     names: list[str],
     loading: Loading,
     cache: str | None,
+    memory: int | None,
     limits: Limits,
     host: str,
     port: int,
@@ -152,6 +159,7 @@ def _serve_on_ray(
         models=tuple(names),
         loading=given,
         cache=cache,
+        memory=memory,
         rows=limits.rows,
         tokens=limits.tokens,
         queue=limits.queue,
@@ -172,3 +180,15 @@ def _serve_on_ray(
         return
     common.err.print(f"serving {', '.join(names)} at http://{host}:{port} by Ray Serve", highlight=False)
     replicas.run(serving, wanted, on_ray.address, host, port)
+
+
+def _bytes(text: str) -> int:
+    """Reads an amount of memory.
+
+    Raises:
+        ValueError: If it is not a number with a unit.
+    """
+    match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,9})?) ?(KiB|MiB|GiB|TiB)", text)
+    if match is None:
+        raise ValueError(f"--cache-memory is a number with KiB, MiB, GiB or TiB, such as 2GiB, got {text!r:.40}")
+    return int(float(match[1]) * 1024 ** (1 + ("KiB", "MiB", "GiB", "TiB").index(match[2])))

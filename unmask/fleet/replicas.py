@@ -40,6 +40,7 @@ class Serving:
         models: Names or folders of the models; every replica loads all of them.
         loading: Options of `unmask.load`, types and devices by name.
         cache: Which keys and values to keep; see `serve_models`.
+        memory: Bytes that the kept keys and values of a model may take; default: no limit.
         rows: Most sequences of a model that a replica evaluates at once.
         tokens: Most positions of a forward pass.
         queue: Sequences of a model that may wait in a replica; more are refused with 429.
@@ -51,6 +52,7 @@ class Serving:
     models: tuple[str, ...]
     loading: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     cache: str | None = None
+    memory: int | None = None
     rows: int = Limits.rows
     tokens: int = Limits.tokens
     queue: int = Limits.queue
@@ -83,7 +85,7 @@ class Serving:
         if self.loading.get("device", "cpu") == "cpu":
             torch.set_num_threads(max(1, int(os.environ.get("OMP_NUM_THREADS", "1"))))
         loading = {**self.loading, "dtype": getattr(torch, self.loading.get("dtype", "float32"))}
-        served = serve_models(self.models, cache=self.cache, rows=self.rows, **loading)
+        served = serve_models(self.models, cache=self.cache, rows=self.rows, memory=self.memory, **loading)
         key, hosts = os.environ.get(KEY) or None, LOCAL if self.local else None
         return create_app(served, self.limits, key=key, hosts=hosts, log_prompts=self.log_prompts)
 

@@ -13,6 +13,7 @@ from ..language.turns import Change, changes, settle
 from ..models.pretrained.cache import Cached
 from ..sampling.loop import Sampler
 from ..sampling.pool import Pool
+from .within_memory import WithinMemory
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Runner:
         passes: Forward passes made.
     """
 
-    def __init__(self, denoiser: Denoiser, cached: Cached | None = None) -> None:
+    def __init__(self, denoiser: Denoiser, cached: Cached | WithinMemory | None = None) -> None:
         self.denoiser, self.cached, self.passes = denoiser, cached, 0
         self._work: dict[int, Work] = {}
         self._pools = [Pool(denoiser, keep_going=True)]

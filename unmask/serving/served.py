@@ -18,12 +18,16 @@ from ..tasks.of_model import trained_on
 from ..tasks.sudoku import MASK
 from .by_length import ByLength
 from .runner import Runner
+from .within_memory import WithinMemory
 
-SHIPPED = ("chat", "sudoku")
+SHIPPED = ("chat", "sudoku", "rxnmapper")
 """What is served if no model is named."""
 
 CELLS = 81
 """Of a Sudoku."""
+
+KINDS = ("reactions", "antibodies")
+"""Tasks whose models are language models with a language of their own."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +44,16 @@ class Served:
     name: str
     denoiser: NetworkDenoiser
     folder: str = ""
-    cached: Cached | None = None
+    cached: Cached | WithinMemory | None = None
     _texts: dict[int, str] = field(default_factory=dict, compare=False, repr=False)
 
-    @property
+    @cached_property
     def kind(self) -> str:
-        """`"text"` or `"sudoku"`."""
-        return "text" if isinstance(self.denoiser, LanguageModel) else "sudoku"
+        """`"sudoku"`, `"text"`, or what the texts of the model are: one of `KINDS`."""
+        if not isinstance(self.denoiser, LanguageModel):
+            return "sudoku"
+        task = trained_on(self.folder).task if self.folder in EMBEDDED else None
+        return task if task in KINDS else "text"
 
     @property
     def language(self) -> LanguageModel:
@@ -123,13 +130,16 @@ def _some_token(model: LanguageModel) -> int:
     return next(iter(model.tokenizer("a", add_special_tokens=False)["input_ids"]), 0)
 
 
-def serve_models(models: Sequence[str], *, cache: str | None = None, rows: int = 32, **options: Any) -> list[Served]:
+def serve_models(
+    models: Sequence[str], *, cache: str | None = None, rows: int = 32, memory: int | None = None, **options: Any
+) -> list[Served]:
     """Loads models to be served. A model in a folder is named by the last part of its path.
 
     Args:
         models: Names or folders of the models, as for `load`.
         cache: Which keys and values to keep, one of `CACHES`; default: for each model, those that change no answer.
         rows: The number of sequences whose keys and values are kept at once.
+        memory: Bytes that the kept keys and values of a model may take; default: as many as the rows take.
         **options: Options of `load`.
 
     Raises:
@@ -149,13 +159,16 @@ def serve_models(models: Sequence[str], *, cache: str | None = None, rows: int =
             )
         if name in [one.name for one in served]:
             raise ValueError(f"two models are called {name}; give folders with different names")
-        served.append(Served(name, denoiser, model, _kept(denoiser, cache, rows)))
+        served.append(Served(name, denoiser, model, _kept(denoiser, cache, rows, memory)))
     return served
 
 
-def _kept(denoiser: NetworkDenoiser, cache: str | None, rows: int) -> Cached | None:
+def _kept(denoiser: NetworkDenoiser, cache: str | None, rows: int, memory: int | None) -> Cached | WithinMemory | None:
     """Returns the model with kept keys and values, or `None` if none are to be kept."""
     if not isinstance(denoiser, LanguageModel):
         return None
     cache = exact_cache(denoiser.network) if cache is None else cache
-    return None if cache == "none" else Cached(denoiser, cache, rows)
+    if cache == "none":
+        return None
+    cached = Cached(denoiser, cache, rows)
+    return cached if memory is None else WithinMemory(cached, memory)

@@ -201,6 +201,23 @@ class Cached:
                 self.opened[row] = None
                 self.known[row] = 0
 
+    def clear(self) -> None:
+        """Frees everything that is kept, and its memory; all sequences are computed anew."""
+        from .kept import KeptNetwork
+
+        self.kept = KeptNetwork(self.network, 0, 0)
+        self.row_of, self.opened, self.age = {}, [], []
+        self.tokens, self.known = self.tokens.new_zeros(0, 0), self.known.new_zeros(0)
+        self.edge, self.edge_at = self.edge.new_zeros(0, 0), self.edge_at.new_zeros(0)
+
+    @property
+    def position_bytes(self) -> int:
+        """Bytes that the keys and values of one position take."""
+        config = self.network.model.config.get_text_config()
+        heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+        width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        return 2 * config.num_hidden_layers * heads * width * self.network.model.dtype.itemsize
+
     def _rows(self, slots: Sequence[int], length: int) -> Int[Tensor, " rows"]:
         """Returns the row of the cache for each slot, and enlarges the cache for new slots and greater lengths."""
         new = [slot for slot in slots if slot not in self.row_of]

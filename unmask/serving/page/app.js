@@ -3,7 +3,7 @@
 import {getList, ServerError, unmask} from "./api.js";
 import {onTheme, theme} from "./appearance.js";
 import {about, gradient, ticks} from "./colours.js";
-import {examples, kindOf} from "./examples.js";
+import {examples, help, things} from "./examples.js";
 import {Panel} from "./panel.js";
 import {Player} from "./player.js";
 import {hasGaps, preview, Prompt} from "./prompt.js";
@@ -24,7 +24,7 @@ let models = [], rules = [], panels = [], runs = [], controller = null, begun = 
 const learned = {};
 
 const model = () => models.find(one => one.id === $("model").value);
-const kind = () => kindOf(model());
+const kind = () => model().unmask.kind;
 const onBoard = () => kind() === "sudoku";
 const asChat = () => model().unmask.chat === true && $("chat").checked;
 const number = id => $(id).value.trim() === "" ? null : Number($(id).value);
@@ -61,6 +61,7 @@ function chooseModel() {
   $("length-field").hidden = $("block-field").hidden = board;
   $("chat-field").hidden = model().unmask.chat !== true;
   const shown = examples(kind());
+  $("prompt-help").textContent = help(kind());
   const own = new Option("your own", "");
   own.hidden = true;
   $("examples").replaceChildren(...shown.map(([name, text]) => new Option(name, text)), own);
@@ -288,7 +289,7 @@ function draw() {
   $("where").setAttribute("aria-label", spoken);
   $("play").setAttribute("aria-label", player.playing ? "Pause" : "Play");
   $("play").classList.toggle("playing", player.playing);
-  if (begun && player.finished && !none) verdict(sentence(runs, onBoard() ? "grids" : "texts"));
+  if (begun && player.finished && !none) verdict(sentence(runs, things(kind())));
   else if (begun && !none) verdict(progress(known(), at));
 }
 

@@ -16,12 +16,20 @@ const EXAMPLES = {
     ["A reactant", "CC(=O)OC(C)=O.[MASK:10]>>CC(=O)NCc1ccccc1"],
     ["A ring", "OC(=O)c1ccccc1.CN>>CNC(=O)[MASK:8]"],
   ],
+  antibodies: [
+    ["A loop", "QVQLVQSGAEVKKPGASVKVSCKAS[MASK:8]MHWVRQAPGQGLEWMGWINPNSGGTNYAQKFQGRVTMTRDTSISTAYMELSRLRSDDTAVYYCAR"],
+    ["A framework", "QVQLVQSGAEVKKPGASVKVSCKASGYTFTGYYMHWVRQ[MASK:10]WINPNSGGTNYAQKFQGRVTMTRDTSISTAYMELSRLRSDDTAVYYCAR"],
+  ],
 };
 
-// A server that knows no more than that a model takes text leaves its name to tell a model of reactions.
-export function kindOf(model) {
-  const {id, unmask: {kind}} = model;
-  return kind === "text" && /rxn|reaction/i.test(id) ? "reactions" : kind;
-}
+// What is asked of a model, and what its answers are called, by the same.
+const WORDS = {
+  text: ["The model goes on from here. Or select a part of the text and mask it, to have it filled in.", "texts"],
+  sudoku: ["", "grids"],
+  reactions: ["Reactants>>products in SMILES. Select a part of it and mask it, to have it filled in.", "reactions"],
+  antibodies: ["A chain, a letter for each residue. Select a part of it and mask it, to have it filled in.", "chains"],
+};
 
 export const examples = kind => EXAMPLES[kind] ?? EXAMPLES.text;
+export const help = kind => (WORDS[kind] ?? WORDS.text)[0];
+export const things = kind => (WORDS[kind] ?? WORDS.text)[1];
