@@ -115,8 +115,8 @@ def read_text(path: Path | str, what: str = "the file", encoding: str | None = N
     Args:
         path: The file; `-` is standard input.
         what: What messages call its content.
-        encoding: The encoding of the file. Default: that of its byte order mark; without one, UTF-16 if every other
-            byte is mostly 0, and UTF-8 if not.
+        encoding: The encoding of the file. Default: that of its byte order mark; without one, UTF-16 if most bytes at
+            even or at odd positions are 0, and UTF-8 if not.
 
     Raises:
         DataError: If the file cannot be read, is damaged or binary, or holds bytes that are not characters. The message

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from ..denoiser import NetworkDenoiser
 from ..folders import model_folder
-
-if TYPE_CHECKING:
-    pass
 
 
 def load(

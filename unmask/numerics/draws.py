@@ -12,13 +12,10 @@ from torch import Tensor
 
 from ..draws.categorical import draw
 from ..draws.streams import Purpose, as_streams, derive, uniforms
-from .laws import HORIZON, binomial_pvalue
+from .laws import DISCRETE, HORIZON, binomial_pvalue
 
 _BUFFER = 1 << 16
 """Number of random numbers that are made at once, so that they fit the processor's cache."""
-
-_DISCRETE = 256.0
-"""Classes whose probability is below this many lattice steps are summed atom by atom."""
 
 
 FORMS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -129,7 +126,7 @@ class RareRace:
 def _lattice_wins(rare: float, classes: int, bits: int) -> float:
     """Returns the probability that any of many equal rare classes beats one large class, with uniforms on a lattice."""
     epsilon, large = 2.0**-bits, 1 - rare * classes
-    if rare >= _DISCRETE * epsilon:
+    if rare >= DISCRETE * epsilon:
         return rare * classes
     last = math.ceil(HORIZON * rare / epsilon)
     m = torch.arange(last + 1, dtype=torch.float64)

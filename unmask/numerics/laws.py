@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_DISCRETE = 256.0
+DISCRETE = 256.0
 """Classes whose probability is below this many lattice steps are treated atom by atom."""
 
 _ATOMS = 1 << 25
@@ -93,8 +93,8 @@ def lattice_gumbel_law(p: Float[Tensor, " classes"], bits: int) -> Float[Tensor,
         raise ValueError(f"bits must be the number of random bits of a uniform, 1 to 64, got {bits}")
     p = _distribution(p)
     epsilon = 2.0**-bits
-    small = ((p > 0) & (p < _DISCRETE * epsilon)).nonzero().squeeze(-1)
-    big = (p >= _DISCRETE * epsilon).nonzero().squeeze(-1)
+    small = ((p > 0) & (p < DISCRETE * epsilon)).nonzero().squeeze(-1)
+    big = (p >= DISCRETE * epsilon).nonzero().squeeze(-1)
     law = torch.zeros_like(p)
     ringing = 0.0
     if len(small):

@@ -40,7 +40,9 @@ _IDS = {character: index for index, character in enumerate(CHARACTERS)}
 _LEAST, _MOST = 10, 99
 _VALIDATION, _TEST, _BUCKETS = 2_000, 10_000, 16
 _MIXED = ("addition", "expression", "word")
-_STEP = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
+STEP = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
+"""Matches a step of the working, such as `23+18=41`: operand, sign, operand and result."""
+
 OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": lambda a, b: a + b,
     "-": lambda a, b: a - b,
@@ -235,7 +237,7 @@ def makes(text: str, numbers: list[int], target: int) -> bool:
     left = list(numbers)
     value = None
     for step in text.strip().split(" "):
-        match = _STEP.fullmatch(step)
+        match = STEP.fullmatch(step)
         if match is None:
             return False
         a, b, value = int(match[1]), int(match[3]), int(match[4])

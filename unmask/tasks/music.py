@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..checks import whole
 from ..denoiser import Denoiser, NetworkDenoiser
 from ..draws.streams import derive
 from ..errors import DataError
@@ -27,6 +28,7 @@ from ..models.registry import load
 from ..rules import geometry
 from ..rules.profile import Relations
 from ..viewing.layout import Layout
+from ._common import check_split
 from .task import Prompts
 
 NAMES = ("soprano", "alto", "tenor", "bass")
@@ -309,8 +311,7 @@ class MusicTask:
         Raises:
             ValueError: If there is no such split, or `limit` is below 1.
         """
-        if limit < 1:
-            raise ValueError(f"limit must be >= 1, got {limit}")
+        whole("limit", limit, 1)
         windows = [chorale.window(start) for chorale, start in _last(self._split(split))[:limit]]
         answers = torch.stack(windows) if windows else torch.zeros(0, LENGTH, dtype=torch.int64)
         return Prompts.of(answers, masked_part(*KINDS[self.kind]).expand_as(answers), MASK_ID)
@@ -347,6 +348,4 @@ class MusicTask:
         return replace(Layout.grid(VOICES, STEPS, box=(VOICES, _ROW)), rows=NAMES)
 
     def _split(self, split: str) -> list[Chorale]:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; choose one of {', '.join(SPLITS)}")
-        return self.chorales[split]
+        return self.chorales[check_split(split)]

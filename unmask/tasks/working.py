@@ -33,13 +33,12 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ._common import Draws, check_index, check_split
-from .arithmetic import OPERATIONS, Operation, makes, numbers_of, value_of, work_out, write
+from .arithmetic import OPERATIONS, STEP, Operation, makes, numbers_of, value_of, work_out, write
 from .instructions import PAD_ID, Instruction, InstructionExamples, InstructionTask, encode, split_of
 
 _LENGTH, _CANVAS = 64, 32
 _FEWEST, _MOST_NUMBERS = 3, 4
 _LEAST, _MOST = 1, 99
-_STEP = re.compile(r"(\d+)([-+*])(\d+)=(\d+)")
 _NAMES = ("Ann", "Ben", "Eva", "Ida", "Leo", "Mia", "Sam", "Tom")
 _STORIES = (
     ("+-", "{name} has {0}, buys {1}, eats {2}."),
@@ -87,7 +86,7 @@ class Problem(Instruction):
             *given, _ = _countdown_of(self.prompt)
         sound = []
         for line in text.split(";"):
-            found = _STEP.fullmatch(line)
+            found = STEP.fullmatch(line)
             true = found is not None and OPERATIONS[found[2]](int(found[1]), int(found[3])) == int(found[4])
             for operand in (int(found[1]), int(found[3])) if found else ():
                 if operand in given:

@@ -153,9 +153,9 @@ def _check_tensors(net: torch.nn.Module, tensors: dict[str, torch.Tensor], path_
     path, expected = path_dir / "model.safetensors", net.state_dict()
     problems = []
     if missing := sorted(set(expected) - set(tensors)):
-        problems.append(f"missing tensors: {_some(missing)}")
+        problems.append(f"missing tensors: {some(missing)}")
     if extra := sorted(set(tensors) - set(expected)):
-        problems.append(f"unexpected tensors: {_some(extra)}")
+        problems.append(f"unexpected tensors: {some(extra)}")
     for name in sorted(set(expected) & set(tensors)):
         found, wanted = tensors[name], expected[name]
         if found.shape != wanted.shape:
@@ -165,12 +165,12 @@ def _check_tensors(net: torch.nn.Module, tensors: dict[str, torch.Tensor], path_
         elif not torch.isfinite(found).all():
             problems.append(f"{name} holds NaN or infinite values")
     if problems:
-        raise AdapterError(f"{path} does not fit {path_dir / 'config.json'}: {_some(problems, '; ')}")
+        raise AdapterError(f"{path} does not fit {path_dir / 'config.json'}: {some(problems, '; ')}")
 
 
-def _some(names: list[str], between: str = ", ") -> str:
-    """Joins the first sixteen names, and says how many more there are."""
-    return between.join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+def some(names: list[str], between: str = ", ", most: int = 16) -> str:
+    """Joins the first `most` names for a message, and says how many more there are."""
+    return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def read_config(path_dir: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from ...errors import AdapterError
-from ..networks.checkpoint import read_config
+from ..networks.checkpoint import read_config, some
 from .gate import check_options, read_model
 from .gate import quiet as quiet
 from .vocabulary import tokenizer_of as tokenizer_of
@@ -96,11 +96,11 @@ def pretrained(
         for name, held, wanted in sorted(info["mismatched_keys"], key=str)
     ]
     if other:
-        raise AdapterError(f"{folder} does not fit its config.json: {_some(other, '; ')}")
+        raise AdapterError(f"{folder} does not fit its config.json: {some(other, '; ', most=5)}")
     if missing := sorted(info["missing_keys"]):
-        raise AdapterError(f"{folder} lacks weights of {type(model).__name__}: {_some(missing)}")
+        raise AdapterError(f"{folder} lacks weights of {type(model).__name__}: {some(missing, most=5)}")
     if not extra and (left := sorted(info["unexpected_keys"])):
-        raise AdapterError(f"{folder} has weights that {type(model).__name__} does not have: {_some(left)}")
+        raise AdapterError(f"{folder} has weights that {type(model).__name__} does not have: {some(left, most=5)}")
     return model.eval()
 
 
@@ -179,10 +179,6 @@ def check_tied(folder: Path, model: PreTrainedModel) -> None:
 
 def _shape(shape: Sequence[int]) -> str:
     return " × ".join(map(str, shape)) or "of one number"
-
-
-def _some(names: list[str], between: str = ", ") -> str:
-    return between.join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def run_both_ways(model: PreTrainedModel) -> None:

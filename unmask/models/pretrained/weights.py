@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ...errors import AdapterError
+from ..networks.checkpoint import some
 
 _COUNTS = re.compile(r"(?:^|_)(?:layers?|blocks|block_sizes|groups|group_num|experts|depth|stages)$")
 """Names of settings that count parts of a network, each of which has at least one tensor."""
@@ -93,8 +94,7 @@ def check_experts(folder: Path, found: Held) -> None:
         if (number, part) not in parts
     ]
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise AdapterError(f"{folder} lacks weights of experts: {', '.join(missing[:5])}{more}")
+        raise AdapterError(f"{folder} lacks weights of experts: {some(missing, most=5)}")
 
 
 def check_numbers(folder: Path, fields: Mapping[str, Any], found: Held) -> None:
