@@ -85,3 +85,19 @@ def test_eval_gives_the_same_table(shared: list[str], tmp_path: Path):
 def answers_in(path: Path) -> dict[str, Any]:
     lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     return {line["key"]: without_seconds(line["value"]) for line in lines}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["compare", *SUDOKU, "--rules", "topk:k=40,topk:k=20"],
+        ["tune", *SUDOKU, "--rules", "topk:k=30", "--reference", "topk:k=40", "--tolerance", "1"],
+        ["eval", "chat", "--tasks", "instructions", "--limit", "4", "--batch-size", "2", "--temperature", "1"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_ray_gives_the_same_tables(arguments: list[str]):
+    said = run(*arguments, "--engine", "ray", "--workers", "2", "--json")
+    begin = min(place for place in (said.find("{\n"), said.find("[\n")) if place >= 0)
+    assert without_seconds(json.loads(said[begin:])) == table(*arguments)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 try:
     import ray
+    from ray.exceptions import RayError
 except ImportError as error:
     raise ImportError(
         f"--engine ray needs the extra ray ({error.name} is missing): pip install 'unmask[ray]'"
@@ -81,7 +82,7 @@ class Cluster:
         try:
             _knock(str(address))
             ray.init(address=address, **quiet)
-        except (RuntimeError, ValueError, OSError) as error:
+        except (RayError, RuntimeError, ValueError, OSError) as error:
             said = str(error).split("\n")[0][:200]
             raise UnmaskError(
                 f"cannot reach a Ray cluster at {address} ({said}); check the address, run this command on a machine of"
