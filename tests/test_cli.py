@@ -81,7 +81,7 @@ def test_what_a_user_gets_wrong_is_one_line_and_no_traceback():
 def test_solve_reports_every_figure_and_a_row_per_group(puzzles: Path):
     report = json.loads(run("solve", str(puzzles), "--by", "grade", "--json"))
     assert {"puzzles", "solved", "cells_correct", "nfe_mean", "nfe_ci95", "forward_passes", "seconds"} <= set(report)
-    assert (report["rule"], report["settings"]["gamma"], report["temperature"]) == ("entropy-bound", 0.05, 0)
+    assert (report["rule"], report["settings"]["loss"], report["temperature"]) == ("auto", 0.01, 0)
     assert [(row["grade"], row["puzzles"]) for row in report["by"]] == [("easy", 3), ("medium", 2)]
     assert report["puzzles"] == 5
     assert report["solved"] >= 4
@@ -288,7 +288,7 @@ def test_law_knows_every_rule(name: str):
         return
     assert 0 <= report["kl"] <= report["bound"] + 1e-9
     assert {"tv", "nfe_mean_data"} <= set(report)
-    if setting is None and name not in ("all", "dilated"):
+    if setting is None and name not in ("all", "dilated", "auto"):
         assert report["kl"] <= 1e-9
 
 

@@ -30,6 +30,7 @@ from benchmarks import (
     performance,
     results,
     rounding,
+    rules,
     serving,
     speculative,
     text_plane,
@@ -73,6 +74,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
         performance,
         results,
         rounding,
+        rules,
         serving,
         text_plane,
     ):
@@ -84,7 +86,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     for module in (performance, text_plane):
         monkeypatch.setattr(module, "plot", no_plot)
 
-    for module in (conditional, dependence, fleet, infilling, performance, results, serving):
+    for module in (conditional, dependence, fleet, infilling, performance, results, rules, serving):
         module.render()
     conversation.render(figures("conversation"))
     frontier.write_page(figures("frontier"))

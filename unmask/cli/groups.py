@@ -56,13 +56,24 @@ def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=empty)
 
 
+UNNAMED = "auto"
+"""The rule where neither a name nor a setting is given."""
+
+CONFIGURED = "entropy-bound"
+"""The rule that settings are of where no name is given."""
+
+
 @dataclass(frozen=True)
 class RuleOptions:
     """Which rule, and its settings: given in its name, by `-o`, or, for the most common, by options of their own."""
 
     rule: Annotated[
-        str, typer.Option(help=f"NAME or NAME:key=value,key=value; a name is one of: {', '.join(FAMILIES)}.")
-    ] = "entropy-bound"
+        str | None,
+        typer.Option(
+            help=f"NAME or NAME:key=value,key=value; a name is one of: {', '.join(FAMILIES)}."
+            f" Default: {UNNAMED}, or {CONFIGURED} if settings are given."
+        ),
+    ] = None
     setting: Annotated[
         list[str] | None, typer.Option("-o", "--setting", help="A setting of the rule, key=value; may be repeated.")
     ] = None
@@ -94,7 +105,12 @@ class RuleOptions:
 
     def named(self, own: str | Profile | None, temperature: float, gammas: Mapping[str, float] = GAMMAS) -> NamedRule:
         """Builds the rule; see `usual_rule` for the arguments and errors."""
-        return usual_rule(self.rule, own, temperature, gammas, **self.settings())
+        return usual_rule(self.name, own, temperature, gammas, **self.settings())
+
+    @property
+    def name(self) -> str:
+        """The name of the rule; where none is given that of the default, or of the rule that settings alone are of."""
+        return self.rule or (CONFIGURED if self.settings() else UNNAMED)
 
 
 USUAL = RuleOptions()

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from ..rules.named import FAMILIES
 from . import common
 from . import oracle as options
 from .groups import USUAL, RuleOptions
@@ -33,7 +34,7 @@ def law(
     is not a bound and is not shown. nfe_mean is the mean number of evaluations under the sampler's own law,
     nfe_mean_data under the data; evaluations_mean counts the states evaluated (a speculative rule evaluates several at
     once). pvalue is that of Pearson's test of the drawn sequences against the exact law; with too few of them there is
-    none. dependence-bound reads a profile measured on 400 samples (seed 0).
+    none. Rules that read a dependence profile get one measured on 400 samples (seed 0).
     """
     from ..dependence.calibrate import oracle_profile
     from ..draws.streams import derive
@@ -41,7 +42,8 @@ def law(
     from ..sampling.sample import sample
 
     denoiser, width = options.oracle_from(oracle, joint, oracle_seed, length, symbols, states, stay)
-    own = oracle_profile(denoiser, width) if choice.rule.startswith("dependence-bound") else None
+    family = FAMILIES.get(choice.name.partition(":")[0])
+    own = oracle_profile(denoiser, width) if family is not None and "profile" in family.settings else None
     named = choice.named(own, temperature)
     x = torch.full((width,), denoiser.mask_id)
     with common.progress(quiet=json) as bar:
