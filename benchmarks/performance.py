@@ -12,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ import numpy
 import torch
 
 from unmask.bench import batch, loop, step
+from unmask.bench.textbook import llada_step
+from unmask.language import LanguageModel
+from unmask.models.registry import load
 
 from .pages import fill
 
@@ -37,11 +42,61 @@ def batch_part() -> dict[str, Any]:
         torch.set_num_threads(threads)
 
 
+def chat_part(masks: int = 16, repeats: int = 30) -> dict[str, Any]:
+    """Whole answers of `chat`, alone, beside its bare network and LLaDA's loop on it: milliseconds an evaluation.
+
+    End tokens are forbidden, so that everything writes all masks. Runs take turns; of each the least of the processor's
+    time counts, which other work on the machine hardly touches.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    model = load("chat")
+    assert isinstance(model, LanguageModel)
+    bare: Any = model.network.model
+    (prompt,) = model.encode([[{"role": "user", "content": "What is 3 + 4?"}]])
+    start = torch.tensor([[*prompt, *[model.mask_id] * masks]])
+
+    def network() -> int:
+        for _ in range(masks):
+            bare(input_ids=start)
+        return masks
+
+    def textbook(temperature: float) -> int:
+        x = start.clone()
+        for _ in range(masks):
+            where = (x[0] == model.mask_id).nonzero().squeeze(-1)
+            token, best = llada_step(bare(input_ids=x).logits[0, where], 1, temperature)
+            x[0, where[best]] = token[best]
+        return masks
+
+    def ours(rule: str, temperature: float) -> int:
+        settings = {"max_new_tokens": masks, "temperature": temperature, "forbidden": model.end_ids}
+        return model.generate([prompt], rule=rule, **settings)[0].nfe
+
+    calls: dict[str, Callable[[], int]] = {"the bare network": network}
+    for temperature in (0.0, 1.0):
+        calls[f"LLaDA's loop at {temperature:.0f}"] = partial(textbook, temperature)
+        for rule in ("top1-confidence", "entropy-bound:gamma=0.1"):
+            calls[f"`{rule}` at {temperature:.0f}"] = partial(ours, rule, temperature)
+    spent: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.no_grad():
+        count = {name: call() for name, call in calls.items()}  # which warms up, too
+        for _ in range(repeats):
+            for name, call in calls.items():
+                began = time.process_time()
+                call()
+                spent[name].append(time.process_time() - began)
+    torch.set_num_threads(threads)
+    rows = [{"name": n, "nfe": count[n], "evaluation_ms": 1e3 * min(spent[n]) / count[n]} for n in calls]
+    return {"masks": masks, "parameters": sum(p.numel() for p in bare.parameters()), "rows": rows}
+
+
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "step": lambda: step.bench(repeats=7),
     "draw": step.draws,
     "memory": step.memory,
     "small": step.small,
+    "chat": chat_part,
     "loop": lambda: {**loop.bench(tuple(loop.SIZES)), "profile": profile()},
     "batch": batch_part,
 }
@@ -167,6 +222,16 @@ def small_table(report: dict[str, Any]) -> str:
     return table(["tokens", "EB, γ = 0.1", "one at a time", "LLaDA's loop"], rows)
 
 
+def chat_table(report: dict[str, Any]) -> str:
+    """Answers of a small model."""
+    bare = report["rows"][0]["evaluation_ms"]
+    rows = [
+        [row["name"], f"{row['nfe']}", f"{row['evaluation_ms']:.2f}", f"{row['evaluation_ms'] / bare:.2f}"]
+        for row in report["rows"]
+    ]
+    return table(["an answer of 16 tokens by", "evaluations", "ms each", "÷ the bare network"], rows)
+
+
 def batch_table(report: dict[str, Any]) -> str:
     """`unmask bench batch`."""
     rows = [
@@ -201,6 +266,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "draw": ("draw", draw_table),
     "memory": ("memory", memory_table),
     "small": ("small", small_table),
+    "chat": ("chat", chat_table),
     "loop": ("loop", loop_table),
     "profile": ("loop", lambda report: f"```\n{report['profile'].strip()}\n```"),
     "batch": ("batch", batch_table),
