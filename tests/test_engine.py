@@ -325,7 +325,7 @@ def test_who_has_a_place_is_evicted_where_free_places_are_in_the_way_and_is_comp
     cached = Cached(model, "block-causal", 8)
     within = WithinMemory(cached, 30 * cached.position_bytes)
 
-    def ask(**lengths: int) -> list[int]:
+    def ask(**lengths: int) -> list[str]:
         """Asks about sequences of these lengths, and returns those that have a place."""
         rows = [torch.tensor([*range(1, length - 2), MASK, MASK, MASK]) for length in lengths.values()]
         numbers = [ord(name) for name in lengths]
