@@ -52,7 +52,8 @@ def asked(operation: Any, mode: GenerationMode, examples: int) -> set[int]:
     @given(case=operation.as_strategy(generation_mode=mode), known=KNOWN)
     def ask(case: schemathesis.Case, known: dict[str, Any]) -> None:
         if operation.method == "post" and mode is GenerationMode.POSITIVE:
-            case.body = {**case.body, **known}
+            body: Any = case.body
+            case.body = {**body, **known}
         response = case.call()
         statuses.add(response.status_code)
         case.validate_response(response, checks=CHECKS)
