@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from unmask.serving.by_length import ByLength, parted
 from unmask.serving.engine import Engine
 from unmask.serving.events import Admitted, Event, Failed, Finished, Request, Written
 from unmask.serving.limits import Limits
-from unmask.serving.runner import Runner
+from unmask.serving.runner import Runner, Work
 from unmask.serving.within_memory import WithinMemory
 from unmask.tasks.instructions import MASK_ID
 
@@ -162,6 +163,30 @@ def test_the_first_turn_is_told_of_within_two_evaluations(model):
     events = listener.until(Written)
     assert runner.passes - before <= 2
     assert [type(event) for event in events] == [Admitted, Written]
+
+
+def test_sequences_of_one_rule_start_together_and_one_that_cannot_start_harms_no_other(model):
+    runner = Runner(model)
+    options: dict[str, Any] = {"rule": "entropy-bound:gamma=0.1", "max_new_tokens": 8}
+    asked = [
+        asked_generate(model, prompt, temperature=temperature, top_p=top_p, seed=3, **options)[0]
+        for prompt, temperature, top_p in (("7", 0.0, None), ("12+35=", 1.0, 0.9), ("What is 9 plus 4?", 0.7, None))
+    ]
+    nothing = replace(asked[1], settings=replace(asked[1].settings, forbidden=tuple(range(model.vocab_size))))
+    works = [Work(number, one, one.canvas(model)) for number, one in enumerate([*asked, nothing])]
+    assert runner.join(works[:3]) == []
+    assert [len(state.x) for pool in runner._pools for state in pool.everyone()] == [3]
+    ((refused, error),) = Runner(model).join(works)
+    assert refused is works[3]
+    assert "every token of the vocabulary is forbidden" in str(error)
+    while len(runner):
+        runner.step()
+    assert runner.passes == max(work.canvas.nfe for work in works[:3])
+    for one, work in zip(asked, works[:3], strict=True):
+        own = one.settings
+        draw: dict[str, Any] = {"temperature": own.temperature, "top_p": own.top_p, "seed": 3}
+        offline = model.generate(one.prompt.text, **draw, **options)[0]
+        same(work.canvas.completion(one.prompt.text, 0.0, one.stream), offline)
 
 
 @pytest.mark.parametrize("rule", ["top1-entropy", "independence-test:epsilon=0.0001"])
@@ -325,7 +350,7 @@ def test_who_has_a_place_is_evicted_where_free_places_are_in_the_way_and_is_comp
     cached = Cached(model, "block-causal", 8)
     within = WithinMemory(cached, 30 * cached.position_bytes)
 
-    def ask(**lengths: int) -> list[int]:
+    def ask(**lengths: int) -> list[str]:
         """Asks about sequences of these lengths, and returns those that have a place."""
         rows = [torch.tensor([*range(1, length - 2), MASK, MASK, MASK]) for length in lengths.values()]
         numbers = [ord(name) for name in lengths]

@@ -14,9 +14,11 @@ import pytest
 from serving import CHAT, LONG, ONE, serving
 from test_engine import PROMPTS, RULES
 
+import unmask
 from unmask.rules.named import FAMILIES
 from unmask.sampling.processors import LogitBias
 from unmask.serving.limits import Limits
+from unmask.serving.served import Served
 from unmask.tasks.sudoku import demo_puzzles
 
 
@@ -200,6 +202,15 @@ def test_a_sudoku_is_solved(server):
             cells[one["position"]] = one["text"]
     assert "".join(cells) == end["text"]
     assert sorted(end["text"][:9]) == list("123456789")
+
+
+def test_a_model_says_of_what_its_texts_are(models):
+    reactions = Served("rxnmapper", unmask.load("rxnmapper"), "rxnmapper")
+    assert [one.about()["kind"] for one in (*models, reactions)] == ["text", "sudoku", "reactions"]
+    body = {"text": "CC(=O)OC(C)=O.[MASK:10]>>CC(=O)NCc1ccccc1"}
+    with serving([reactions]) as server:
+        *_, end = server.events(body)
+    assert end["text"] == "CC(=O)OC(C)=O.NCc1ccccc1>>CC(=O)NCc1ccccc1"
 
 
 def test_a_stream_of_a_client_has_every_evaluation_on_request(client):

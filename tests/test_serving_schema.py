@@ -51,8 +51,9 @@ def asked(operation: Any, mode: GenerationMode, examples: int) -> set[int]:
     @settings(max_examples=examples, phases=[Phase.generate])
     @given(case=operation.as_strategy(generation_mode=mode), known=KNOWN)
     def ask(case: schemathesis.Case, known: dict[str, Any]) -> None:
-        if operation.method == "post" and mode is GenerationMode.POSITIVE and isinstance(case.body, dict):
-            case.body = {**case.body, **known}
+        if operation.method == "post" and mode is GenerationMode.POSITIVE:
+            body: Any = case.body
+            case.body = {**body, **known}
         response = case.call()
         statuses.add(response.status_code)
         case.validate_response(response, checks=CHECKS)
