@@ -101,7 +101,7 @@ def shared_study(chosen: Chosen) -> tuple[Study, Share | None]:
         return study_of(chosen), None
     # How long a batch takes here says nothing about the workers; the model is needed for its vocabulary only.
     chosen = replace(chosen, batch_size=chosen.batch_size or 64)
-    study = study_of(replace(chosen, device="meta"))
+    study = study_of(chosen, "meta")
     make = partial(_worker, replace(chosen, out=None))
     return study, lambda parts: engine(make, list(enumerate(parts)))
 
@@ -110,8 +110,8 @@ def _worker(chosen: Chosen) -> Callable[[Part], dict[str, Any]]:
     return study_of(chosen).answer
 
 
-def study_of(chosen: Chosen) -> Study:
-    """Loads model, task and prompts."""
+def study_of(chosen: Chosen, device: str | None = None) -> Study:
+    """Loads model, task and prompts; the model alone may have another device: `meta` is for one without weights."""
     from ..evaluation.measures import measure_for
     from ..models.registry import load
     from ..tasks.fit import check_model
@@ -121,7 +121,7 @@ def study_of(chosen: Chosen) -> Study:
     if (chosen.task is None) == (chosen.prompts is None):
         raise ValueError("say on what: either --task, or --prompts FOLDER with --model")
     if chosen.prompts is not None:
-        return _prompts_study(chosen, chosen.prompts)
+        return _prompts_study(chosen, chosen.prompts, device or chosen.device)
     assert chosen.task is not None
     common.one_thread()
     name, _, inline = chosen.task.partition(":")
@@ -133,7 +133,7 @@ def study_of(chosen: Chosen) -> Study:
     if name in TASKS and "device" in TASKS[name].settings():
         settings.setdefault("device", chosen.device)
     model = chosen.own
-    denoiser = load(model, device=common.device_named(chosen.device))
+    denoiser = load(model, device=common.device_named(device or chosen.device))
     task = named_task(name, **settings)
     if chosen.judge is not None and not isinstance(task, TextTask):
         raise ValueError(f"--judge goes with the task text, not with {chosen.task}")
@@ -169,7 +169,7 @@ def _study(
     )
 
 
-def _prompts_study(chosen: Chosen, folder: Path) -> Study:
+def _prompts_study(chosen: Chosen, folder: Path, device: str) -> Study:
     """The study of a folder of prompts."""
     from ..models.registry import load
     from ..tasks.of_model import task_of
@@ -182,7 +182,7 @@ def _prompts_study(chosen: Chosen, folder: Path) -> Study:
     text = task_of(chosen.model)
     if not isinstance(text, TextTask):
         raise ValueError(f"--prompts takes texts, and the model {chosen.model} is of {text.name}")
-    denoiser = load(chosen.model, device=common.device_named(chosen.device))
+    denoiser = load(chosen.model, device=common.device_named(device))
     task = PromptFolder(folder, denoiser, text, chosen.encoding)
     identity = {"model": fingerprint(chosen.model), "task": "prompts", "code": code_fingerprint()}
     return _study(chosen, denoiser, task, identity)
