@@ -15,17 +15,14 @@ import hashlib
 import operator
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-_Words = TypeVar("_Words", Tensor, "npt.NDArray[np.int64]")
+_Words = TypeVar("_Words", Tensor, np.ndarray)
 
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)

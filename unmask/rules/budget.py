@@ -49,7 +49,7 @@ class Budget(Protocol):
 
 def leading(count: Int[Tensor, " batch"] | int, like: Bool[Tensor, "batch length"]) -> Bool[Tensor, "_ length"]:
     """Marks the first `count` columns of each row: one row for all if there is one count for all."""
-    place = torch.arange(like.shape[1], device=like.device)
+    place = torch.arange(like.shape[1], device=like.device).unsqueeze(0)
     return place < (count.unsqueeze(-1) if isinstance(count, Tensor) else count)
 
 
