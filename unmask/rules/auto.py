@@ -16,8 +16,12 @@ SURE = (1.0, 0.3)
 A token that is drawn is wrong with just this chance, where the argmax is wrong less often than the model fears.
 """
 
-ENDING = (100.0, 3.0)
-"""The doubts with which a sequence is ended, as a multiple of the loss: at temperature 0, and at 1."""
+ENDING = (10.0, 3.0)
+"""The doubts with which a sequence is ended, as a multiple of the loss: at temperature 0, and at 1.
+
+100 at temperature 0 takes a tenth fewer evaluations on Sudoku, and loses: 9 points of the answers of `working` on a canvas
+whose ends are free, 5 ± 5 on mazes with several paths (validation; 10 loses nothing there).
+"""
 
 OPEN = 0.05
 """Nats: data are open if this is left of the entropy of a position when nearly all others are known."""
