@@ -67,8 +67,9 @@ def networks(tmp_path_factory):
             unmask.load(write_block_model(tmp_path_factory.mktemp(layout), layout), **OPTIONS.get(layout, {})).network
             for _ in range(2)
         )
-        single.block_causal = 1
-        return tuple(LanguageModel(one, VOCAB, MASK, end_ids=(), max_length=64) for one in (own, single))  # pyright: ignore[reportReturnType]
+        setattr(single, "block_causal", 1)  # noqa: B010
+        whole, parts = (LanguageModel(one, VOCAB, MASK, end_ids=(), max_length=64) for one in (own, single))
+        return whole, parts
 
     return {layout: made(layout) for layout in BLOCKS}
 

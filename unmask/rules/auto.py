@@ -19,8 +19,8 @@ A token that is drawn is wrong with just this chance, where the argmax is wrong 
 ENDING = (10.0, 3.0)
 """The doubts with which a sequence is ended, as a multiple of the loss: at temperature 0, and at 1.
 
-100 at temperature 0 takes a tenth fewer evaluations on Sudoku, and loses: 9 points of the answers of `working` on a canvas
-whose ends are free, 5 ± 5 on mazes with several paths (validation; 10 loses nothing there).
+At temperature 0, 100 takes a tenth fewer evaluations on Sudoku, but loses 9 points of the answers of `working` on a
+canvas with free ends, and 5 ± 5 on mazes with several paths (validation prompts); 10 loses nothing there.
 """
 
 OPEN = 0.05
@@ -70,11 +70,14 @@ def auto_expects(loss: float, temperature: float, profile: Profile | None) -> st
     """Says what is expected to be lost, and whether a profile of the model was there to say how."""
     if is_open(profile):
         return f"at most {100 * loss:g} % of the entropy of a sequence is lost by drawing tokens together"
-    sure = auto_choice(loss, temperature, profile)[1]["epsilon"]
-    told = f"a token taken beside others is wrong with a chance of at most {100 * sure:.2g} %, as the model has it"
+    chosen = auto_choice(loss, temperature, profile)[1]
+    told = (
+        f"as the model has it, a token taken beside others is wrong with a chance of at most"
+        f" {100 * chosen['epsilon']:.2g} %, or is one of the last, of which {chosen['ending']:.2g} are wrong at most"
+    )
     if profile is not None:
         return told
     return (
-        f"{told}; without a dependence profile of the model, tokens that are uncertain are never drawn together"
-        " (unmask profile measures one)"
+        f"{told}; without a dependence profile of the model, dependence is bounded by entropies (unmask profile"
+        " measures one)"
     )
