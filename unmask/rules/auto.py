@@ -73,7 +73,7 @@ def auto_expects(loss: float, temperature: float, profile: Profile | None) -> st
     chosen = auto_choice(loss, temperature, profile)[1]
     told = (
         f"as the model has it, a token taken beside others is wrong with a chance of at most"
-        f" {100 * chosen['epsilon']:.2g} %, or is one of the last, of which {chosen['ending']:.2g} are wrong at most"
+        f" {100 * chosen['epsilon']:.2g} %, or is among the last, of which at most {chosen['ending']:.2g} are wrong"
     )
     if profile is not None:
         return told

@@ -166,7 +166,8 @@ def _auto_choice(loss: float, temperature: float, profile: str | Profile) -> Nam
 def _auto_says(loss: float, temperature: float, profile: str | Profile) -> str:
     """Which rule `auto` stands for, and what it expects to lose."""
     expects = auto_expects(loss, temperature, _perhaps(profile))
-    return f"{_auto_choice(loss, temperature, profile)}: {expects}"
+    chosen = _auto_choice(loss, temperature, profile)
+    return f"{brief(chosen.name, chosen.settings)}: {expects}"
 
 
 FAMILIES: dict[str, Family] = {
