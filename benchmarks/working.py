@@ -145,7 +145,7 @@ class Asked:
         return found
 
     def _rule(self, text: str) -> NamedRule:
-        return usual_rule(text, self.name, temperature=0.0)
+        return usual_rule(text, self.name, 0.0)
 
 
 def judge(asked: Problem, one: Completion) -> dict[str, Any]:

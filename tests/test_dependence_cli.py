@@ -51,7 +51,7 @@ def test_what_is_measured_is_a_model_or_an_oracle():
     for arguments in ((), ("text", "--oracle", "markov")):
         with pytest.raises(ValueError, match="name a model, or"):
             run("profile", *arguments)
-    with pytest.raises(ValueError, match="is one of the task text, not of sudoku"):
+    with pytest.raises(ValueError, match="was trained on the task text, not on sudoku"):
         run("profile", "text", "--task", "sudoku")
     with pytest.raises(AdapterError, match="no model at"):
         run("profile", "/nowhere")

@@ -55,7 +55,7 @@ def test_the_command_measures_resumes_and_renders(tmp_path: Path, monkeypatch: p
     def never(*given: object) -> None:
         raise AssertionError("what is kept is computed again")
 
-    monkeypatch.setattr(Study, "_answer", never)
+    monkeypatch.setattr(Study, "answer", never)
     main()
     assert json.loads((tmp_path / "infilling.json").read_text()) == reports
     monkeypatch.setattr(sys, "argv", ["infilling", "render"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pickle
 import re
 import signal
 import socket
@@ -29,7 +28,7 @@ from test_shards import OPTIONS, SHARDS, files_in, prompts_file, wait_for
 from unmask import load
 from unmask.errors import UnmaskError
 from unmask.fleet.cluster import Cluster
-from unmask.fleet.over_ray import OverRay, _Worker
+from unmask.fleet.over_ray import OverRay, Sent, _Worker
 from unmask.fleet.replicas import NAME, Replicas, Serving, application, configuration, deploy
 from unmask.fleet.shards import Shards
 from unmask.language import LanguageModel
@@ -107,8 +106,8 @@ def test_what_a_worker_cannot_do_is_said_in_a_line(cluster: str):
 
     with pytest.raises(UnmaskError, match=r"^worker on \S+: no model at '/only/here'$"):
         list(OverRay(Cluster(workers=1))(no_folder, [(0, "piece")]))
-    (found,) = _Worker(no_extra)({"number": [0], "piece": [b""]})["found"]
-    done, said = pickle.loads(found)
+    (found,) = _Worker(no_extra)({"number": [0], "piece": [Sent("")]})["found"]
+    done, said = found.what
     assert not done
     assert re.match(r"worker on \S+: transformers is missing; install the same extras on every machine", said)
 

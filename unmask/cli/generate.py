@@ -167,7 +167,8 @@ def chat(
 ) -> None:
     """Talk with a language model; the answer is shown while it unmasks.
 
-    The commands are /rule NAME, /gamma NATS, /reset (start a new chat) and /quit; the end of the input also quits.
+    The commands are /rule NAME, /gamma NATS (of the rule, or else of entropy-bound), /reset (start a new chat) and
+    /quit; the end of the input also quits.
     """
     model = hub.pinned(model)
     named = choice.named(model, temperature)
@@ -255,7 +256,10 @@ def _command(
             gamma = float(value)
         except ValueError:
             raise ValueError(f"/gamma takes a number of nats, got {value!r}") from None
-        named = usual_rule(named.name, model, temperature, **{**named.settings, "gamma": gamma})
+        if "gamma" in named.settings:
+            named = usual_rule(named.name, model, temperature, **{**named.settings, "gamma": gamma})
+        else:
+            named = usual_rule("entropy-bound", model, temperature, gamma=gamma)
     else:
         raise ValueError(f"unknown command {word}; there are /rule NAME, /gamma NATS, /reset and /quit")
     common.out.print(f"[dim]{escape(str(named))}[/]", highlight=False, soft_wrap=True)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-import pickle
 import re
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from .cluster import Cluster, ray  # first: it says which extra is missing
 
@@ -23,6 +24,13 @@ _SAID = (UnmaskError, ValueError, OSError, ImportError)
 """Errors that say in a line what is wrong; others are Ray's, or bugs."""
 _AT_ONCE = 1
 """Pieces of work that a worker has at a time. One more would wait for a worker that died, until it is back."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """An object that Ray carries as it is: it takes tuples and dictionaries apart, into columns."""
+
+    what: Any
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class OverRay:
     def _carried_out(
         self, make: Make[Any, Any], work: Sequence[tuple[int, Any]], workers: int
     ) -> Iterator[tuple[int, Any]]:
-        items = [{"number": number, "piece": pickle.dumps(piece)} for number, piece in work]
+        items = [{"number": number, "piece": Sent(piece)} for number, piece in work]
         found = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
             _Worker,
             fn_constructor_args=[make],
@@ -66,7 +74,7 @@ class OverRay:
             num_gpus=self.cluster.gpus or None,
         )
         for row in found.iter_rows():
-            done, value = pickle.loads(row["found"])
+            done, value = row["found"].what
             if not done:
                 raise UnmaskError(value)
             yield int(row["number"]), value
@@ -86,13 +94,15 @@ class _Worker:
             self.failure = _located(error)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"number": batch["number"], "found": [pickle.dumps(self._found(piece)) for piece in batch["piece"]]}
+        found = np.empty(len(batch["piece"]), dtype=object)
+        found[:] = [Sent(self._found(piece.what)) for piece in batch["piece"]]
+        return {"number": batch["number"], "found": found}
 
-    def _found(self, piece: bytes) -> tuple[bool, Any]:
+    def _found(self, piece: Any) -> tuple[bool, Any]:
         if self.do is None:
             return False, self.failure
         try:
-            return True, self.do(pickle.loads(piece))
+            return True, self.do(piece)
         except _SAID as error:
             return False, _located(error)
 

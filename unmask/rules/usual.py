@@ -43,6 +43,7 @@ def usual_rule(
     name: str,
     own: str | Path | Profile | None = None,
     temperature: float = 1.0,
+    /,
     gammas: Mapping[str, float] = GAMMAS,
     **settings: Any,
 ) -> NamedRule:
