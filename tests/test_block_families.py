@@ -35,7 +35,8 @@ def logits(denoiser):
 def test_logits_are_those_of_the_families_own_code(layout, shards, tmp_path):
     denoiser = load(tmp_path, layout, shards)
     expected = torch.tensor(REFERENCE[layout])[torch.tensor(TOKENS) == MASK][:, KEPT]
-    assert (logits(denoiser) - expected).abs().max() < 1e-5
+    # Both are rounded in float32, by up to 1e-5 each, and the reference by the processor that made it.
+    assert (logits(denoiser) - expected).abs().max() < 2e-5
     assert expected.std() > 0.5  # not a comparison of zeros
 
 

@@ -47,7 +47,8 @@ def test_logits_are_those_of_the_families_own_code(name, layout, changes, option
     found = loaded(tmp_path, layout, shards=shards, changes=changes, **options)(QUERY)
     expected = torch.tensor(REFERENCE[name])[QUERY.where]
     assert (found[:, MASK] == -torch.inf).all()
-    assert (found - expected)[:, KNOWN].abs().max() < 1e-5
+    # Both are rounded in float32, by up to 1e-5 each, and the reference by the processor that made it.
+    assert (found - expected)[:, KNOWN].abs().max() < 2e-5
     assert expected[:, KNOWN].std() > 0.5  # not a comparison of zeros
 
 
