@@ -53,7 +53,11 @@ def test_infill_keeps_the_text_around_the_gap(folder):
 
 
 def test_chat_remembers_and_obeys(folder):
-    said = "1+1=\n/gamma 0.5\n/gamma lots\n/rule topk:k=4\n/nothing\n2+2=\n/reset\n/quit\nnever read\n"
+    said = (
+        "1+1=\n"
+        + "1+" * 200
+        + "1=\n/gamma 0.5\n/gamma lots\n/rule topk:k=4\n/nothing\n2+2=\n/reset\n/quit\nnever read\n"
+    )
     command = [sys.executable, "-m", "unmask", "chat", str(folder), "--max-new-tokens", "4"]
     result = subprocess.run(command, input=said, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -61,6 +65,7 @@ def test_chat_remembers_and_obeys(folder):
     assert "/gamma takes a number of nats, got 'lots'" in result.stdout
     assert "topk:k=4" in result.stdout
     assert "unknown command /nothing" in result.stdout
+    assert "more than the" in result.stdout  # a line that does not fit is refused, and the chat goes on
     assert result.stdout.count("evaluations") == 2
 
 

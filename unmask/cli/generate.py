@@ -187,11 +187,16 @@ def chat(
                 common.out.print(f"[yellow]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
             continue
         history.append({"role": "user", "content": line})
-        forgotten = fit(network, history, canvas_length)
-        if forgotten:
-            common.out.print(f"[dim]({forgotten} earlier messages no longer fit)[/]", highlight=False)
         options = {"temperature": temperature, "seed": seed, "block_length": block_length}
-        answer = _live(network, history, named, canvas_length, options)
+        try:
+            forgotten = fit(network, history, canvas_length)
+            if forgotten:
+                common.out.print(f"[dim]({forgotten} earlier messages no longer fit)[/]", highlight=False)
+            answer = _live(network, history, named, canvas_length, options)
+        except ValueError as error:  # a line that does not fit, for one; the next one may
+            history.pop()
+            common.out.print(f"[yellow]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
+            continue
         history.append({"role": "assistant", "content": answer.text})
         note = f"{answer.nfe} evaluations, {answer.new_tokens} tokens, {answer.seconds:.2f} s, {answer.finish_reason}"
         common.out.print(Text(answer.text))
