@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import operator
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import TypeVar
@@ -111,15 +112,19 @@ def _label(part: int | bytes | str | Iterable[int]) -> bytes:
     return len(blob).to_bytes(8, "little") + blob
 
 
-def prompt_streams(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
-    """Returns `derive(seed, tokens, copy)` for every prompt."""
-    copies: dict[tuple[int, ...], int] = {}
+def prompt_streams(prompts: Iterable[Sequence[int]], seed: int) -> list[int]:
+    """Returns `derive(seed, tokens, copy)` for every prompt, `copy` the number of equal prompts before it.
+
+    Prompts are told apart by the stream of their first copy, so that those of an iterator need not be kept.
+    """
+    copies: Counter[int] = Counter()
     streams = []
     for prompt in prompts:
         key = tuple(prompt)
-        copy = copies.get(key, 0)
-        copies[key] = copy + 1
-        streams.append(derive(seed, key, copy))
+        first = derive(seed, key, 0)
+        copy = copies[first]
+        copies[first] += 1
+        streams.append(derive(seed, key, copy) if copy else first)
     return streams
 
 

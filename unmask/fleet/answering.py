@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ..draws.streams import derive
+from ..draws.streams import prompt_streams
 from ..errors import AdapterError
 from ..evaluation.study import fingerprint
 from ..language import LanguageModel
@@ -93,20 +92,17 @@ class Answering:
         Raises:
             ValueError: If a setting is out of range, or a prompt cannot be encoded or is too long.
         """
+        return prompt_streams(self._encoded(model, prompts), seed)
+
+    def _encoded(self, model: LanguageModel, prompts: Sequence[Any]) -> Iterator[tuple[int, ...]]:
+        """The token ids of every prompt."""
         ask = asked_generate if self.kind == "generate" else asked_infill
-        copies: Counter[int] = Counter()
-        streams = []
         for start in range(0, len(prompts), _CHUNK):
             try:
                 asked = ask(model, prompts[start : start + _CHUNK], **self.settings)
             except ValueError as error:
                 raise ValueError(f"{error} (prompt 0 being number {start} of all)" if start else str(error)) from None
-            for one in asked:
-                first = derive(seed, one.prompt.tokens, 0)
-                copy = copies[first]
-                copies[first] += 1
-                streams.append(derive(seed, one.prompt.tokens, copy) if copy else first)
-        return streams
+            yield from (one.prompt.tokens for one in asked)
 
 
 def _row(number: int, answer: Row) -> Row:

@@ -8,6 +8,7 @@ the entropy and the dependence on the positions admitted before, as a `Profile` 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -98,29 +99,12 @@ class DependenceBound:
 
     def admit(self, ranked: View) -> tuple[Bool[Tensor, "batch length"], Float[Tensor, "batch memory"]]:
         gamma, commitment = ranked.memory[:, :1], ranked.memory[:, 1:]
-        entropy = ranked.entropy.double()
-        rank = torch.arange(entropy.shape[1], device=entropy.device)
         sure = ranked.doubt.double() <= commitment
-        pairs = self.pairs(ranked)
-        # Between two admissions no price changes, so the next to be admitted is the first in the ranking that fits:
-        # as many turns as positions are admitted, instead of one per position.
-        last = torch.zeros_like(ranked.position[:, :1])
-        live = ranked.candidate[:, :1]
-        admitted = ranked.candidate & (rank == 0)
-        spent = torch.zeros_like(entropy[:, :1])
-        summed, top = spent, entropy[:, :1]
-        while bool(live.any()):
-            price = torch.minimum(entropy, pairs.admit(last))
-            # The entropy bound grows by the smaller of the new entropy and the largest before (see `entropy_bound`).
-            bound = summed + torch.minimum(entropy, top)
-            fits = ((spent + price <= gamma) & sure) | (bound <= gamma)
-            fits &= ranked.candidate & (rank > last) & live
-            live = fits.any(-1, keepdim=True)
-            last = torch.where(live, fits.to(torch.uint8).argmax(-1, keepdim=True), last)
-            spent = torch.where(live, spent + price.gather(1, last), spent)
-            summed = torch.where(live, bound.gather(1, last), summed)
-            top = torch.where(live, torch.maximum(top, entropy.gather(1, last)), top)
-            admitted |= live & (rank == last)
+
+        def fits(charged: Tensor, bound: Tensor, whole: Tensor) -> Tensor:
+            return ((charged <= gamma) & sure) | (bound <= gamma)
+
+        admitted = charged_admissions(ranked.entropy.double(), ranked.candidate, self.pairs(ranked), fits)
         return admitted, ranked.memory
 
     def pairs(self, view: View) -> Pairs:
@@ -147,6 +131,45 @@ class DependenceBound:
 
         settings = f"gamma={shown(self.gamma)}, aggregate={self.aggregate!r}, commitment={shown(self.commitment)}"
         return f"DependenceBound({settings})"
+
+
+def charged_admissions(
+    uncertainty: Float[Tensor, "batch length"],
+    candidate: Bool[Tensor, "batch length"],
+    pairs: Pairs,
+    fits: Callable[[Tensor, Tensor, Tensor], Tensor],
+) -> Bool[Tensor, "batch length"]:
+    """Goes through candidates in their ranking and admits each that fits with those admitted before it.
+
+    Args:
+        uncertainty: The most that a candidate can lose: its entropy, or a doubt. It limits its price.
+        candidate: Which there are; the first of them is always admitted.
+        pairs: The dependence of every candidate on those admitted.
+        fits: Says of each candidate whether it may be admitted, from three sums over those admitted and itself, each
+            `[batch, length]`: of their prices `min(uncertainty, dependence)`; of all uncertainties but the largest;
+            and of all uncertainties.
+    """
+    # Between two admissions no price changes, so the next to be admitted is the first in the ranking that fits: as many
+    # turns as positions are admitted, instead of one per position.
+    rank = torch.arange(uncertainty.shape[1], device=uncertainty.device)
+    live, last = candidate.any(-1, keepdim=True), candidate.to(torch.uint8).argmax(-1, keepdim=True)
+    admitted = live & (rank == last)
+    top = whole = uncertainty.gather(1, last)
+    spent = summed = torch.zeros_like(top)
+    while bool(live.any()):
+        charged = spent + torch.minimum(uncertainty, pairs.admit(last))
+        # The entropy bound grows by the smaller of the new entropy and the largest before (see `entropy_bound`).
+        bound, all_of_it = summed + torch.minimum(uncertainty, top), whole + uncertainty
+        able = fits(charged, bound, all_of_it) & candidate & (rank > last) & live
+        live = able.any(-1, keepdim=True)
+        last = torch.where(live, able.to(torch.uint8).argmax(-1, keepdim=True), last)
+        spent, summed, whole = (
+            torch.where(live, new.gather(1, last), old)
+            for new, old in ((charged, spent), (bound, summed), (all_of_it, whole))
+        )
+        top = torch.where(live, torch.maximum(top, uncertainty.gather(1, last)), top)
+        admitted |= live & (rank == last)
+    return admitted
 
 
 @runtime_checkable

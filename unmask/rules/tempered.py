@@ -56,7 +56,7 @@ from torch import Tensor
 
 from ..sampling.view import View
 from .budget import check_gamma, no_memory, probability
-from .dependence import DependenceBound, Pairs
+from .dependence import DependenceBound, charged_admissions
 from .profile import Profile
 
 
@@ -157,7 +157,11 @@ class TemperedBound:
     ) -> Bool[Tensor, "batch length"]:
         """Returns which of the positions that fit are within γ together."""
         if self._pairs is not None:
-            return self._priced(doubt, fits, Pairs(self._pairs, ranked))
+
+            def able(charged: Tensor, bound: Tensor, whole: Tensor) -> Tensor:
+                return torch.minimum(charged, bound) <= self.gamma + self.share * whole
+
+            return charged_admissions(doubt, fits, self._pairs.pairs(ranked), able)
         doubt = doubt.masked_fill(~fits, 0.0)
         # Σa - max a is a sum of the smaller of each doubt and the largest before it: exact where subtracting a maximum
         # would round.
@@ -165,26 +169,3 @@ class TemperedBound:
         bound = torch.cat([torch.zeros_like(doubt[:, :1]), smaller.cumsum(-1)], -1)
         within = fits & (bound <= self.gamma + self.share * doubt.cumsum(-1))
         return fits & (within.flip(-1).cumsum(-1).flip(-1) > 0)  # the longest prefix, though shorter ones may not fit
-
-    def _priced(
-        self, doubt: Float[Tensor, "batch length"], fits: Bool[Tensor, "batch length"], pairs: Pairs
-    ) -> Bool[Tensor, "batch length"]:
-        """Goes through the positions that fit and takes each that keeps within γ by its dependence on those taken."""
-        rank = torch.arange(doubt.shape[1], device=doubt.device)
-        live, last = fits.any(-1, keepdim=True), fits.to(torch.uint8).argmax(-1, keepdim=True)
-        taken = live & (rank == last)
-        top = whole = doubt.gather(1, last)
-        spent = summed = torch.zeros_like(top)
-        while bool(live.any()):
-            price = torch.minimum(doubt, pairs.admit(last))
-            bound = summed + torch.minimum(doubt, top)
-            able = torch.minimum(spent + price, bound) <= self.gamma + self.share * (whole + doubt)
-            able &= fits & (rank > last) & live
-            live = able.any(-1, keepdim=True)
-            last = torch.where(live, able.to(torch.uint8).argmax(-1, keepdim=True), last)
-            spent = torch.where(live, spent + price.gather(1, last), spent)
-            summed = torch.where(live, bound.gather(1, last), summed)
-            new = doubt.gather(1, last)
-            top, whole = torch.where(live, torch.maximum(top, new), top), torch.where(live, whole + new, whole)
-            taken |= live & (rank == last)
-        return taken
