@@ -1,13 +1,14 @@
 """Every rule at its best setting on every task, and `auto` beside them; for docs/results.md.
 
     python -m benchmarks.rules measure ROW [ROW ...]   # ROW: one of the rows below, or all; resumes
+    python -m benchmarks.rules ending                  # what ending a sequence early saves and loses, on validation
     python -m benchmarks.rules render                  # the tables again, from the saved figures
 
 A row is a task, a model and a temperature. Settings are chosen on validation prompts: of each rule the last one, from
 the gentlest on, that is within the tolerance of one at a time with 95 % confidence (`unmask.evaluation.tuning`). They
 are reported on test prompts, `auto` with its default loss and no choice at all. Differences are paired. Seconds are
 those of the sampling, a batch at a time, and depend on the machine. Every batch is kept in runs/results/, so an
-interrupted measurement goes on. Figures go to docs/results/rules.json.
+interrupted measurement goes on. Figures go to docs/results/rules.json, those of `ending` to auto-ending.json beside it.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from unmask.rules.ranked import Rule
 from unmask.rules.usual import COMMITMENT, default_rule, suited
 from unmask.tasks.named import named_task
 
+from . import working
 from .pages import fill
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "docs" / "results" / "rules.json"
+ENDING_RESULTS = ROOT / "docs" / "results" / "auto-ending.json"
 PAGE = ROOT / "docs" / "results.md"
 TOP1, EB = "top1-entropy", "entropy-bound"
 CODE = ("sampling/*.py", "draws/*.py", "rules/ranked.py", "rules/order.py", "rules/budget.py", "tasks/*.py")
@@ -108,6 +111,13 @@ ROWS = {
     "music-1": Row("harmonising a chorale", "music", "music", 1.0, {}, 20, 40, 0.05),
 }
 """Free text has no score of its own: it is in the tables of `benchmarks.free_text`."""
+
+
+ENDINGS = (0.0, 0.03, 0.1, 0.3, 1.0)
+"""The doubts with which `ending` tries to end a sequence; `auto` takes the third at temperature 0."""
+
+ENDING_ROWS = ("sudoku-0", "loops-0", "sums-0")
+CANVAS_PROBLEMS = 300
 
 
 class Bench:
@@ -250,6 +260,50 @@ def summary(reports: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def ending() -> list[dict[str, Any]]:
+    """A tempered bound at argmax that ends sequences with more and more doubt, on validation prompts.
+
+    The last of the tasks is the model with working on a whole canvas whose ends are free, where responses are counted.
+    """
+    rules = [f"tempered-bound:gamma=0,epsilon=0.01,ending={one:g},proxy=confidence" for one in ENDINGS]
+    rows = []
+    for name in ENDING_ROWS:
+        bench = Bench(name)
+        base = bench.run("validation", bench.rule(TOP1))
+        found = [
+            figures(str(one), rule, bench.run("validation", rule), base)
+            for one, rule in zip(ENDINGS, map(bench.rule, rules), strict=True)
+        ]
+        rows.append({"task": bench.row.title, "prompts": len(base.nfe[0]), "rows": found})
+    asked = working.Asked(working.MODEL, "validation", CANVAS_PROBLEMS)
+    mode = working.CANVAS + working.FREE
+    base_row = asked.row(TOP1, mode)
+    found = []
+    for one, text in zip(ENDINGS, rules, strict=True):
+        told = working.summary(asked.row(text, mode), base_row)
+        found.append(
+            {
+                "label": str(one),
+                "fewer": told["ratio"],
+                "difference": told["difference"][0],
+                "difference_ci95": told["difference"][1],
+            }
+        )
+    return [*rows, {"task": "problems with working, free ends", "prompts": CANVAS_PROBLEMS, "rows": found}]
+
+
+def ending_table(reports: list[dict[str, Any]]) -> str:
+    """What each ending saves and loses, task by task."""
+    lines = [
+        "| doubts at the end | " + " | ".join(f"{one['task']}, {one['prompts']}" for one in reports) + " |",
+        "|---|" + "---|" * len(reports),
+    ]
+    for number, value in enumerate(ENDINGS):
+        cells = [f"{one['rows'][number]['fewer']:.1f} ×, {points(one['rows'][number])}" for one in reports]
+        lines.append(f"| {value:g} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def points(row: dict[str, Any]) -> str:
     """A difference in points."""
     return f"{100 * row['difference']:+.1f} ± {100 * row['difference_ci95']:.1f}"
@@ -282,6 +336,7 @@ def render() -> None:
     reports = json.loads(RESULTS.read_text(encoding="utf-8"))
     ordered = {name: reports[name] for name in ROWS if name in reports}
     fill(PAGE, {"auto": summary(ordered), "rules": "\n\n".join(table(report) for report in ordered.values())})
+    fill(PAGE, {"auto-ending": ending_table(json.loads(ENDING_RESULTS.read_text(encoding="utf-8")))})
 
 
 def main() -> None:
@@ -289,10 +344,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
     commands.add_parser("measure").add_argument("rows", nargs="+", choices=[*ROWS, "all"])
+    commands.add_parser("ending")
     commands.add_parser("render")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for name in () if given.what == "render" else ROWS if "all" in given.rows else given.rows:
+    if given.what == "ending":
+        ENDING_RESULTS.write_text(json.dumps(ending(), indent=1) + "\n", encoding="utf-8")
+    for name in () if given.what != "measure" else ROWS if "all" in given.rows else given.rows:
         report = measure(name)
         saved = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
         RESULTS.write_text(json.dumps({**saved, name: report}, indent=1) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -63,11 +64,13 @@ def networks(tmp_path_factory):
     """Tiny models, and the same with attention blocks of one position."""
 
     def made(layout: str) -> tuple[LanguageModel, LanguageModel]:
+        own: Any
+        single: Any
         own, single = (
             unmask.load(write_block_model(tmp_path_factory.mktemp(layout), layout), **OPTIONS.get(layout, {})).network
             for _ in range(2)
         )
-        setattr(single, "block_causal", 1)  # noqa: B010
+        single.block_causal = 1
         whole, parts = (LanguageModel(one, VOCAB, MASK, end_ids=(), max_length=64) for one in (own, single))
         return whole, parts
 

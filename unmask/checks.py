@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def whole(name: str, value: object, least: int = 1, most: int | None = None) -> int:
     """Returns an argument that must be a whole number; `True`, `2.0` and `"2"` are none.
@@ -36,3 +39,25 @@ def key_values(text: str) -> dict[str, str]:
             raise ValueError(f"{key} is given twice, as {settings[key]} and as {value}")
         settings[key] = value
     return settings
+
+
+@contextmanager
+def needs_extra(extra: str, what: str) -> Iterator[None]:
+    """Names the extra to install if something that is imported within a `with` block is not there.
+
+    Args:
+        extra: The extra that brings it.
+        what: What needs it, as the message calls it.
+
+    Raises:
+        ImportError: If a package is missing.
+    """
+    try:
+        yield
+    except ImportError as error:
+        if error.name is None or error.name.partition(".")[0] == "unmask":
+            raise
+        raise ImportError(
+            f"{what} needs the extra {extra} ({error.name} is missing): pip install 'unmask[{extra}]', or '.[{extra}]'"
+            " in a clone"
+        ) from None

@@ -87,9 +87,9 @@ def progress(quiet: bool = False) -> Progress | ProgressLines:
 
 
 def table(first: str, *columns: str) -> Table:
-    """A plain table: the first column is text, the others are numbers."""
+    """A plain table: the first column is text, the others are numbers. In a narrow terminal the text is folded."""
     plain = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
-    plain.add_column(first, no_wrap=True)
+    plain.add_column(first, overflow="fold")
     for name in columns:
         plain.add_column(name, justify="right")
     return plain

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, fields
+from typing import Annotated, Any
 
 import typer
 
@@ -39,18 +39,30 @@ class EngineOptions:
             ValueError: If there is no such engine, or options are given that go with one.
             ImportError: If the extra `ray` is not installed.
         """
+        check_engine(self, "this process")
         if self.engine is None:
-            own = {name: getattr(self, name) for name in ("workers", "worker_cpus", "worker_gpus", "address")}
-            given = [f"--{name.replace('_', '-')}" for name, value in own.items() if value is not None]
-            if given:
-                raise ValueError(f"{given[0]} goes with --engine ray")
             return None
-        if self.engine not in ENGINES:
-            raise ValueError(f"unknown engine {self.engine!r}; there is ray, and without --engine this process")
         from ..fleet.cluster import Cluster
         from ..fleet.over_ray import OverRay
 
         return OverRay(Cluster(self.address, self.workers, self.worker_cpus or 1, self.worker_gpus or 0.0))
+
+
+def check_engine(options: Any, otherwise: str) -> None:
+    """Checks a dataclass of options, one of which is the engine.
+
+    Args:
+        options: The options.
+        otherwise: What does the work without an engine.
+
+    Raises:
+        ValueError: If there is no such engine, or options are given that go with one.
+    """
+    if options.engine not in (None, *ENGINES):
+        raise ValueError(f"unknown engine {options.engine!r}; there is ray, and without --engine {otherwise}")
+    given = [one.name for one in fields(options) if one.name != "engine" and getattr(options, one.name) is not None]
+    if options.engine is None and given:
+        raise ValueError(f"--{given[0].replace('_', '-')} goes with --engine ray")
 
 
 HERE = EngineOptions()

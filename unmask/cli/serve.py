@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..checks import needs_extra
 from ..files.writing import check_outputs, write_output
 from ..folders import EMBEDDED
 from . import common
+from .engines import check_engine
 from .groups import NEWEST, FromHub
 from .loading import ON_CPU, Loading
 
@@ -49,14 +51,6 @@ class OnRay:
     write_config: Annotated[
         Path | None, typer.Option(help="With --engine ray: write this file for `serve deploy`, and serve nothing.")
     ] = None
-
-    def check(self) -> None:
-        """Raises `ValueError` if there is no such engine, or options are given that go with one."""
-        if self.engine not in (None, "ray"):
-            raise ValueError(f"unknown engine {self.engine!r}; there is ray, and without --engine one server here")
-        given = [f"--{one.name.replace('_', '-')}" for one in fields(self) if getattr(self, one.name) is not None]
-        if self.engine is None and given:
-            raise ValueError(f"{given[0]} goes with --engine ray")
 
 
 ONE = OnRay()
@@ -96,7 +90,7 @@ def serve(
     If UNMASK_API_KEY is set in the environment, requests must send that key. The log is JSON on standard error. With
     --engine ray, replicas of the server run behind the proxy of Ray Serve, on this machine or a cluster.
     """
-    on_ray.check()
+    check_engine(on_ray, "one server here")
     if workers != 1:
         raise ValueError(
             f"--workers {workers}: one engine owns a device, and its requests share forward passes, which several"
@@ -105,16 +99,12 @@ def serve(
     if cache not in (None, *CACHES):
         raise ValueError(f"the cache of a server is one of {', '.join(CACHES)}, got {cache!r}")
     memory = None if cache_memory is None else _bytes(cache_memory)
-    try:
+    with needs_extra("serve", "unmask serve"):
         from ..serving.app import create_app
         from ..serving.guard import LOCAL
         from ..serving.limits import Limits
         from ..serving.run import is_local, log_json, run
         from ..serving.served import SHIPPED, serve_models
-    except ImportError as error:
-        raise ImportError(
-            f"unmask serve needs the extra serve ({error.name} is missing): pip install 'unmask[serve]'"
-        ) from None
     names = [hub.pinned(name) for name in models or SHIPPED]
     local, key = is_local(host), os.environ.get(KEY) or None
     if not local and key is None:

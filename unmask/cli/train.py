@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from ..checks import needs_extra
 from . import common
 
 
@@ -65,8 +67,10 @@ def _sudoku(out: Path | None, given: dict[str, Any], resume: bool, save_every: i
 
 
 def _configured(path: Path, out: Path | None, given: dict[str, Any], resume: bool) -> tuple[Path, int]:
-    from ..training.config import read_config
+    with needs_extra("train", "training from a configuration"):
+        from ..training.config import read_config
 
+        importlib.import_module("accelerate")  # the library asks for it only when training begins, and names no extra
     config = read_config(path, **given, out=None if out is None else str(out))
     from ..training.run import train as run
 

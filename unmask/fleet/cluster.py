@@ -10,15 +10,12 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-try:
+from ..checks import needs_extra
+from ..errors import UnmaskError
+
+with needs_extra("ray", "--engine ray"):
     import ray
     from ray.exceptions import RayError
-except ImportError as error:
-    raise ImportError(
-        f"--engine ray needs the extra ray ({error.name} is missing): pip install 'unmask[ray]'"
-    ) from None
-
-from ..errors import UnmaskError
 
 _SPARE = 2
 """Slots of a cluster that is started here beyond those of the workers: they hold theirs to the end, and whatever else

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..checks import needs_extra
 from ..denoiser import NetworkDenoiser
 from ..folders import model_folder
 
@@ -80,7 +81,8 @@ def _load(
     from .networks.checkpoint import load_checkpoint, of_transformers, read_checkpoint
 
     if not coconet.is_coconet(folder) and of_transformers(folder):
-        from ..language.loading import load_language
+        with needs_extra("train", f"{folder.name}, a model of the Transformers library,"):
+            from ..language.loading import load_language
 
         return load_language(folder, device, dtype, shift, block_causal, options, mask_id, smoothing)
     ours = {"shift": shift, "block_causal": block_causal, "mask_id": mask_id, "smoothing": smoothing}

@@ -19,8 +19,8 @@ A token that is drawn is wrong with just this chance, where the argmax is wrong 
 ENDING = (10.0, 3.0)
 """The doubts with which a sequence is ended, as a multiple of the loss: at temperature 0, and at 1.
 
-At temperature 0, 100 takes a tenth fewer evaluations on Sudoku, but loses 9 points of the answers of `working` on a
-canvas with free ends, and 5 ± 5 on mazes with several paths (validation prompts); 10 loses nothing there.
+At temperature 0, 100 would take fewer evaluations on Sudoku, and lose answers elsewhere (`python -m benchmarks.rules
+ending`).
 """
 
 OPEN = 0.05

@@ -19,9 +19,6 @@ MAY_CHANGE = frozenset({"out", "threads", "save_every", "log_every", "evaluation
 """Settings that do not change the trained network, and so may differ when a run is resumed."""
 
 
-_KINDS = ("transformer", "masked_lm", "llada")
-
-
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -131,6 +128,14 @@ class LLaDAConfig(_Strict):
     def sizes(self) -> dict[str, Any]:
         """The sizes by LLaDA's names."""
         return self.model_dump(exclude={"kind", "start"})
+
+
+_NETWORKS: dict[str, type[BaseModel]] = {
+    "transformer": NetworkConfig,
+    "masked_lm": MaskedLMConfig,
+    "llada": LLaDAConfig,
+}
+"""The kinds of network, by the word that the place of an error has for them."""
 
 
 class EvaluationConfig(_Strict):
@@ -305,7 +310,18 @@ def parse_config(given: dict[str, Any], name: str) -> TrainConfig:
     except ValidationError as error:
         problems = []
         for problem in error.errors():
-            key = ".".join(str(part) for part in problem["loc"] if part not in _KINDS)
+            key = ".".join(str(part) for part in problem["loc"] if part not in _NETWORKS)
             shown = "" if problem["type"] in ("missing", "value_error") else f", got {problem['input']!r}"
+            if problem["type"] == "extra_forbidden":
+                shown += f"; there are {', '.join(_keys_beside(problem['loc']))}"
             problems.append(f"{key}: {problem['msg'].removeprefix('Value error, ')}{shown}".removeprefix(": "))
         raise ValueError(f"{name}: " + "; ".join(problems)) from None
+
+
+def _keys_beside(place: tuple[int | str, ...]) -> list[str]:
+    """The keys that there are where an unknown one stands, as the place of an error says it."""
+    kind: type[BaseModel] = TrainConfig
+    for part in place[:-1]:
+        inner = _NETWORKS.get(str(part)) or kind.model_fields[str(part)].annotation
+        kind = inner if isinstance(inner, type) and issubclass(inner, BaseModel) else kind
+    return sorted(kind.model_fields)
