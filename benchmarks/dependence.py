@@ -55,7 +55,7 @@ from unmask.rules import Dilated, Groups, HighEntropy, IndependenceTest
 from unmask.rules.order import Order
 from unmask.rules.profile import Line, Profile
 
-from .frontier import evaluations_for, hull
+from .frontier_page import evaluations_for, hull
 from .pages import fill
 
 ROOT = Path(__file__).parent.parent
