@@ -13,7 +13,7 @@ time to the candidates that are left, and their tokens are drawn from those marg
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -242,7 +242,8 @@ def _merge(
 ) -> tuple[View, Int[Tensor, "rows length"]]:
     """The rows of the later one where it went on."""
     columns = {}
-    for name, values in vars(now[0]).items():
+    for name in (column.name for column in fields(View)):
+        values = getattr(now[0], name)
         if values is not None:
             columns[name] = torch.where(here.unsqueeze(-1), values, getattr(before[0], name))
     return replace(now[0], **columns), torch.where(here.unsqueeze(-1), now[1], before[1])
