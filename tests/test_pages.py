@@ -20,7 +20,7 @@ from benchmarks import (
     families,
     fleet,
     free_text,
-    frontier,
+    frontier_page,
     headline,
     high_order,
     infilling,
@@ -68,7 +68,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
         dependence,
         fleet,
         free_text,
-        frontier,
+        frontier_page,
         headline,
         infilling,
         numerics,
@@ -91,7 +91,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     for module in (conditional, dependence, fleet, infilling, performance, results, rules, serving):
         module.render()
     conversation.render(figures("conversation"))
-    frontier.write_page(figures("frontier"))
+    frontier_page.write_page(figures("frontier"))
     numerics.write_page(figures("numerics"))
     fill(copies["families.md"], {"families-blocks": families.table(figures("families-blocks"))})
     peers.write_page(figures("peers"))
