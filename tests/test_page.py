@@ -306,18 +306,18 @@ def test_a_digit_that_is_twice_is_said(visit: Visit):
 
 def test_what_the_server_refuses_is_shown_at_the_field(visit: Visit):
     page = visit.page
-    page.fill("#setting-gamma", "-1")
+    page.fill("#setting-loss", "-1")
     page.click("#run")
     page.wait_for_selector("#error:visible")
-    assert "gamma" in page.inner_text("#error")
-    assert page.locator("#setting-gamma").evaluate("field => document.activeElement === field")
-    assert page.get_attribute("#setting-gamma", "aria-invalid") == "true"
+    assert "loss" in page.inner_text("#error")
+    assert page.locator("#setting-loss").evaluate("field => document.activeElement === field")
+    assert page.get_attribute("#setting-loss", "aria-invalid") == "true"
     assert visit.wrong  # the browser notes the status on its console
     visit.wrong.clear()
-    page.fill("#setting-gamma", "0.1")
+    page.fill("#setting-loss", "0.01")
     assert "fewer" in visit.run()
     assert not page.is_visible("#error")
-    assert page.get_attribute("#setting-gamma", "aria-invalid") is None
+    assert page.get_attribute("#setting-loss", "aria-invalid") is None
 
 
 def test_a_server_that_is_gone_is_said(visit: Visit):
@@ -376,10 +376,10 @@ def test_a_run_is_stopped(visit: Visit):
 
 def test_a_refused_setting_is_shown_on_a_phone_too(browser: Any, address: str):
     visit = Visit(browser, address, PHONE)
-    visit.setting("#setting-gamma", "-1")
+    visit.setting("#setting-loss", "-1")
     visit.page.click("#how summary")
     visit.page.click("#run")
-    visit.page.wait_for_selector("#setting-gamma:focus")
+    visit.page.wait_for_selector("#setting-loss:focus")
     visit.wrong.clear()
     visit.close()
 
@@ -433,7 +433,7 @@ def test_every_control_is_reached_in_the_order_of_the_page_and_shows_the_focus(v
         assert found[1], f"the focus of {found[0]} is not to be seen"
         reached.append(found[0])
         page.keyboard.press("Tab")
-    order = ["skip", "theme", "model", "examples", "prompt", "mask-size", "run", "summary", "rule", "setting-gamma"]
+    order = ["skip", "theme", "model", "examples", "prompt", "mask-size", "run", "summary", "rule", "setting-loss"]
     order += ["temperature", "seed", "new-seed", "length", "block", "chat", "compare", "colour"]
     order += ["quiet copy", "canvas", "back", "play", "slider", "speed"]
     assert [name for name in reached if name in order and reached.count(name) == 1] == [
@@ -509,7 +509,7 @@ def test_axe_finds_nothing(browser: Any, address: str, scheme: str, size: tuple[
         for colour in ("evaluation", "entropy", "probability"):
             visit.page.check(f"[name=colour][value={colour}]", force=True)
             check()
-    visit.setting("#setting-gamma", "-1")
+    visit.setting("#setting-loss", "-1")
     visit.page.click("#run")
     visit.page.wait_for_selector("#error:visible")
     check()

@@ -204,6 +204,18 @@ def test_a_sudoku_is_solved(server):
     assert sorted(end["text"][:9]) == list("123456789")
 
 
+def test_a_request_that_names_no_rule_gets_the_default_and_is_told_what_it_may_lose(server):
+    start, *_, end = server.events({"model": "chat", "prompt": "12+35=", "temperature": 0, "max_tokens": 4})
+    usual = unmask.default_rule("chat", 0.0)
+    assert (start["rule"], start["says"]) == (str(usual), usual.says)
+    whole = server.json("/v1/completions", {"prompt": "12+35=", "temperature": 0, "max_tokens": 4})
+    assert whole["choices"][0]["text"] == end["text"]
+    assert whole["usage"]["unmask"]["rule"] == str(usual)
+    named = server.json("/v1/completions", {"prompt": "12+35=", "settings": {"gamma": 0.2}})["usage"]["unmask"]
+    assert named["rule"].startswith("entropy-bound:gamma=0.2")
+    assert "says" not in named
+
+
 def test_a_model_says_of_what_its_texts_are(models):
     reactions = Served("rxnmapper", unmask.load("rxnmapper"), "rxnmapper")
     assert [one.about()["kind"] for one in (*models, reactions)] == ["text", "sudoku", "reactions"]
@@ -254,6 +266,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rule": "entropy-bound:gamma=x"}, "rule"),
     ({"rule": "speculative:draft=1000000"}, "rule"),
     ({"rule": "dependence-bound:gamma=0.1,profile=/etc"}, "rule"),
+    ({"settings": {"name": "topk"}}, "settings"),
+    ({"settings": {"gammas": {}}}, "settings"),
     ({"rule": "upstream-gate:budget=dependence-bound:gamma=1+profile=/etc"}, "rule"),
     ({"settings": {"k": 2}}, "settings"),
     ({"block_length": 3, "max_tokens": 8}, "block_length"),
@@ -369,6 +383,9 @@ def test_upkeep(server):
     assert server.json("/readyz") == {"status": "ready"}
     rules = server.json("/v1/rules")["data"]
     assert [one["name"] for one in rules] == list(FAMILIES)
+    own = {one["name"]: [key for key, setting in one["settings"].items() if setting["own"]] for one in rules}
+    assert own["auto"] == own["tempered-bound"] == ["temperature", "profile"]
+    assert own["entropy-bound"] == []
     status, headers, page = server.ask("/")
     assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
     assert "default-src 'self'" in headers["content-security-policy"]

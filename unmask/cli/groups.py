@@ -17,7 +17,7 @@ from ..folders import EMBEDDED
 from ..hub import HubName
 from ..rules.named import FAMILIES, NamedRule
 from ..rules.profile import Profile
-from ..rules.usual import GAMMA, GAMMAS, usual_rule
+from ..rules.usual import CONFIGURED, GAMMA, GAMMAS, UNNAMED, name_or_usual, usual_rule
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -54,13 +54,6 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 def _option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     empty = inspect.Parameter.empty if default is dataclasses.MISSING else default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=empty)
-
-
-UNNAMED = "auto"
-"""The rule where neither a name nor a setting is given."""
-
-CONFIGURED = "entropy-bound"
-"""The rule that settings are of where no name is given."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +103,7 @@ class RuleOptions:
     @property
     def name(self) -> str:
         """The name of the rule; where none is given that of the default, or of the rule that settings alone are of."""
-        return self.rule or (CONFIGURED if self.settings() else UNNAMED)
+        return name_or_usual(self.rule, self.settings())
 
 
 USUAL = RuleOptions()

@@ -154,8 +154,7 @@ def _tell(report: dict[str, Any], json: bool) -> None:
 
 def _show(completions: list[Completion], named: NamedRule, json: bool) -> None:
     if json:
-        told = {"rule": str(named)} | ({"says": named.says} if named.says else {})
-        common.print_json([{**one.as_json(), **told} for one in completions])
+        common.print_json([{**one.as_json(), **named.as_json()} for one in completions])
         return
     for one in completions:
         common.out.print(Text(one.text))

@@ -426,6 +426,10 @@ class NamedRule:
         inner = ",".join(f"{key}={value}" for key, value in self.settings.items())
         return f"{self.name}:{inner}" if inner else self.name
 
+    def as_json(self) -> dict[str, str]:
+        """Returns what a report says of the rule: `rule`, its text, and `says`, unless that is empty."""
+        return {"rule": str(self)} | ({"says": self.says} if self.says else {})
+
 
 def brief(name: str, settings: Mapping[str, Any]) -> str:
     """Returns a rule's name with only those settings that differ from the family's defaults, for tables."""
@@ -437,7 +441,7 @@ def brief(name: str, settings: Mapping[str, Any]) -> str:
     return f"{name}:{inner}" if inner else name
 
 
-def named_rule(name: str, **settings: Any) -> NamedRule:
+def named_rule(name: str, /, **settings: Any) -> NamedRule:
     """Builds a rule from its name and settings; settings that are `None` count as not given.
 
     Args:

@@ -17,6 +17,12 @@ from .named import FAMILIES, NO_PROFILE, NamedRule, named_rule
 from .profile import Profile, load_profile
 from .ranked import Rule
 
+UNNAMED = "auto"
+"""The rule where neither a name nor a setting is given."""
+
+CONFIGURED = "entropy-bound"
+"""The rule that settings are of where no name is given."""
+
 GAMMA = 0.05
 """γ of `entropy-bound` where none is given, in nats; chosen on validation puzzles. The library itself has none."""
 
@@ -25,6 +31,16 @@ GAMMAS = {"entropy-bound": GAMMA, "dependence-bound": GAMMA}
 
 COMMITMENT = 0.1
 """The limit on `1 - max p` of `dependence-bound` at temperatures below 1, where none is given."""
+
+
+def name_or_usual(name: str | None, settings: Mapping[str, Any]) -> str:
+    """Returns the name of the rule that a user means who may have named none.
+
+    Args:
+        name: The name that was given, if any, perhaps with settings.
+        settings: The settings that were given beside it.
+    """
+    return name if name is not None else CONFIGURED if settings else UNNAMED
 
 
 def timed(rule: AnyRule, schedule: Schedule) -> AnyRule:
@@ -43,8 +59,8 @@ def usual_rule(
     name: str,
     own: str | Path | Profile | None = None,
     temperature: float = 1.0,
-    /,
     gammas: Mapping[str, float] = GAMMAS,
+    /,
     **settings: Any,
 ) -> NamedRule:
     """Builds the rule that a user names, with the usual settings where the user gives none.
@@ -122,4 +138,4 @@ def default_rule(model: str | Path | Profile | None = None, temperature: float =
     Raises:
         ValueError: If the loss is not in [0, 1], or the temperature negative.
     """
-    return usual_rule("auto", model, temperature, loss=loss)
+    return usual_rule(UNNAMED, model, temperature, loss=loss)

@@ -147,7 +147,7 @@ def _add_answers(app: FastAPI, served: Sequence[Served], engine: Engine, log_pro
             found = ask(model, body, served)
         else:
             found = await asyncio.to_thread(ask, model, body, served)
-        http.state.unmask.update(model=model.name, rule=found.rule, answers=len(found.asked))
+        http.state.unmask.update(model=model.name, rule=str(found.rule), answers=len(found.asked))
         if log_prompts:
             http.state.unmask["prompts"] = [asked.prompt.text for asked in found.asked]
         return model, found

@@ -13,6 +13,7 @@ from ..draws.streams import derive
 from ..language import LanguageModel
 from ..language.arguments import stop_strings
 from ..language.asked import Asked, Settings, asked_generate, asked_infill
+from ..rules.named import NamedRule
 from ..sampling.draw import Processor
 from ..sampling.processors import Chain, Choices, LogitBias
 from .bodies import Answer, ChatBody, Choice, CompletionBody, Draw, Message, UnmaskBody
@@ -29,14 +30,14 @@ class Wanted:
 
     Attributes:
         asked: The answers; those to the same prompt follow each other.
-        rule: The rule as text.
+        rule: The rule.
         seed: The seed, given or drawn at random.
         candidates: How many of the most probable tokens to report for each token.
         chosen: Whether each answer must be one of several given choices.
     """
 
     asked: Sequence[Asked]
-    rule: str
+    rule: NamedRule
     seed: int
     candidates: int = 0
     chosen: bool = False
@@ -117,7 +118,7 @@ def wanted_unmasking(served: Served, body: UnmaskBody, others: Sequence[Served])
         named, seed = rule_of(body, served, others), seed_of(body)
         with blaming("text"):
             asked = asked_infill(served.language, body.text, rule=named.rule, seed=seed, **_draw(body))
-        return Wanted(asked, str(named), seed)
+        return Wanted(asked, named, seed)
     prompt = body.prompt if body.messages is None else _chat(body.messages)
     return _continued(served, body, [prompt], others, given[0], 0)
 
@@ -170,7 +171,7 @@ def _continued(
         raise Refused(f"the token id {largest} is outside the vocabulary 0..{model.vocab_size - 1}", param)
     if choice is not None:
         asked = [_choosing(one, choices) for one in asked]
-    return Wanted(asked, str(named), seed, candidates, choice is not None)
+    return Wanted(asked, named, seed, candidates, choice is not None)
 
 
 def _choices(model: LanguageModel, choice: Choice, most: int) -> tuple[tuple[int, ...], ...]:
@@ -229,7 +230,7 @@ def _filled(served: Served, body: CompletionBody, others: Sequence[Served]) -> W
             whole_text=body.suffix is None,
             **_draw(body),
         )
-    return Wanted(asked, str(named), seed, body.logprobs or 0)
+    return Wanted(asked, named, seed, body.logprobs or 0)
 
 
 def _puzzle(served: Served, body: UnmaskBody, others: Sequence[Served]) -> Wanted:
@@ -245,4 +246,4 @@ def _puzzle(served: Served, body: UnmaskBody, others: Sequence[Served]) -> Wante
         assert body.text is not None
         settings = Settings(rule=named.rule, forbidden=(0,), whole=True, **draw)
         asked = served.puzzle(body.text, 0, settings)
-    return Wanted([replace(asked, stream=derive(seed, asked.row, 0))], str(named), seed)
+    return Wanted([replace(asked, stream=derive(seed, asked.row, 0))], named, seed)

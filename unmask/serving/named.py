@@ -6,14 +6,11 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..rules.named import FAMILIES, NamedRule, named_rule
-from ..rules.usual import suited
+from ..rules.named import FAMILIES, NamedRule
+from ..rules.usual import name_or_usual, suited, usual_rule
 from .bodies import Draw
 from .refusals import Refused, blaming
 from .served import Served
-
-RULE = "entropy-bound:gamma=0.1"
-"""What is unmasked when, where a request does not say it."""
 
 LARGEST_SETTING = 4096
 """Whole-number settings of rules beyond are refused: some take memory or time in proportion."""
@@ -38,14 +35,14 @@ def rule_of(body: Draw, asked: Served, served: Sequence[Served]) -> NamedRule:
     """
     with blaming("settings" if body.rule is None and body.settings else "rule"):
         given = dict(body.settings or {})
-        text = body.rule if body.rule is not None else RULE if not given else RULE.partition(":")[0]
+        text = name_or_usual(body.rule, given)
         profiles = [*_PROFILE.findall(text), *_PROFILE.findall(str(given))]
         profiles += [str(value) for key, value in given.items() if key == "profile"]
         known = [one.name for one in served if one.folder == one.name]
         if any(one.strip() not in known for one in profiles):
             raise ValueError(f"profile is one of the shipped models of this server: {', '.join(known)}")
         temperature = 1.0 if body.temperature is None else body.temperature
-        named = named_rule(text, **suited(text, asked.folder or None, temperature) | given)
+        named = usual_rule(text, asked.folder or None, temperature, **given)
     for key, value in named.settings.items():
         most = MOST_STATES if key in _STATES else LARGEST_SETTING
         if isinstance(value, int) and value > most:
@@ -57,12 +54,14 @@ def rule_of(body: Draw, asked: Served, served: Sequence[Served]) -> NamedRule:
 
 
 def rules() -> list[dict[str, Any]]:
-    """What `GET /v1/rules` says of each rule."""
+    """What `GET /v1/rules` says of each rule. A setting is `own` if request and model give it when it is left out."""
     told = []
     for name, family in FAMILIES.items():
+        own = suited(name, None, 1.0)
         settings = {
             key: {
                 "type": one.kind.__name__,
+                "own": key in own,
                 "default": one.default,
                 "choices": list(one.choices) or None,
                 "example": one.example if one.default is None else one.default,

@@ -38,7 +38,7 @@ def usage(wanted: Wanted, finished: Sequence[Finished], mask_id: int) -> dict[st
         "unmask": {
             "nfe": sum(event.completion.nfe for event in finished),
             "evaluations": sum(event.evaluations for event in finished),
-            "rule": wanted.rule,
+            **wanted.rule.as_json(),
             "seed": wanted.seed,
             "seconds": max((event.completion.seconds for event in finished), default=0.0),
             "queued": max((event.waited for event in finished), default=0.0),

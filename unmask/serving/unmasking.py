@@ -24,7 +24,7 @@ def start_event(request: Request, wanted: Wanted, index: int, served: Served) ->
         "type": "start",
         "id": request.name,
         "model": served.name,
-        "rule": wanted.rule,
+        **wanted.rule.as_json(),
         "seed": wanted.seed,
         "prompt_length": masked.index(True) if any(masked) else len(masked),
         "tokens": tokens,

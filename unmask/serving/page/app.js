@@ -217,6 +217,7 @@ async function follow(body, index, own) {
     for await (const event of unmask(body, key(), own.signal)) {
       if (event.type === "start") {
         runs[index] = new Run(event);
+        if (index === 0 && event.says) $("rule-about").textContent = `${event.says[0].toUpperCase()}${event.says.slice(1)}.`;
         learn(event.tokens);
         panels[index].begin(runs[index], onBoard(), prompt.charactersPerToken);
         if (player.ended) player.begin(masks());

@@ -1,12 +1,13 @@
 // The rule and its settings, as the server lists them.
 
-const FIRST = ["entropy-bound", "noisy-bound", "threshold", "topk", "left-to-right"];
+const FIRST = ["auto", "entropy-bound", "noisy-bound", "threshold", "topk", "left-to-right"];
 
 // Sliders for settings whose sensible values are known; their places are even steps for the hand.
 const SLIDERS = {
   gamma: [0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 5],
   epsilon: [0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 1.5, 2, 3, 5, 10],
   threshold: [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.99, 1],
+  loss: [0, 0.002, 0.005, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1],
   k: [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32],
   steps: [1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64],
 };
@@ -36,7 +37,8 @@ export class Settings {
 
   show(rule) {
     this.rule = rule;
-    this.fields = Object.entries(rule.settings).map(([name, setting]) => field(name, setting));
+    const asked = Object.entries(rule.settings).filter(([, setting]) => !setting.own);  // the server knows the others
+    this.fields = asked.map(([name, setting]) => field(name, setting));
     this.root.replaceChildren(...this.fields.map(one => one.node));
   }
 
