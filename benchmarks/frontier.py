@@ -2,6 +2,7 @@
 
     python -m benchmarks.frontier [--json]   # measure, plot, write the tables into the page (four minutes of one core)
     python -m benchmarks.frontier newer      # only the rules of `NEWER`, beside the rest of the saved figures
+    python -m benchmarks.frontier newer --line auto   # of these only the lines that are named
     python -m benchmarks.frontier render     # plots and tables again, from the saved figures
 
 Figures go to docs/results/frontier.json, plots to docs/img/ (they need matplotlib, the extra `plot`).
@@ -121,7 +122,7 @@ def newer(name: str, oracle: Oracle, length: int) -> list[AnyRule]:
     return rules if isinstance(rules, list) else rules(oracle, length)
 
 
-def grids(samples: int = 1000) -> dict[str, list[dict[str, float]]]:
+def grids(lines: Sequence[str], samples: int = 1000) -> dict[str, list[dict[str, float]]]:
     """The rules of `NEWER` on the 4×4 grid, where no law can be followed: the share of samples that are grids."""
     oracle, found = Sudoku4Denoiser(), {}
     x = torch.full((16,), oracle.mask_id)
@@ -146,7 +147,7 @@ def grids(samples: int = 1000) -> dict[str, list[dict[str, float]]]:
             Gibbs(Rule(Noisy(), EntropyBound(g)), s) for g in (0.0, 1.4, 2.8, math.inf) for s in (0.25, 0.5, 1)
         ],
     }
-    for name in NEWER:
+    for name in lines:
         rows = []
         for rule in some.get(name) or newer(name, oracle, 16):
             runs = sample(oracle, x.expand(samples, -1), rule, seed=0)
@@ -162,26 +163,48 @@ def _short(row: dict[str, float | None]) -> dict[str, float | None]:
     return {key: value if value is None else float(f"{value:.7g}") for key, value in some.items()}
 
 
-def measure_newer(on_part: Callable[[str], None]) -> dict[str, Any]:
-    """The rules of `NEWER` on every oracle."""
+def measure_newer(on_part: Callable[[str], None], lines: Sequence[str] = tuple(NEWER)) -> dict[str, Any]:
+    """Lines of `NEWER` on every oracle."""
     started, found = time.perf_counter(), {"command": "python -m benchmarks.frontier newer", "groups": {}}
     for group, oracles in ORACLES.items():
         found["groups"][group] = {}
         for name, oracle in oracles.items():
             on_part(name)
             found["groups"][group][name] = {
-                line: [_short(row) for row in laws(oracle, newer(line, oracle, LENGTH))] for line in NEWER
+                line: [_short(row) for row in laws(oracle, newer(line, oracle, LENGTH))] for line in lines
             }
     found["wrong"] = {}
     for name, denoiser in WRONG.items():
         on_part(name)
         found["wrong"][name] = {
-            line: [_short(row) for row in laws(denoiser, newer(line, denoiser.oracle, LENGTH))] for line in NEWER
+            line: [_short(row) for row in laws(denoiser, newer(line, denoiser.oracle, LENGTH))] for line in lines
         }
     on_part("sudoku4")
-    found["grids"] = grids()
+    found["grids"] = grids(lines)
     found["seconds"] = round(time.perf_counter() - started)
     return found
+
+
+def add_newer(saved: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Lines of `NEWER` that were measured later, among those that were saved, in the order of `NEWER`."""
+
+    def joined(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+        both = old | new
+        return {line: both[line] for line in NEWER if line in both}
+
+    groups = {
+        group: {name: joined(old, found["groups"][group][name]) for name, old in oracles.items()}
+        for group, oracles in saved["groups"].items()
+    }
+    wrong = {name: joined(old, found["wrong"][name]) for name, old in saved["wrong"].items()}
+    seconds = saved["seconds"] + found["seconds"]
+    return {
+        **saved,
+        "groups": groups,
+        "wrong": wrong,
+        "grids": joined(saved["grids"], found["grids"]),
+        "seconds": seconds,
+    }
 
 
 def long(oracle: HMMDenoiser, rules: list[Rule], length: int = 64, sequences: int = 64) -> list[dict[str, float]]:
@@ -251,6 +274,7 @@ def main() -> None:
     """Parses the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", nargs="?", choices=["measure", "newer", "render"], default="measure")
+    parser.add_argument("--line", action="append", choices=list(NEWER), help="with newer: only this line; repeatable")
     parser.add_argument("--json", action="store_true", help="print the evaluations relative to EB, per oracle")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
@@ -260,7 +284,10 @@ def main() -> None:
         RESULTS.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
     report = json.loads(RESULTS.read_text())
     if chosen.command == "newer":
-        report["newer"] = measure_newer(lambda part: None if chosen.json else print(part, flush=True))
+        found = measure_newer(
+            lambda part: None if chosen.json else print(part, flush=True), chosen.line or tuple(NEWER)
+        )
+        report["newer"] = add_newer(report["newer"], found) if chosen.line else found
         RESULTS.write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
         write_page(report)
         return

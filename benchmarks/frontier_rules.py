@@ -43,9 +43,11 @@ from unmask.rules import (
     PathPlanning,
     Remasking,
     Spaced,
+    TemperedBound,
     UpstreamGate,
     Wino,
 )
+from unmask.rules.usual import default_rule
 from unmask.sampling.conversation import AnyRule
 
 LENGTH = 5
@@ -78,6 +80,7 @@ FAMILIES: dict[str, list[Rule]] = {
 }
 
 WIDE = tuple(g for g in GAMMAS if g >= 0.1)
+LOSSES = (0.0, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 LENGTHS = (1, 2, 3, 4, 5, 6, 8, 12, 16, 32)
 
 
@@ -87,10 +90,18 @@ def _dependence(oracle: Oracle, length: int) -> list[AnyRule]:
     return [Rule(Entropy(), DependenceBound(gamma, profile)) for gamma in GAMMAS]
 
 
+def _auto(oracle: Oracle, length: int) -> list[AnyRule]:
+    """The default, with the profile of the oracle at hand, at losses from none to everything."""
+    profile = oracle_profile(oracle, length)
+    return [default_rule(profile, 1.0, loss).rule for loss in LOSSES]
+
+
 NEWER: dict[str, list[AnyRule] | Callable[[Oracle, int], list[AnyRule]]] = {
     BASE: [Rule(Entropy(), EntropyBound(g)) for g in GAMMAS],
     "EB, noise 1": [Rule(Noisy(), EntropyBound(g)) for g in GAMMAS],
     "dependence bound": _dependence,
+    "tempered bound, no profile": [Rule(Entropy(), TemperedBound(0.0, loss, share=loss)) for loss in LOSSES],
+    "auto": _auto,
     "threshold": [Rule(Confidence(), Threshold(t)) for t in (0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1)],
     "Fréchet": [Rule(Confidence(), Frechet(d)) for d in (0, 0.02, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9, 0.97, 1)],
     "hierarchy": [
