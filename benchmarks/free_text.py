@@ -17,6 +17,7 @@ import json
 import math
 import re
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from unmask.rules.blind import Dilated
 from unmask.rules.geometry import geometry_of
 from unmask.rules.named import NamedRule
 from unmask.rules.profile import Profile
+from unmask.rules.usual import default_rule
 from unmask.tasks._common import stack
 from unmask.tasks.of_model import task_of
 from unmask.tasks.task import Prompts, Task
@@ -55,7 +57,7 @@ WINDOW = 128
 COLUMNS = ("nelbo", "judge", "entropy", "distinct_n")
 BASES = {"uniform": "uniform", "entropy": "top1-entropy"}
 GAMMAS = (0.05, 0.1, 0.2, 0.4)
-SHORT = ((0.05, "uniform"), (0.1, "uniform"))
+SHORT = ((0.05, "uniform"), (0.1, "uniform"), (0.2, "uniform"))
 
 
 def admitted(gamma: float, profile: Profile, order: str) -> NamedRule:
@@ -69,9 +71,11 @@ def admitted(gamma: float, profile: Profile, order: str) -> NamedRule:
 def rules(profile: Profile, length: int, full: bool) -> list[tuple[NamedRule, str]]:
     """The samplers, each with the order it is compared with one at a time; every setting, or the important ones."""
     quota = math.ceil(length / 13)
-    found = [(NamedRule("uniform", {}, Rule(Uniform(), One())), "uniform")]
-    if full:
-        found.append((NamedRule("top1-entropy", {}, Rule(Entropy(), One())), "entropy"))
+    found = [
+        (NamedRule("uniform", {}, Rule(Uniform(), One())), "uniform"),
+        (NamedRule("top1-entropy", {}, Rule(Entropy(), One())), "entropy"),
+        (replace(default_rule(profile), name="auto", settings={}), "entropy"),
+    ]
     pairs = [(gamma, order) for gamma in GAMMAS for order in BASES]
     found += [(admitted(gamma, profile, order), order) for gamma, order in (pairs if full else SHORT)]
     found += [

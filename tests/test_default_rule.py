@@ -10,6 +10,8 @@ from typer.testing import CliRunner
 
 import unmask
 from unmask.cli.app import app
+from unmask.language import LanguageModel
+from unmask.language.asked import asked_infill
 from unmask.oracles import MarkovDenoiser, random_table
 from unmask.oracles.law import exact_law
 from unmask.rules.auto import LOSS, is_open
@@ -124,3 +126,18 @@ def test_a_server_takes_the_temperature_and_the_profile_of_the_model_that_is_ask
 def test_a_loss_out_of_range_is_refused(loss):
     with pytest.raises(ValueError, match=r"loss is a probability in \[0, 1\]"):
         unmask.default_rule(None, 1.0, loss)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_whoever_names_no_rule_gets_it_for_the_model_and_the_temperature(temperature):
+    model = unmask.load("chat")
+    assert isinstance(model, LanguageModel)
+    usual = unmask.default_rule(model, temperature)
+    assert usual.settings["profile"] == "chat"
+    asked = {"max_new_tokens": 6, "temperature": temperature, "seed": 3}
+    named = model.generate(["12+35="], rule=usual.rule, **asked)[0]
+    assert model.generate(["12+35="], **asked)[0].tokens == named.tokens
+    assert model.generate(["12+35="], rule="auto", **asked)[0].nfe == named.nfe
+    for rule in (None, "auto", "auto:loss=0.01"):
+        (asked_one,) = asked_infill(model, ["12+[MASK:2]=47"], rule=rule, temperature=temperature)
+        assert repr(asked_one.settings.rule) == repr(usual.rule)

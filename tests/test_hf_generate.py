@@ -140,7 +140,6 @@ class Processor(LogitsProcessor):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"rule": None}, "name a rule"),
         ({"rule": "entropybound"}, "unknown rule"),
         ({"num_beams": 2}, "num_beams"),
         ({"repetition_penalty": 1.3}, "RepetitionPenaltyLogitsProcessor works on the next token"),

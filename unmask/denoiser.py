@@ -139,7 +139,13 @@ class NetworkDenoiser:
         mask_id: Id of the mask token.
         length: The only sequence length it takes, or `None` for any.
         wants_time: Whether it is conditioned on time.
+
+    Attributes:
+        source: The name or the folder that it was loaded from, where its dependence profile may be; `None` if it was
+            made in memory.
     """
+
+    source: str | None = None
 
     def __init__(
         self,

@@ -45,6 +45,7 @@ from ..language.prompts import Prompt, encode_text, surroundings
 from ..language.whole_blocks import WholeBlocks, in_blocks
 from ..likelihood.nelbo import nelbo
 from ..rules.named import NamedRule, named_rule
+from ..rules.usual import UNNAMED, suited
 from ..sampling.sample import sample
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class UnmaskLM(TemplateLM):
 
     Args:
         pretrained: A language model, or a name or folder for `unmask.load`.
-        rule: The unmasking rule, or its name.
+        rule: The unmasking rule, or its name; default: `unmask.default_rule`, priced for `temperature`, or for 0.
         temperature: The temperature of the draw, which replaces that of each task; 0 takes the argmax.
         max_new_tokens: Length of the answers, which replaces that of each task.
         block_length: Fill answers in blocks of so many tokens; default: the model's own block length, or one canvas.
@@ -123,7 +124,7 @@ class UnmaskLM(TemplateLM):
     def __init__(
         self,
         pretrained: LanguageModel | str | Path,
-        rule: str | NamedRule,
+        rule: str | NamedRule = UNNAMED,
         *,
         temperature: float | None = None,
         max_new_tokens: int | None = None,
@@ -153,7 +154,10 @@ class UnmaskLM(TemplateLM):
             raise ValueError(f"unknown dtype {dtype!r}; use a floating-point type, such as float32 or bfloat16")
         options = {"revision": revision, "token": token, "local_files_only": local_files_only}
         self.model = _language_model(pretrained, device=device, dtype=kind, mask_id=mask_id, **options)
-        self.rule = named_rule(rule, **settings) if isinstance(rule, str) else rule
+        if isinstance(rule, str):
+            told = suited(rule, self.model.source, 0.0 if temperature is None else temperature)
+            rule = named_rule(rule, **told | settings)
+        self.rule = rule
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")
         self.batch_size, self.seed, self.on_answer, self.share = int(batch_size), seed, on_answer, share

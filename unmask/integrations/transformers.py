@@ -147,7 +147,8 @@ def generate(
         logits_processor: The logits processors, from the settings and from the caller of `generate`.
         stopping_criteria: The stopping criteria, from the settings and from the caller of `generate`.
         generation_config: The settings of `generate`.
-        rule: The unmasking rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`. Required.
+        rule: The unmasking rule, or its name with settings, such as `"entropy-bound:gamma=0.1"`. Default:
+            `unmask.default_rule`, without a profile of the model.
         block_length: Fill answers in blocks of so many tokens, from left to right; default: one canvas.
         seed: The seed of the random streams; row `r` gets the stream `derive(seed, r)`. Default: a number from
             PyTorch's global generator.
@@ -173,8 +174,6 @@ def generate(
         ValueError: If a setting is not supported or out of range. The message names it.
     """
     with _Feed(_streamer_of_caller() if streamer is None else streamer) as feed:
-        if rule is None:
-            raise ValueError('name a rule: model.generate(..., rule="entropy-bound:gamma=0.1")')
         config = generation_config
         valid = _prompts(model, input_ids, model_kwargs)
         _refuse(config)

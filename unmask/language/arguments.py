@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import NoneType
 from typing import Any
 
 from ..sampling.conversation import AnyRule
@@ -14,7 +15,7 @@ LARGEST_TOKEN = 2**31 - 1
 
 def check_answer(
     *,
-    rule: AnyRule | str,
+    rule: AnyRule | str | None,
     seed: int,
     forbidden: Iterable[int],
     streams: Sequence[int] | None,
@@ -23,7 +24,7 @@ def check_answer(
     """Checks what `generate` and `infill` have in common; returns the forbidden tokens.
 
     Args:
-        rule: A rule or its name.
+        rule: A rule or its name; `None` stands for the default.
         seed: An integer.
         forbidden: Token ids.
         streams: 64-bit integers, or `None`.
@@ -32,7 +33,7 @@ def check_answer(
     Raises:
         ValueError: If one of them is something else.
     """
-    if not isinstance(rule, (str, AnyRule)):
+    if not isinstance(rule, (str, AnyRule, NoneType)):
         raise ValueError(f"rule is a Rule or its name, such as 'entropy-bound:gamma=0.1', got {rule!r:.80}")
     whole_number("seed", seed)
     try:

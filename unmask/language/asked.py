@@ -17,8 +17,7 @@ from ..denoiser import Denoiser
 from ..draws.categorical import check_draw
 from ..draws.streams import prompt_streams
 from ..models.pretrained.cache import check_cache, usual_cache
-from ..rules.named import named_rule
-from ..rules.usual import suited
+from ..rules.usual import rule_of
 from ..sampling.conversation import REVISITS, AnyRule, LawKind
 from ..sampling.draw import Processor
 from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
@@ -116,7 +115,7 @@ def asked_generate(
     model: LanguageModel,
     prompts: Prompts,
     *,
-    rule: AnyRule | str,
+    rule: AnyRule | str | None,
     max_new_tokens: int,
     block_length: int | None = None,
     temperature: float = 0.0,
@@ -143,7 +142,7 @@ def asked_generate(
         block_length = model.block_causal
     elif whole("block_length", block_length) and model.block_causal is None and max_new_tokens % block_length:
         raise ValueError(f"block_length {block_length} does not divide max_new_tokens {max_new_tokens}")
-    chosen = _rule(rule, temperature)
+    chosen = rule_of(rule, model.source, temperature)
     cache = usual_cache(model.network, chosen, guidance) if cache is None else cache
     if end_last and not chosen.waits:
         raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
@@ -177,7 +176,7 @@ def asked_infill(
     model: LanguageModel,
     texts: str | Sequence[str] | Sequence[Sequence[int]],
     *,
-    rule: AnyRule | str,
+    rule: AnyRule | str | None,
     spans: Sequence[Sequence[tuple[int, int, int]]] | None = None,
     temperature: float = 0.0,
     seed: int = 0,
@@ -210,7 +209,7 @@ def asked_infill(
     special = set(model.end_ids) | set([] if model.tokenizer is None else model.tokenizer.all_special_ids)
     check_draw(temperature, top_k, top_p)
     settings = Settings(
-        rule=_rule(rule, temperature),
+        rule=rule_of(rule, model.source, temperature),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -257,7 +256,3 @@ def _streams(rows: Sequence[Sequence[int]], seed: int, streams: Sequence[int] | 
     if len(streams) != len(rows):
         raise ValueError(f"{len(streams)} streams for {len(rows)} answers")
     return list(streams)
-
-
-def _rule(rule: AnyRule | str, temperature: float) -> AnyRule:
-    return named_rule(rule, **suited(rule, None, temperature)).rule if isinstance(rule, str) else rule

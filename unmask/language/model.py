@@ -149,7 +149,7 @@ class LanguageModel(NetworkDenoiser):
         self,
         prompts: Prompts,
         *,
-        rule: AnyRule | str,
+        rule: AnyRule | str | None = None,
         max_new_tokens: int,
         block_length: int | None = None,
         temperature: float = 0.0,
@@ -177,7 +177,7 @@ class LanguageModel(NetworkDenoiser):
             prompts: Texts, which are continued as they are; chats, which go through the chat template; token ids; or
                 prompts that are already encoded (`Prompt`).
             rule: Decides which positions to unmask at each step: a rule, or its name with settings, such as
-                `"entropy-bound:gamma=0.1"`.
+                `"entropy-bound:gamma=0.1"`. Default: `unmask.default_rule` for the model and the temperature.
             max_new_tokens: Number of masks after each prompt.
             block_length: Fill the answer in blocks of this many tokens, from left to right; default: the blocks of the
                 model's attention, if it is block-causal, or else one block. Blocks are counted from the start of the
@@ -242,7 +242,7 @@ class LanguageModel(NetworkDenoiser):
         self,
         texts: str | Sequence[str] | Sequence[Sequence[int]],
         *,
-        rule: AnyRule | str,
+        rule: AnyRule | str | None = None,
         spans: Sequence[Sequence[tuple[int, int, int]]] | None = None,
         temperature: float = 0.0,
         seed: int = 0,
@@ -258,7 +258,8 @@ class LanguageModel(NetworkDenoiser):
 
         Args:
             texts: Texts with gaps, or token ids with the mask token.
-            rule: Decides which positions to unmask at each step: a rule, or its name with settings.
+            rule: Decides which positions to unmask at each step: a rule, or its name with settings; default: as in
+                `generate`.
             spans: For each text, `(start, stop, n)`: replace its characters from `start` to `stop` by `n` tokens.
             temperature: The temperature of the draw; 0 takes the argmax.
             seed: Seed of the random streams, as in `generate`.

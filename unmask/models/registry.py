@@ -9,7 +9,7 @@ import torch
 
 from ..checks import needs_extra
 from ..denoiser import NetworkDenoiser
-from ..folders import model_folder
+from ..folders import EMBEDDED, model_folder
 
 
 def load(
@@ -64,6 +64,7 @@ def load(
         model, revision=revision, token=token, local_files_only=local_files_only, variant=variant
     ) as folder:
         loaded = _load(folder, device, dtype, shift, block_causal, mask_id, smoothing, options)
+        loaded.source = str(model) if str(model) in EMBEDDED else str(folder)
         return loaded.batch_invariant() if batch_invariant else loaded
 
 

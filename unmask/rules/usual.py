@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..checks import key_values
+from ..denoiser import NetworkDenoiser
 from ..errors import AdapterError
 from ..sampling.conversation import AnyRule
 from ..schedule import Schedule
@@ -110,6 +111,27 @@ def suited(name: str, own: str | Path | Profile | None, temperature: float) -> d
     return {key: value for key, value in found.items() if key not in told}
 
 
+def rule_of(
+    rule: AnyRule | NamedRule | str | None, own: str | Path | Profile | None = None, temperature: float = 1.0
+) -> AnyRule:
+    """Returns the rule that an argument stands for: a rule, a rule's name with settings, or `None`, the usual one.
+
+    Args:
+        rule: The argument.
+        own: Where the model's dependence profile may be, or the profile, for rules that can do without one.
+        temperature: The temperature of the draw, for rules that take it.
+
+    Raises:
+        ValueError: If there is no such rule, or a setting is missing or does not apply.
+    """
+    if isinstance(rule, NamedRule):
+        return rule.rule
+    if rule is None or isinstance(rule, str):
+        name = name_or_usual(rule, {})
+        return named_rule(name, **suited(name, own, temperature)).rule
+    return rule
+
+
 def _profile_of(own: str | Path | Profile | None) -> str | Profile:
     """The profile itself, where one can be loaded from, or `NO_PROFILE`."""
     if own is None or isinstance(own, Profile):
@@ -121,12 +143,14 @@ def _profile_of(own: str | Path | Profile | None) -> str | Profile:
     return str(own)
 
 
-def default_rule(model: str | Path | Profile | None = None, temperature: float = 1.0, loss: float = LOSS) -> NamedRule:
+def default_rule(
+    model: NetworkDenoiser | str | Path | Profile | None = None, temperature: float = 1.0, loss: float = LOSS
+) -> NamedRule:
     """Returns the rule that users get who name none, which is called `auto`.
 
     Args:
-        model: The model that is sampled: its name or folder, where its dependence profile may be, or the profile.
-            Without one, dependence is priced at entropies.
+        model: The model that is sampled, as `unmask.load` returns it; its name or folder, where its dependence profile
+            may be; or the profile. Without a profile, dependence is priced at entropies.
         temperature: The temperature of the draw.
         loss: The loss that one can bear, in [0, 1]: at temperature 1 the share of the entropy of a sequence that is
             lost by drawing tokens together; at 0, and for tokens that are nearly certain at any temperature, the chance
@@ -138,4 +162,5 @@ def default_rule(model: str | Path | Profile | None = None, temperature: float =
     Raises:
         ValueError: If the loss is not in [0, 1], or the temperature negative.
     """
-    return usual_rule(UNNAMED, model, temperature, loss=loss)
+    own = model.source if isinstance(model, NetworkDenoiser) else model
+    return usual_rule(UNNAMED, own, temperature, loss=loss)
