@@ -147,13 +147,13 @@ def shapes(layout: str) -> dict[str, tuple[int, ...]]:
         if layout == "sdar_moe":
             found[f"{at}mlp.gate.weight"] = (EXPERTS, WIDTH)
             for expert in range(EXPERTS):
-                found |= _perceptron(f"{at}mlp.experts.{expert}.", EXPERT_INNER)
+                found |= _feed_forward(f"{at}mlp.experts.{expert}.", EXPERT_INNER)
         else:
-            found |= _perceptron(f"{at}mlp.", INNER)
+            found |= _feed_forward(f"{at}mlp.", INNER)
     return found
 
 
-def _perceptron(at: str, inner: int) -> dict[str, tuple[int, ...]]:
+def _feed_forward(at: str, inner: int) -> dict[str, tuple[int, ...]]:
     return {
         f"{at}gate_proj.weight": (inner, WIDTH),
         f"{at}up_proj.weight": (inner, WIDTH),

@@ -24,7 +24,7 @@ BLOCK = 4
 
 ROUNDING = allowed(LAYERS * (2 * WIDTH + DENSE), 4.0)
 """How far logits of these models may be apart for rounding alone: they are around 4, and each is a sum of so many
-terms, in each layer those into attention and the perceptron and those out of it."""
+terms, in each layer those into attention and the feed-forward part and those out of it."""
 
 LLADA2: dict[str, Any] = {
     "model_type": "llada2_moe",
@@ -130,7 +130,7 @@ TOKENS = [
 ]
 
 
-def _perceptron(at: str, inner: int) -> dict[str, tuple[int, ...]]:
+def _feed_forward(at: str, inner: int) -> dict[str, tuple[int, ...]]:
     return {f"{at}{name}_proj.weight": (inner, WIDTH) for name in ("gate", "up")} | {
         f"{at}down_proj.weight": (WIDTH, inner)
     }
@@ -152,14 +152,14 @@ def shapes(layout: str) -> dict[str, tuple[int, ...]]:
             found |= {f"{at}self_attn.{name}_proj.weight": (WIDTH, WIDTH) for name in "qkvo"}
             found |= {f"{at}self_attn.{name}_norm.weight": (WIDTH // 4,) for name in "qk"}
         if layer == (0 if layout == "llada2" else 1):
-            found |= _perceptron(f"{at}mlp.", DENSE)
+            found |= _feed_forward(f"{at}mlp.", DENSE)
             continue
         found[f"{at}mlp.gate.weight"] = (EXPERTS, WIDTH)
         for expert in range(EXPERTS):
-            found |= _perceptron(f"{at}mlp.experts.{expert}.", EXPERT)
+            found |= _feed_forward(f"{at}mlp.experts.{expert}.", EXPERT)
         if layout == "llada2":
             found[f"{at}mlp.gate.expert_bias"] = (EXPERTS,)
-            found |= _perceptron(f"{at}mlp.shared_experts.", 2 * EXPERT)
+            found |= _feed_forward(f"{at}mlp.shared_experts.", 2 * EXPERT)
     return found
 
 

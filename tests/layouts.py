@@ -23,7 +23,7 @@ WIDTH, INNER, LAYERS, VOCAB, MASK, END = 32, 48, 2, 40, 39, 38
 
 ROUNDING = allowed(LAYERS * (2 * WIDTH + INNER), 4.0)
 """How far logits of these models may be apart for rounding alone, 1e-4: they are around 4, and each is a sum of so many
-terms, in each layer those into attention and the perceptron and those out of it."""
+terms, in each layer those into attention and the feed-forward part and those out of it."""
 
 LLADA: dict[str, Any] = {
     "model_type": "llada",

@@ -5,9 +5,11 @@ import sys
 import pytest
 from layouts import write_text_model
 from test_cli import run
+from typer.testing import CliRunner
 
 import unmask
-from unmask.cli.generate import canvas, fit
+from unmask.cli import app
+from unmask.cli.generate import ABLE, canvas, fit
 from unmask.files.jsonl import read_prompts
 from unmask.tasks.instructions import MASK_ID, encode
 
@@ -67,6 +69,26 @@ def test_chat_remembers_and_obeys(folder):
     assert "unknown command /nothing" in result.stdout
     assert "more than the" in result.stdout  # a line that does not fit is refused, and the chat goes on
     assert result.stdout.count("evaluations") == 2
+
+
+@pytest.mark.parametrize(
+    ("model", "answers"),
+    [
+        ("chat", {"12+35=": "47", "What is 7 times 8?": "56"}),
+        ("working", {"Ann has 7, buys 5, eats 3.": "7+5=12;12-3=9"}),
+    ],
+)
+def test_a_chat_begins_with_what_the_model_is_able_to_do(model, answers):
+    said = "".join(f"{asked}\n/reset\n" for asked in answers)
+    result = CliRunner().invoke(app, ["chat", model], input=said)
+    first, _, *rest = result.output.splitlines()
+    assert first == ABLE[model]
+    assert all(asked in first for asked in answers)
+    assert [line for line in rest if line in answers.values()] == list(answers.values())
+
+
+def test_only_embedded_models_are_described(folder):
+    assert "tiny" not in CliRunner().invoke(app, ["chat", str(folder)], input="/quit\n").output
 
 
 def test_a_chat_forgets_its_oldest_turns_first(folder):

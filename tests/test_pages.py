@@ -132,6 +132,14 @@ def test_the_code_of_the_pages_runs():
     assert [one.finish_reason for one in worked["answers"]] == ["end"] * 3
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").rglob("*.md")), ids=lambda path: path.stem)
+def test_a_page_opens_with_whom_it_is_for_and_what_they_will_be_able_to_do(path: Path):
+    title, opening, *_ = path.read_text(encoding="utf-8").split("\n\n")
+    assert title.startswith("# ")
+    assert re.search(r"\b[Ff]or (whoever|people|chemists)\b", opening)
+    assert re.search(r"\b[Yy]ou (will|can)\b", opening)
+
+
 def test_the_pages_have_the_tables_they_are_known_for():
     """The test above compares what is marked; a page that lost its markers would have nothing to compare."""
     marked = {path.name: len(BEGIN.findall(path.read_text(encoding="utf-8"))) for path in PAGES}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -27,6 +28,11 @@ IN_LINE = re.compile(r"`(unmask [a-z][^`]*)`")
 LINES = [line.split("#")[0] for page in PAGES for line in page.splitlines() if line.startswith("unmask ")]
 COMMANDS = sorted({line.strip() for line in [*LINES, *(line for page in PAGES for line in IN_LINE.findall(page))]})
 """What the pages tell to type, in blocks and in sentences."""
+
+CARDS = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "unmask").rglob("README.md"))]
+DOTTED = re.compile(r"(?:`|::: )(unmask(?:\.[A-Za-z_]\w*)+)")
+NAMES = sorted({name for page in [*PAGES, *CARDS] for name in DOTTED.findall(page)})
+"""What pages and model cards call by its place in the package."""
 
 TABLE = (ROOT / "docs" / "samplers.md").read_text(encoding="utf-8")
 SAMPLERS = TABLE.split("| sampler | composition | command line | source |\n")[1].split("\n\n")[0].splitlines()[1:]
@@ -97,6 +103,24 @@ def test_a_command_of_the_pages_exists_with_its_options(line):
         assert command is not None, line
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {word for word in words if re.match(r"--?[a-z]", word)} <= known
+
+
+def test_pages_and_cards_name_places_of_the_package():
+    assert len(NAMES) >= 30
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_place_that_a_page_or_a_card_names_exists(name: str):
+    found: Any = unmask
+    for at, part in enumerate(name.split(".")[1:], start=2):
+        if not hasattr(found, part):
+            try:
+                importlib.import_module(".".join(name.split(".")[:at]))
+            except ImportError as error:
+                if (error.name or "unmask").partition(".")[0] == "unmask":
+                    raise
+                pytest.skip(f"needs {error.name}")
+        found = getattr(found, part)
 
 
 def test_the_sudoku_table_is_generated_from_the_saved_figures():

@@ -130,8 +130,10 @@ def test_the_vocabulary_stays_with_the_model(tmp_path: Path, text: Path):
     report = json.loads(unmask("train", str(path), "--json"))
     folder = tmp_path / "run" / "checkpoint"
     assert report["checkpoint"] == str(folder)
+    assert report["steps_taken"] == report["steps"] == 2
     bits = (folder / "model.safetensors").read_bytes()
-    unmask("train", str(path))  # it is finished: nothing changes
+    assert "finished before: it has taken all of its 2 steps" in unmask("train", str(path))  # and nothing changes
+    assert json.loads(unmask("train", str(path), "--json"))["steps_taken"] == 0
     assert (folder / "model.safetensors").read_bytes() == bits
     task = of_model.task_of(folder)
     assert isinstance(task, TextTask)
@@ -172,7 +174,7 @@ def test_the_vocabulary_stays_with_the_model(tmp_path: Path, text: Path):
 
 def test_runs_made_before_the_vocabulary_was_kept_go_on(tmp_path: Path, text: Path):
     path = write(tmp_path, task={"name": "text", "length": 16, "data": str(text)}, steps=4)
-    unmask("train", str(path), "--steps", "4")
+    assert "finished before" not in unmask("train", str(path), "--steps", "4")
     remembered = tmp_path / "run" / "run.json"
     found = json.loads(remembered.read_text())
     del found["task"]["vocabulary"]

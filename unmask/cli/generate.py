@@ -27,6 +27,14 @@ from .loading import ON_CPU, Loading
 
 MASK_SHOWN = "░"
 
+ABLE = {
+    "chat": "A tiny model that knows sums of numbers below 100 and the multiplication table, and nothing else. Ask it"
+    " 12+35= or What is 7 times 8?",
+    "working": "A tiny model that knows small problems in several steps, and nothing else; it often errs. Ask it"
+    " Ann has 7, buys 5, eats 3. or Make 24 of 9 3 5.",
+}
+"""What the embedded models that one can talk with are able to do."""
+
 Model = Annotated[str, typer.Argument(help=common.MODEL)]
 Input = Annotated[
     Path | None, typer.Option("--input", help='JSON Lines: {"prompt": ...} or {"messages": [...]} each; - is stdin.')
@@ -175,6 +183,8 @@ def chat(
     network = loading.model(model)
     canvas_length = max_new_tokens or network.usual_new_tokens
     history: list[dict[str, str]] = []
+    if model in ABLE:
+        common.out.print(ABLE[model], highlight=False, soft_wrap=True)
     common.out.print(f"{escape(model)}, {named}; /rule, /gamma, /reset, /quit", highlight=False, soft_wrap=True)
     for line in _lines():
         if line.startswith("/"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,31 +43,48 @@ def train(
         "threads": threads,
     }
     of_sudoku = {"puzzles": puzzles, "compile": compile}
+    taken: list[int] = []
     if target == "sudoku":
-        checkpoint, steps = _sudoku(out, given | of_sudoku, resume, save_every or 200)
+        checkpoint, steps = _sudoku(
+            out, given | of_sudoku, resume, save_every or 200, lambda step, _: taken.append(step)
+        )
     elif Path(target).suffix in (".yaml", ".yml"):
         if set_there := [name for name, value in of_sudoku.items() if value is not None]:
             raise ValueError(f"{', '.join(set_there)}: an option of the target sudoku only")
-        checkpoint, steps = _configured(Path(target), out, given | {"save_every": save_every}, resume)
+        checkpoint, steps = _configured(Path(target), out, given | {"save_every": save_every}, resume, taken.append)
     else:
         raise ValueError(f"there is no recipe for {target!r}; give sudoku, or a configuration file NAME.yaml")
     if json:
-        common.print_json({"checkpoint": str(checkpoint), "steps": steps, **_metrics(checkpoint)})
-    elif target == "sudoku":
+        common.print_json(
+            {"checkpoint": str(checkpoint), "steps": steps, "steps_taken": len(taken), **_metrics(checkpoint)}
+        )
+        return
+    if not taken:
+        common.out.print(
+            f"This run was finished before: it has taken all of its {steps} steps. To train anew, give another folder"
+            " with --out.",
+            soft_wrap=True,
+        )
+    if target == "sudoku":
         hint = f"try: unmask solve --model {checkpoint}"
         common.out.print(f"The trained network is in {checkpoint}; {hint}", soft_wrap=True)
     else:
         common.out.print(f"The trained network and its model card are in {checkpoint}", soft_wrap=True)
 
 
-def _sudoku(out: Path | None, given: dict[str, Any], resume: bool, save_every: int) -> tuple[Path, int]:
+def _sudoku(
+    out: Path | None, given: dict[str, Any], resume: bool, save_every: int, on_step: Callable[[int, float], None]
+) -> tuple[Path, int]:
     from ..training.sudoku import SudokuRecipe, train_sudoku
 
     recipe = SudokuRecipe(**{key: value for key, value in given.items() if value is not None})
-    return train_sudoku(out or Path("runs/sudoku"), recipe, resume=resume, save_every=save_every), recipe.steps
+    to = out or Path("runs/sudoku")
+    return train_sudoku(to, recipe, resume=resume, save_every=save_every, on_step=on_step), recipe.steps
 
 
-def _configured(path: Path, out: Path | None, given: dict[str, Any], resume: bool) -> tuple[Path, int]:
+def _configured(
+    path: Path, out: Path | None, given: dict[str, Any], resume: bool, on_step: Callable[[int], None]
+) -> tuple[Path, int]:
     with needs_extra("train", "training from a configuration"):
         from ..training.config import read_config
 
@@ -74,7 +92,7 @@ def _configured(path: Path, out: Path | None, given: dict[str, Any], resume: boo
     config = read_config(path, **given, out=None if out is None else str(out))
     from ..training.run import train as run
 
-    return run(config, resume=resume), config.steps
+    return run(config, resume=resume, on_step=on_step), config.steps
 
 
 def _metrics(checkpoint: Path) -> dict[str, Any]:
