@@ -22,9 +22,14 @@ import numpy
 import torch
 
 from unmask.bench import batch, loop, step
+from unmask.bench.measuring import Ready, random_logits
 from unmask.bench.textbook import llada_step
 from unmask.language import LanguageModel
 from unmask.models.registry import load
+from unmask.rules.named import FAMILIES
+from unmask.rules.usual import usual_rule
+from unmask.sampling.loop import Sampler
+from unmask.sampling.state import State
 
 from .pages import fill
 
@@ -91,12 +96,81 @@ def chat_part(masks: int = 16, repeats: int = 30) -> dict[str, Any]:
     return {"masks": masks, "parameters": sum(p.numel() for p in bare.parameters()), "rows": rows}
 
 
+PLANNED: dict[str, str] = {
+    **dict.fromkeys(("topk", "random-k"), "k=16"),
+    **dict.fromkeys(("steps", "first-hitting-parallel", "first-hitting-extrapolated", "ancestral"), "steps=64"),
+    **dict.fromkeys(("llada-quota", "maskgit", "moment", "remdm", "p2"), "steps=64"),
+    "threshold": "threshold=0.9",
+    "factor": "factor=1",
+    "klass": "threshold=0.9",
+    "carried-bound": "epsilon=1",
+    "noisy-bound": "gamma=0.05",
+    "dependence-bound": "profile=text",
+    "tempered-bound": "gamma=0.05",
+    "independence-test": "epsilon=0.3",
+    "groups": "sizes=16",
+    "frechet": "delta=0.25",
+    "credit": "threshold=0.9",
+}
+"""Settings of those rules that need one, for a sequence of a thousand masks; the others have their defaults."""
+
+BOUND = "entropy-bound"
+"""The rule whose step is the measure of all others."""
+
+
+def plan_part(length: int = 1024, vocab: int = 50_368, repeats: int = 5) -> dict[str, Any]:
+    """A step of every named rule with the network's answers ready, beside one of the EB-Sampler, on one thread.
+
+    It is the second step where there is one, as some rules compare it with the first. Each rule takes turns with the
+    EB-Sampler, five of each; the least of the processor's time counts.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    logits = random_logits(length, vocab, torch.float32)
+    model = Ready(logits, logits.roll(1, 0))
+    bound, rows = _prepared(model, BOUND), []
+    for name in FAMILIES:
+        sampler, state = _prepared(model, name)
+        spent = [(_planned(model, *bound), _planned(model, sampler, state)) for _ in range(repeats)]
+        eb, own = (min(turn[side]["seconds"] for turn in spent) for side in (0, 1))
+        rule = f"{name}:{PLANNED[name]}" if name in PLANNED else name
+        rows.append({"name": rule, **spent[0][1], "seconds": own, "seconds_bound": eb})
+    torch.set_num_threads(threads)
+    return {"length": length, "vocab": vocab, "rows": rows}
+
+
+def _prepared(model: Ready, name: str) -> tuple[Sampler, State]:
+    """A rule's sampler, and the state before its second step, or before the only one."""
+    sampler = Sampler(model, usual_rule(f"{name}:{PLANNED.get(name, '')}").rule)
+    first = sampler.start(torch.full((1, model.length), model.mask_id), seed=0)
+    second, _ = sampler.step(first)
+    state = first if bool(second.finished.all()) else second
+    sampler.step(state)  # which warms up, too
+    return sampler, state
+
+
+def _planned(model: Ready, sampler: Sampler, state: State) -> dict[str, Any]:
+    """Seconds of a step without those of the model; how often it was asked, for how many rows, and how many drew."""
+    spent, rows = -time.process_time(), 0
+    turn = sampler.begin(state)
+    while turn.query is not None:
+        spent += time.process_time()
+        answer = model(turn.query)
+        rows += len(answer)
+        spent -= time.process_time()
+        turn.tell(answer)
+    _, info = turn.end()
+    spent += time.process_time()
+    return {"seconds": spent, "evaluations": turn.passes, "rows": rows, "unmasked": len(info.tokens)}
+
+
 PARTS: dict[str, Callable[[], dict[str, Any]]] = {
     "step": lambda: step.bench(repeats=7),
     "draw": step.draws,
     "memory": step.memory,
     "small": step.small,
     "chat": chat_part,
+    "plan": plan_part,
     "loop": lambda: {**loop.bench(tuple(loop.SIZES)), "profile": profile()},
     "batch": batch_part,
 }
@@ -232,6 +306,28 @@ def chat_table(report: dict[str, Any]) -> str:
     return table(["an answer of 16 tokens by", "evaluations", "ms each", "÷ the bare network"], rows)
 
 
+def planned_ratio(row: dict[str, Any], length: int) -> float:
+    """A step's seconds over those of the EB-Sampler for as many rows of logits, and for one sequence at least."""
+    return row["seconds"] / row["seconds_bound"] / max(1.0, row["rows"] / length)
+
+
+def plan_table(report: dict[str, Any]) -> str:
+    """Steps of all rules."""
+    ranked = sorted(report["rows"], key=lambda row: -planned_ratio(row, report["length"]))
+    rows = [
+        [
+            f"`{row['name']}`",
+            f"{row['evaluations']}",
+            f"{row['rows']:,}",
+            f"{row['unmasked']:,}",
+            f"{1e3 * row['seconds']:.1f}",
+            shown(planned_ratio(row, report["length"])),
+        ]
+        for row in ranked
+    ]
+    return table(["rule", "evaluations", "rows", "unmasked", "ms", "÷ EB for as many rows"], rows)
+
+
 def batch_table(report: dict[str, Any]) -> str:
     """`unmask bench batch`."""
     rows = [
@@ -267,6 +363,7 @@ TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "memory": ("memory", memory_table),
     "small": ("small", small_table),
     "chat": ("chat", chat_table),
+    "plan": ("plan", plan_table),
     "loop": ("loop", loop_table),
     "profile": ("loop", lambda report: f"```\n{report['profile'].strip()}\n```"),
     "batch": ("batch", batch_table),

@@ -48,12 +48,12 @@ _SMALL = 1 << 17
 
 _LIFT = 40
 """Exponentials are made `2^40` times too large in float32, so that none that matters is denormal."""
-_UNLIFT = 2.0**-_LIFT
+UNLIFT = 2.0**-_LIFT
 
 
 @njit(**INLINE)
 @no_type_check
-def _exp32(d):
+def exp32(d):
     """`2^40 e^d` of a float32 `-116 <= d <= 0`, to about one unit in the last place; exactly 0 at -116, NaN stays NaN.
 
     The sum with the large number leaves `n + 167` in the lowest bits, `n` the next integer to `d / log 2`; moved to the
@@ -83,7 +83,7 @@ def _sums(part, top, lanes, totals):
         for j in range(LANES):
             d = as_float32(bits_of(some[j])) - top
             d = types.float32(-116.0) if d < types.float32(-116.0) else d
-            e = _exp32(d)
+            e = exp32(d)
             s[j] += e
             t[j] = fma(-e, d, t[j])
     for j in range(LANES):
@@ -94,19 +94,23 @@ def _sums(part, top, lanes, totals):
 @njit(**INLINE)
 @no_type_check
 def _moment(part, top, beta, lanes, totals):
-    """Adds `Σe^(βd)`, `2^40` times too large, to a total in parts. With `β = 1` it is the same as in `_sums`."""
+    """Adds `Σe^(βd)`, `2^40` times too large, to a total in as many parts. With `β = 1` it is that of `_sums`."""
     m = lanes[0]
-    m[:] = types.float32(0.0)
-    for i in range(len(part)):
-        d = (as_float32(bits_of(part[i])) - top) * beta
-        m[i % LANES] += _exp32(types.float32(-116.0) if d < types.float32(-116.0) else d)
+    lanes[:] = types.float32(0.0)
+    for begin in range(0, len(part), LANES):
+        some = part[begin : begin + LANES]
+        for j in range(LANES):
+            d = (as_float32(bits_of(some[j])) - top) * beta
+            d = types.float32(-116.0) if d < types.float32(-116.0) else d
+            e = exp32(d)
+            m[j] += e
     for j in range(LANES):
         totals[2, j] += types.float64(m[j])
 
 
 @njit(**INLINE)
 @no_type_check
-def _any_nan(row, forbidden):
+def any_nan(row, forbidden):
     """NaN if the row has one at a token that is not forbidden, else 0."""
     for token in range(len(row)):
         x = as_float32(bits_of(row[token]))
@@ -149,9 +153,9 @@ def _row_statistics(row, forbidden, beta, tile, lanes, totals, tops, out, tokens
     for j in range(LANES):
         s, t, m = s + totals[0, j], t + totals[1, j], m + totals[2, j]
     if top == np.inf:  # the sum says nothing then
-        s = types.float64(_any_nan(row, forbidden))
+        s = types.float64(any_nan(row, forbidden))
     out[0, r] = top if s == s else types.float32(np.nan)
-    s, t, m = s * _UNLIFT, t * _UNLIFT, m * _UNLIFT
+    s, t, m = s * UNLIFT, t * UNLIFT, m * UNLIFT
     log_z = math.log1p(s)
     out[1, r] = log_z + t / (1.0 + s)
     out[2, r] = s / (1.0 + s)
@@ -179,7 +183,7 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(workers, thread_name_prefix="unmask-rows")
 
 
-def _together(
+def together(
     kernel: Callable[..., None],
     arguments: tuple[Any, ...],
     scratch: Callable[[], tuple[np.ndarray, ...]],
@@ -196,7 +200,7 @@ def _together(
             task.result()
 
 
-def _stored(logits: Tensor) -> np.ndarray:
+def stored(logits: Tensor) -> np.ndarray:
     """The bits of the logits, as the kernels take them; shares memory if the rows are contiguous."""
     kind = {torch.float32: torch.int32, torch.bfloat16: torch.int16, torch.float16: torch.uint16}[logits.dtype]
     return logits.detach().contiguous().view(kind).numpy()
@@ -206,7 +210,7 @@ _NOTHING = np.empty((0, 0), np.float32)
 
 
 @lru_cache(maxsize=16)
-def _banned(forbidden: tuple[int, ...]) -> np.ndarray:
+def banned(forbidden: tuple[int, ...]) -> np.ndarray:
     return np.array(sorted(set(forbidden)), np.int64)
 
 
@@ -219,12 +223,12 @@ def statistics(
     token = torch.empty(rows, dtype=torch.int64)
     tops = torch.empty(rows, -(-vocab // PART), dtype=torch.float32)
     beta = None if power is None else power.float().contiguous().numpy()
-    arguments = (_stored(logits), _banned(tuple(forbidden)), beta, tops.numpy(), out.numpy(), token.numpy())
+    arguments = (stored(logits), banned(tuple(forbidden)), beta, tops.numpy(), out.numpy(), token.numpy())
 
     def scratch() -> tuple[np.ndarray, ...]:
         return np.empty(TILE, np.int32), np.empty((2, LANES), np.float32), np.empty((3, LANES), np.float64)
 
-    _together(_statistics, arguments, scratch, rows, logits.numel())
+    together(_statistics, arguments, scratch, rows, logits.numel())
     top, *columns = out.unbind()
     return (top, token, *columns), tops
 
@@ -244,8 +248,8 @@ def draw(
     out = torch.empty(len(rows), dtype=torch.int64)
     numbers = (tensor.contiguous().numpy() for tensor in (rows, uniform, temperature))
     known = _NOTHING if tops is None else tops.numpy()
-    arguments = (_stored(logits), *numbers, _banned(tuple(forbidden)), tops is not None, known, out.numpy())
+    arguments = (stored(logits), *numbers, banned(tuple(forbidden)), tops is not None, known, out.numpy())
     parts = -(-logits.shape[1] // PART)
     read = logits.shape[1] if tops is None else 4 * TILE
-    _together(race.draw, arguments, lambda: race.scratch(parts), len(rows), len(rows) * read)
+    together(race.draw, arguments, lambda: race.scratch(parts), len(rows), len(rows) * read)
     return out
