@@ -90,6 +90,7 @@ class Row:
 
 _LOOPS, _SUMS, _GAPS = {"kind": "loops", "size": 8}, {"kind": "addition"}, {"gaps": "infill"}
 _RANDOM, _HEAVY = {"kind": "random", "length": 132}, {"chain": "heavy", "kind": "random"}
+_CHAT = {"kinds": "sums", "length": 40, "canvas": 8}
 _HALF = {"dtype": torch.bfloat16}
 ROWS = {
     "sudoku-0": Row("Sudoku", "sudoku", "sudoku", 0.0, validation=600),
@@ -97,7 +98,7 @@ ROWS = {
     "sums-0": Row("sums", "arithmetic", "arithmetic", 0.0, _SUMS),
     "reactions-0": Row("reactions, 40 % masked", "reactions", "rxnmapper", 0.0, _RANDOM, 235, 209, options=_HALF),
     "loops-0": Row("mazes with loops", "maze", "maze-loops", 0.0, _LOOPS, tolerance=0.03),
-    "chat-0": Row("short instructions", "instructions", "chat", 0.0),
+    "chat-0": Row("sums in a chat", "instructions", "chat", 0.0, _CHAT),
     "working-0": Row("problems with working", "working", "working", 0.0, tolerance=0.02),
     "gaps-0": Row("gaps in text", "text", "text", 0.0, _GAPS),
     "heavy-0": Row("antibody chains", "antibodies", "sapiens-vh", 0.0, _HEAVY),
