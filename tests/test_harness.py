@@ -215,6 +215,9 @@ def test_long_prompts_lose_their_beginning_and_are_counted(tmp_path: Path, data:
         ([], {}, "name a task"),
         (["humaneval"], {"data": True}, "allow it with --run-code"),
         (["math500"], {"data": True, "shots": 2}, "no worked examples"),
+        (["math500"], {"encoding": "latin-1"}, "math500 reads math500.jsonl; give their folder"),
+        (["instructions"], {"encoding": "latin-1"}, "--encoding goes with --data FOLDER"),
+        (["math500"], {"data": True, "encoding": "klingon"}, "unknown encoding 'klingon'"),
         (["math500"], {"data": True, "limit": 1, "chat": True}, None),
     ],
 )
@@ -244,6 +247,16 @@ def test_files_that_do_not_fit_are_refused(tmp_path: Path, data: Path):
         (tmp_path / "bad.jsonl").write_text(text)
         with pytest.raises(DataError, match=message):
             read_jsonl(tmp_path / "bad.jsonl", ["a"])
+
+
+def test_files_are_read_in_the_encoding_that_is_given(tmp_path: Path, data: Path):
+    path = data / "math500.jsonl"
+    path.write_bytes(path.read_text(encoding="utf-8").replace("?", "¿").encode("latin-1"))
+    model = Scripted(tmp_path, lambda prompt: "")
+    with pytest.raises(DataError, match="not UTF-8 text"):
+        evaluate(UnmaskLM(model, EB), ["math500"], data=data)
+    evaluate(UnmaskLM(model, EB), ["math500"], data=data, encoding="latin-1")
+    assert model.asked
 
 
 @pytest.mark.parametrize(

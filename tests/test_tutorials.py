@@ -1,6 +1,8 @@
 """The code of front page, tutorials and pages that print runs from top to bottom, as a reader would type it.
 
-Python runs; a file in YAML is saved under the name in its first line; in a block marked `sh` every line is typed.
+Python runs; a file in YAML is saved under the name in its first line; in a block marked `sh` every line is typed. What
+a page shows under a block as printed is what it prints; where that depends on the machine it is called an example, and
+may have other figures and other texts in quotes.
 """
 
 from __future__ import annotations
@@ -15,7 +17,11 @@ from typer.testing import CliRunner
 from unmask.cli import app
 
 DOCS = Path(__file__).parent.parent / "docs"
-BLOCK = re.compile(r"```(python|sh|yaml)\n(.*?)```", re.DOTALL)
+BLOCK = re.compile(
+    r"```(python|sh|yaml)\n(.*?)```(?:\n\n(It prints|For example):\n\n```text\n(.*?)```)?", re.DOTALL | re.MULTILINE
+)
+"""A block, and what is shown under it."""
+
 SAID = {
     "index.md": ["KL 0"],
     "process.md": ["TopK\\(k=1\\): 6 evaluations, 0.000 nats lost", "All\\(\\): 1 evaluations, [12]"],
@@ -47,6 +53,17 @@ SAID = {
 """What each page is about, in what it prints: regular expressions."""
 
 
+def trimmed(printed: str) -> str:
+    """Without spaces at the ends of lines, and without empty lines at the end."""
+    return "\n".join(line.rstrip() for line in printed.splitlines()).strip("\n")
+
+
+def of_any_machine(printed: str) -> str:
+    """Without figures, texts in quotes, and widths of columns."""
+    words = re.sub(r"[+-]?\d+(\.\d+)?", "0", re.sub(r"'[^'\n]*'", "''", printed))
+    return re.sub(r"\s+", " ", re.sub("─+", "─", words)).strip()
+
+
 @pytest.mark.parametrize("name", SAID)
 def test_a_page_runs_as_printed(
     name: str, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -54,8 +71,9 @@ def test_a_page_runs_as_printed(
     blocks = BLOCK.findall((DOCS / name).read_text(encoding="utf-8"))
     monkeypatch.chdir(tmp_path)
     reader: dict[str, object] = {"__name__": "reader"}
-    typed = ""
-    for language, code in blocks:
+    everything = ""
+    for language, code, kind, shown in blocks:
+        typed = ""
         if language == "python":
             exec(compile(code, name, "exec"), reader)
         elif language == "yaml":
@@ -65,10 +83,17 @@ def test_a_page_runs_as_printed(
                 _, *words = shlex.split(line, comments=True)
                 result = CliRunner().invoke(app, words)
                 assert result.exit_code == 0, (line, result.output, result.exception)
-                typed += result.output
-    printed = typed + capsys.readouterr().out
+                typed += result.stdout
+        printed = typed + capsys.readouterr().out
+        everything += printed
+        if kind == "It prints":
+            assert trimmed(printed) == trimmed(shown)
+        elif kind == "For example":
+            assert of_any_machine(shown) in of_any_machine(printed), printed
+        else:
+            assert not (printed and name.startswith("tutorials/")), f"the page does not show: {printed}"
     for said in SAID[name]:
-        assert re.search(said, printed), (said, printed)
+        assert re.search(said, everything), (said, everything)
 
 
 def test_every_tutorial_is_run():

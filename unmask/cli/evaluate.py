@@ -31,6 +31,7 @@ def evaluate(
     ] = None,
     seed: common.Seed = 0,
     data: Annotated[Path | None, typer.Option(help="Folder with the JSONL files of gsm8k, math500, ...")] = None,
+    encoding: common.Encoding = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Use only the first N documents of each task.")] = None,
     shots: Annotated[int | None, typer.Option(min=0, help="Worked examples before each question.")] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Ask through the model's chat template.")] = False,
@@ -87,7 +88,8 @@ def evaluate(
             share=None if others is None else lambda pieces: others(make, list(enumerate(pieces))),
         )
         names = [name.strip() for name in tasks.split(",") if name.strip()]
-        rows = run(own, names, data=data, limit=limit, shots=shots, chat=chat, run_code=run_code)
+        asked = {"limit": limit, "shots": shots, "chat": chat, "run_code": run_code}
+        rows = run(own, names, data=data, encoding=encoding, **asked)
     report = {
         "model": model,
         "rule": named.name,

@@ -34,6 +34,7 @@ def evaluate(
     tasks: Sequence[str],
     *,
     data: Path | None = None,
+    encoding: str | None = None,
     limit: int | None = None,
     shots: int | None = None,
     chat: bool = False,
@@ -48,6 +49,7 @@ def evaluate(
         model: The model with its sampling rule.
         tasks: Names of tasks.
         data: The folder with the files.
+        encoding: The encoding of these files; see `unmask.files.reading.read_text`.
         limit: Evaluate only the first `limit` documents of each task.
         shots: Number of worked examples before each question; default: the task's own number.
         chat: Whether to ask through the model's chat template.
@@ -59,17 +61,19 @@ def evaluate(
 
     Raises:
         ValueError: If a task is unknown, needs files but no folder is given, has no worked examples but `shots` are
-            requested, or runs programs without `run_code`.
+            requested, or runs programs without `run_code`; if `encoding` is given without a folder, or does not exist.
         DataError: If a file is missing or does not have the right content.
     """
     from lm_eval.evaluator import evaluate as run_harness
     from lm_eval.tasks import TaskManager
 
     _check(tasks, data, shots, run_code)
+    if data is None and encoding is not None:
+        raise ValueError("--encoding goes with --data FOLDER")
     manager = TaskManager(
         include_path=Path(__file__).parent,
         include_defaults=any(task not in LOCAL for task in tasks),
-        metadata={"data": str(data)},
+        metadata={"data": str(data)} if encoding is None else {"data": str(data), "encoding": encoding},
     )
     if unknown := [task for task in tasks if task not in manager.all_tasks]:
         raise ValueError(

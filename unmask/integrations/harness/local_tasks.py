@@ -22,12 +22,13 @@ from ...tasks.instructions import Instruction, InstructionTask
 _NUMBER = r"-?\$?\d[\d,]*(?:\.\d+)?"
 
 
-def read_jsonl(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
+def read_jsonl(path: Path, fields: Sequence[str], encoding: str | None = None) -> list[dict[str, Any]]:
     """Reads a file of JSON objects, one per line; blank lines are skipped.
 
     Args:
         path: The file.
         fields: The fields that are kept, which each object must have.
+        encoding: See `unmask.files.reading.read_text`.
 
     Raises:
         DataError: If there is no such file, it is empty, or a line is not an object with these fields.
@@ -35,7 +36,7 @@ def read_jsonl(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"there is no {path}; the folder given as --data must hold it")
     rows = []
-    for where, row in read_values(path, "the documents"):
+    for where, row in read_values(path, "the documents", encoding):
         missing = [name for name in fields if not isinstance(row, dict) or name not in row]
         if missing:
             raise DataError(f"{where}: there is no {', '.join(missing)}")
@@ -45,36 +46,36 @@ def read_jsonl(path: Path, fields: Sequence[str]) -> list[dict[str, Any]]:
     return rows
 
 
-def gsm8k(data: str, **_: Any) -> dict[str, Dataset]:
+def gsm8k(data: str, encoding: str | None = None, **_: Any) -> dict[str, Dataset]:
     """Reads `gsm8k_test.jsonl`, and worked examples from `gsm8k_train.jsonl`."""
     fields = ("question", "answer")
     return {
-        "train": Dataset.from_list(read_jsonl(Path(data) / "gsm8k_train.jsonl", fields)[:64]),
-        "test": Dataset.from_list(read_jsonl(Path(data) / "gsm8k_test.jsonl", fields)),
+        "train": Dataset.from_list(read_jsonl(Path(data) / "gsm8k_train.jsonl", fields, encoding)[:64]),
+        "test": Dataset.from_list(read_jsonl(Path(data) / "gsm8k_test.jsonl", fields, encoding)),
     }
 
 
-def math500(data: str, **_: Any) -> dict[str, Dataset]:
+def math500(data: str, encoding: str | None = None, **_: Any) -> dict[str, Dataset]:
     """Reads `math500.jsonl`, in which each answer must have its final result in a box."""
     path = Path(data) / "math500.jsonl"
-    rows = read_jsonl(path, ("question", "answer"))
+    rows = read_jsonl(path, ("question", "answer"), encoding)
     for number, row in enumerate(rows, 1):
         if last_boxed_only_string(row["answer"]) is None:
             raise DataError(rf"{path}: answer {number} has no \boxed{{}}")
     return {"test": Dataset.from_list(rows)}
 
 
-def humaneval(data: str, **_: Any) -> dict[str, Dataset]:
+def humaneval(data: str, encoding: str | None = None, **_: Any) -> dict[str, Dataset]:
     """Reads `humaneval.jsonl`."""
     fields = ("task_id", "prompt", "entry_point", "test")
-    return {"test": Dataset.from_list(read_jsonl(Path(data) / "humaneval.jsonl", fields))}
+    return {"test": Dataset.from_list(read_jsonl(Path(data) / "humaneval.jsonl", fields, encoding))}
 
 
-def mbpp(data: str, **_: Any) -> dict[str, Dataset]:
+def mbpp(data: str, encoding: str | None = None, **_: Any) -> dict[str, Dataset]:
     """Reads `mbpp.jsonl`: problems 2 to 4 are worked examples, and problems 11 to 510 are the test."""
     fields = ("task_id", "text", "code", "test_setup_code", "test_list")
     path = Path(data) / "mbpp.jsonl"
-    rows = read_jsonl(path, fields)
+    rows = read_jsonl(path, fields, encoding)
     parts = {"prompt": [row for row in rows if 2 <= row["task_id"] <= 4]}
     parts["test"] = [row for row in rows if 11 <= row["task_id"] <= 510]
     for name, part in parts.items():
