@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from benchmarks import high_order
 from benchmarks.pages import between
@@ -17,6 +18,7 @@ from unmask import (
     Extrapolate,
     One,
     Rule,
+    Sampler,
     Stable,
     Steps,
     Uniform,
@@ -25,8 +27,13 @@ from unmask import (
     parallel_first_hitting,
     sample,
 )
+from unmask.denoiser import Query
+from unmask.draws import kept
+from unmask.draws.kept import compared
+from unmask.errors import LogitsError
 from unmask.oracles import MarkovDenoiser, PerturbedDenoiser, exact_law, random_hmm, random_markov, random_table
 from unmask.rules.history import Past
+from unmask.sampling.draw import Settings
 from unmask.schedule import Linear
 
 CHAIN = MarkovDenoiser.lazy(2, 0.75)
@@ -101,24 +108,71 @@ def test_klass_settings_out_of_range_are_refused():
             Stable(**bad)
 
 
+def past_of(before: Past | None, where: Tensor, p: Tensor, masked: Tensor, time: Tensor | None, history: int) -> Past:
+    """The memory after an evaluation that gave these probabilities."""
+    index = torch.full((len(p),), -1) if before is None else before.index(where)
+    _, kept, drift = compared(p.log(), None if before is None else before.kept, index)
+    return Past.after(before, where, kept, drift, masked, time, history)
+
+
 def test_drift_is_the_divergence_from_the_evaluation_before():
     where = torch.tensor([[True, True, True], [False, True, True]])
     p = torch.tensor([[0.5, 0.5], [0.9, 0.1], [1.0, 0.0], [0.3, 0.7], [0.2, 0.8]], dtype=torch.float64)
     masked = torch.tensor([3, 2])
-    first = Past.after(None, where, p.log(), masked, None, 2)
+    first = past_of(None, where, p, masked, None, 2)
     assert first.drifts.isinf().all()
     alone = first.select(torch.tensor([1]))
-    assert alone.log_p.exp().tolist() == p[3:].tolist()
+    assert alone.kept.logits.exp().tolist() == p[3:].tolist()
     later = torch.tensor([[False, True, True], [True, False, True]])
     q = torch.tensor([[0.8, 0.2], [1.0, 0.0], [0.5, 0.5], [0.4, 0.6]], dtype=torch.float64)
-    second = Past.after(first, later, q.log(), torch.tensor([2, 2]), None, 2)
+    second = past_of(first, later, q, torch.tensor([2, 2]), None, 2)
     expected = 0.8 * math.log(0.8 / 0.9) + 0.2 * math.log(0.2 / 0.1)
     assert second.drifts[0, 1, 1] == pytest.approx(expected)
     assert second.drifts[0, 2, 1] == 0.0  # certain both times: no NaN from 0 · (-inf)
     assert second.drifts[1, 0].isinf().all()  # it was no candidate before
     assert second.drifts[..., 0].isinf().all()
-    swapped = Past.after(first, where, p.flip(1).log(), masked, None, 1)
+    swapped = past_of(first, where, p.flip(1), masked, None, 1)
     assert swapped.drifts[0, 2, 0].isinf()  # what was impossible became certain
+
+
+class Wide:
+    """A denoiser of float32 logits for many tokens, which depend on all that is written; the last is the mask."""
+
+    vocab_size, mask_id = 300, 299
+
+    def __init__(self) -> None:
+        self.table = torch.randn(40, 300, generator=torch.Generator().manual_seed(0)) * 3
+
+    def __call__(self, query: Query) -> Tensor:
+        length = query.x.shape[1]
+        state, position = query.rows // length, query.rows % length
+        written = (query.x != self.mask_id).sum(-1)[state]
+        return self.table[position] + 0.2 * self.table[(position + written) % 40]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=ids)
+@pytest.mark.parametrize("forbidden", [((7,),) * 3, ((7,), (8, 250), (7,))], ids=["alike", "each its own"])
+def test_kernels_plan_what_the_plain_path_plans(rule, forbidden, monkeypatch):
+    """Sequences begin and end at different steps, in blocks, with tokens that are forbidden to each."""
+    pytest.importorskip("numba")
+    model = Wide()
+    settings = [Settings.of(300, 299, forbidden=some) for some in forbidden]
+    sampler, x = Sampler(model, rule), [[299] * 12, [299, 1, 299], [299] * 7]
+
+    def run() -> list[list[int]]:
+        state = sampler.start(x, seed=1, blocks=4, settings=settings)
+        return sampler.run(state, trace=True).sequences
+
+    ours = run()
+    monkeypatch.setattr(kept, "comparing_kernel", lambda logits: None)
+    assert run() == ours
+
+
+def test_logits_that_are_no_distribution_are_named_where_a_rule_measures_them_itself():
+    model = Wide()
+    model.table[5, 3] = math.nan
+    with pytest.raises(LogitsError, match=r"sequence 1, position 5\) contain NaN"):
+        sample(model, [[299] * 3, [299] * 8], RULES[0], seed=0)
 
 
 def test_the_predictor_extrapolates_in_counts_or_in_time():
@@ -127,13 +181,13 @@ def test_the_predictor_extrapolates_in_counts_or_in_time():
     now = torch.tensor([[0.6, 0.4], [0.9, 0.1], [0.4, 0.6]], dtype=torch.float64)
     chosen = torch.tensor([[False, True, True, True]])
     noise = torch.tensor([[0.0, 0.7, 0.2, 0.5]], dtype=torch.float64)  # hit in the order 2, 3, 1
-    past = Past.after(None, where, before.log(), torch.tensor([6]), None, 1)
+    past = past_of(None, where, before, torch.tensor([6]), None, 1)
     found = Extrapolate(floor=0.1).predict(now.log(), chosen, noise, torch.tensor([4]), None, past).exp()
     assert found[1].tolist() == pytest.approx([0.9, 0.1])  # the first hit: nothing to extrapolate
     assert found[2].tolist() == pytest.approx([0.35, 0.65])  # half a span further: 0.4 - 0.1/2
     assert found[0].tolist() == pytest.approx([0.7, 0.3])  # a whole span further
     assert torch.equal(Extrapolate().predict(now.log(), chosen, noise, torch.tensor([4]), None, None), now.log())
-    timed = Past.after(None, where, before.log(), torch.tensor([6]), torch.tensor([1.0]).double(), 1)
+    timed = past_of(None, where, before, torch.tensor([6]), torch.tensor([1.0]).double(), 1)
     tau = torch.tensor([0.8], dtype=torch.float64)  # linear: the position with α = 0.2 is hit at 0.8, now
     found = Extrapolate(Linear()).predict(now.log(), chosen, noise, torch.tensor([4]), tau, timed).exp()
     assert found[1].tolist() == pytest.approx([0.9, 0.1])

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from unmask.draws import categorical, kernels
-from unmask.draws.categorical import Marginals, draw, draw_rows, forbid, marginals
+from unmask.draws.categorical import Marginals, divergence, draw, draw_rows, forbid, marginals
+from unmask.draws.kept import compared
 from unmask.errors import LogitsError
 
 NAMES = ("entropy", "doubt", "closeness", "log_norm", "log_moment")
@@ -164,6 +165,63 @@ def test_narrow_float64_and_strided_logits_work_too():
     assert torch.equal(marginals(strided).entropy, marginals(z).entropy)
     assert torch.equal(marginals(z[::2]).entropy, marginals(z).entropy[::2])
     assert marginals(z[:0]).entropy.shape == draw_rows(z, torch.zeros(0).long(), torch.zeros(0).double()).shape == (0,)
+
+
+def truth(now: Tensor, then: Tensor, forbidden: tuple[int, ...]) -> Tensor:
+    """`KL(now ‖ then)` of logits in float64, summed in another way than it is computed."""
+    z, w = forbid(now.double(), forbidden), forbid(then.double(), forbidden)
+    top = z.argmax(-1, keepdim=True)
+    d, e = z - z.gather(1, top), w - w.gather(1, top)
+    terms = torch.where(d.exp() > 0, d.exp() * (d - e), 0.0).scatter(1, top, 0.0)
+    rest, other = (x.scatter(1, top, -math.inf).exp().sum(-1) for x in (d, e))
+    return terms.sum(-1) / (1 + rest) - rest.log1p() + other.log1p()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_rows_are_compared_with_earlier_ones_as_in_float64(dtype):
+    """Against all other hard rows, and rows that moved a little; the statistics keep all their bits."""
+    pytest.importorskip("numba")
+    z, noise = hard_rows(dtype), torch.randn(11, 5001, generator=torch.Generator().manual_seed(3))
+    for forbidden in ((), (0, 2047, 4100, 5000), (77,)):
+        none, kept, never = compared(z, None, torch.full((11,), -1), forbidden)
+        assert never.isinf().all()
+        for scale in (0.0, 1e-3, 0.1, 2.0):
+            moved = (z.double() + scale * noise).to(dtype)
+            stats, _, drift = compared(moved, kept, torch.arange(11), forbidden)
+            torch.testing.assert_close(drift, truth(moved, z, forbidden).clamp(min=0), rtol=2e-6, atol=3e-7)
+            assert scale or drift.tolist() == [0.0] * 11
+            exact = marginals(moved, forbidden)
+            assert all(
+                torch.equal(getattr(stats, name), getattr(exact, name)) for name in (*NAMES[:-1], "token", "tops")
+            )
+        assert all(torch.equal(getattr(none, name), getattr(marginals(z, forbidden), name)) for name in NAMES[:-1])
+        row, other = (grid.flatten() for grid in torch.meshgrid(torch.arange(11), torch.arange(11), indexing="ij"))
+        _, _, drift = compared(z[row], kept, other, forbidden)
+        exact = divergence(z[row], z[other], forbidden)
+        assert torch.equal(drift.isinf(), exact.isinf())
+        torch.testing.assert_close(drift, exact, rtol=1e-6, atol=1e-7)
+
+
+def test_a_small_divergence_of_a_nearly_determined_row_is_not_lost():
+    """Of logits of 40 nats float32 alone would leave 1e-6; here the error is in proportion to what moved."""
+    z = torch.full((1, 1000), -math.inf)
+    z[0, 3], z[0, 500] = 40.0, 20.0
+    moved = z.clone()
+    moved[0, 500] = 20.5
+    _, kept, _ = compared(z, None, torch.tensor([-1]))
+    _, _, drift = compared(moved, kept, torch.tensor([0]))
+    torch.testing.assert_close(drift, truth(moved, z, ()), rtol=1e-5, atol=0)
+    assert 1e-11 < float(drift) < 1e-9
+
+
+def test_rows_that_are_no_distribution_have_no_divergence():
+    z = torch.randn(4, 5001, generator=torch.Generator().manual_seed(0))
+    _, kept, _ = compared(z, None, torch.full((4,), -1))
+    z = z.clone()
+    z[0], z[1, 7], z[2, 9] = -math.inf, math.nan, math.inf
+    for rows in (z, z.double()):
+        _, _, drift = compared(rows, kept, torch.arange(4))
+        assert drift.isnan().tolist() == [True, True, True, False]
 
 
 TRITON = """

@@ -184,19 +184,19 @@ def log_prob(
 def divergence(
     new: Float[Tensor, "rows vocab"], old: Float[Tensor, "rows vocab"], forbidden: Sequence[int] = ()
 ) -> Float[Tensor, " rows"]:
-    """Returns `KL(new ‖ old)` of each row of logits, in nats; float64, never below 0.
+    """Returns `KL(new ‖ old)` of each row of logits, in nats; float64, never below 0; NaN of what is no distribution.
 
     Args:
         new: What is averaged over.
         old: What it is compared with.
         forbidden: Token ids taken out of both.
     """
-    size = max(1, _CHUNK // max(1, new.shape[-1]))
+    size = max(1, max(_CHUNK, new.numel() // 64) // max(1, new.shape[-1]))
     parts = []
     for a, b in zip(new.split(size), old.split(size), strict=True):
         log_p, log_q = (forbid(logits.double(), forbidden).log_softmax(-1) for logits in (a, b))
         p = log_p.exp()
-        parts.append(torch.where(p > 0, p * (log_p - log_q), 0.0).sum(-1).clamp(min=0))
+        parts.append(torch.where(p == 0, 0.0, p * (log_p - log_q)).sum(-1).clamp(min=0))
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=new.device)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..checks import whole
 from ..sampling.view import View
-from .history import Remembered, compare, history_of
+from .history import Remembered, compare
 from .speaker import Speaker
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ class Stable(Speaker):
 
     def turn(self, rule: Rule, seen: Situation) -> Conversation:
         """Takes one turn, which compares the evaluation with those before it."""
-        return compare(rule, seen, history_of(rule))
+        return compare(rule, seen)
 
     def remember(self, numbers: Float[Tensor, "batch memory"]) -> Remembered:
         """Returns the initial memory: the budget's numbers, and room for the last evaluation."""

@@ -10,8 +10,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..draws.categorical import forbid
+from ..draws.categorical import Marginals, check_marginals, forbid
+from ..draws.kept import Kept, compared
+from ..errors import LogitsError
 from ..sampling.conversation import Answer, Ask, Conversation, Move, Situation
+from ..sampling.draw import Settings
 from ..sampling.view import spread
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ class Past:
 
     Attributes:
         where: The positions that were evaluated; none of a row that has not been evaluated yet.
-        log_p: Their log-probabilities without the forbidden tokens, row-major over `where`.
+        kept: Their logits, row-major over `where`.
         drifts: `KL(evaluation || the one before it)` in nats of the latest evaluations of each position, newest last;
             `+inf` where there was none to compare with.
         masked: How many positions of each row were masked.
@@ -35,44 +38,51 @@ class Past:
     """
 
     where: Bool[Tensor, "rows length"]
-    log_p: Float[Tensor, "positions vocab"]
+    kept: Kept
     drifts: Float[Tensor, "rows length history"]
     masked: Int[Tensor, " rows"]
     time: Float[Tensor, " rows"] | None
 
-    def at(self, where: Bool[Tensor, "rows length"]) -> tuple[Bool[Tensor, " positions"], Float[Tensor, "known vocab"]]:
-        """Looks positions up: which of those in `where` (row-major) it knows, and their log-probabilities."""
-        known = self.where & where
-        return known[where], self.log_p[known[self.where]]
+    def index(self, where: Bool[Tensor, "rows length"]) -> Int[Tensor, " positions"]:
+        """Looks positions up: which row of `kept` each of those in `where` (row-major) has, -1 if none."""
+        number = (self.where.flatten().cumsum(0) - 1).view(where.shape)
+        return number.masked_fill_(~self.where, -1)[where]
 
     @staticmethod
     def after(
         before: Past | None,
         where: Bool[Tensor, "rows length"],
-        log_p: Float[Tensor, "positions vocab"],
+        kept: Kept,
+        drift: Float[Tensor, " positions"],
         masked: Int[Tensor, " rows"],
         time: Float[Tensor, " rows"] | None,
         history: int,
     ) -> Past:
-        """Adds an evaluation to what came before it, of which the last `history` comparisons are kept."""
+        """Adds an evaluation to what came before it, of which the last `history` comparisons are kept.
+
+        Args:
+            before: What came before it.
+            where: The positions that were evaluated.
+            kept: Their logits.
+            drift: How far each has moved since the evaluation before.
+            masked: How many positions of each row are masked.
+            time: The diffusion time of each row.
+            history: How many comparisons are kept.
+        """
         if before is None:
-            none = torch.full((*where.shape, history), torch.inf, dtype=torch.float64, device=where.device)
-            return Past(where, log_p, none, masked, time)
-        known, then = before.at(where)
-        now = log_p[known]
-        # exp underflows to 0 where log_p is -inf: 0 · (-inf - anything finite) counts as 0.
-        terms = torch.where(now.isneginf(), 0.0, now.exp() * (now - then))
-        drift = torch.full((len(log_p),), torch.inf, dtype=torch.float64, device=where.device)
-        drift[known] = terms.sum(-1).double().clamp(min=0)
-        drifts = torch.cat([before.drifts[..., 1:], spread(drift, where).unsqueeze(-1)], -1)
-        return Past(where, log_p, drifts, masked, time)
+            shape = (*where.shape, history)
+            return Past(
+                where, kept, torch.full(shape, torch.inf, dtype=torch.float64, device=where.device), masked, time
+            )
+        latest = spread(drift, where).unsqueeze(-1)[..., :history]
+        return Past(where, kept, torch.cat([before.drifts[..., 1:], latest], -1), masked, time)
 
     def select(self, rows: Int[Tensor, " kept"]) -> Past:
         """Some of the rows, in the given order."""
-        start = self.where.sum(-1).cumsum(0) - self.where.sum(-1)  # of each row's log-probabilities
+        start = self.where.sum(-1).cumsum(0) - self.where.sum(-1)  # of each row's logits
         number = (self.where.cumsum(-1) - 1 + start.unsqueeze(-1))[rows]
         where, time = self.where[rows], None if self.time is None else self.time[rows]
-        return Past(where, self.log_p[number[where]], self.drifts[rows], self.masked[rows], time)
+        return Past(where, self.kept.select(number[where]), self.drifts[rows], self.masked[rows], time)
 
     @staticmethod
     def nothing(like: Past, rows: int, length: int) -> Past:
@@ -80,7 +90,7 @@ class Past:
         where = like.where.new_zeros(rows, length)
         drifts = like.drifts.new_full((rows, length, like.drifts.shape[-1]), torch.inf)
         time = None if like.time is None else like.time.new_full((rows,), torch.nan)
-        return Past(where, like.log_p[:0], drifts, like.masked.new_zeros(rows), time)
+        return Past(where, like.kept.select(like.masked[:0]), drifts, like.masked.new_zeros(rows), time)
 
     def resize(self, length: int) -> Past:
         """Returns this memory for sequences with more padding, or with less."""
@@ -95,7 +105,7 @@ class Past:
         times = [part.time for part in parts if part.time is not None]
         return Past(
             torch.cat([part.where for part in parts]),
-            torch.cat([part.log_p for part in parts]),
+            Kept.cat([part.kept for part in parts]),
             torch.cat([part.drifts for part in parts]),
             torch.cat([part.masked for part in parts]),
             torch.cat(times) if len(times) == len(parts) else None,
@@ -125,7 +135,7 @@ class Remembered:
             none = Past.nothing(past, len(self.numbers), past.where.shape[1])
             past = Past(
                 none.where.index_copy(0, rows, past.where),
-                past.log_p,
+                past.kept,
                 none.drifts.index_copy(0, rows, past.drifts),
                 none.masked.index_copy(0, rows, past.masked),
                 None if past.time is None or none.time is None else none.time.index_copy(0, rows, past.time),
@@ -148,37 +158,112 @@ class Remembered:
         return Remembered(numbers, Past.cat(pasts))
 
 
-def compare(rule: Rule, seen: Situation, history: int) -> Conversation:
+def compare(rule: Rule, seen: Situation) -> Conversation:
     """The turn of a rule that wants to see how marginals moved, or to extrapolate them.
 
     Args:
         rule: Its budget may look at `View.drift`, its predictor at the evaluation before.
         seen: What it is told.
-        history: How many comparisons are kept.
     """
-    memory = seen.memory
+    memory, history = seen.memory, _looks_back(rule.budget)
     assert isinstance(memory, Remembered)
-    answer = yield Ask(seen.candidate, time=rule.time(seen))
-    log_p, count = log_probs(seen, answer), seen.masked.sum(-1)
-    now = Past.after(memory.past, seen.candidate, log_p, count, answer.ask.time, history)
+    # On a CPU the statistics come with the comparison, in one visit of the logits.
+    alone = history == 0 or not seen.x.is_cpu
+    answer = yield Ask(seen.candidate, time=rule.time(seen), measure=alone)
+    past, count = memory.past, seen.masked.sum(-1)
+    if history:
+        index = torch.full_like(answer.index, -1) if past is None else past.index(seen.candidate)
+        answer, kept, drift = compared_with(seen, answer, None if past is None else past.kept, index)
+    else:
+        kept, drift = Kept(answer.logits, answer.stats.log_norm), answer.stats.log_norm.double()
+    now = Past.after(past, seen.candidate, kept, drift, count, answer.ask.time, history)
     view = seen.view(answer, memory.numbers)
-    chosen, numbers = rule.choose(replace(view, drift=now.drifts.amax(-1)))
+    chosen, numbers = rule.choose(replace(view, drift=now.drifts.amax(-1)) if history else view)
     predicted = None
     if rule.predictor is not None:
-        rows = log_p[chosen[seen.candidate]]
-        predicted = rule.predictor.predict(rows, chosen, seen.noise, count, answer.ask.time, memory.past)
+        log_p = log_probs(seen, answer, chosen)
+        predicted = rule.predictor.predict(log_p, chosen, seen.noise, count, answer.ask.time, past)
     return Move(chosen, Remembered(numbers, now), answer, logits=predicted)
 
 
-def log_probs(seen: Situation, answer: Answer) -> Float[Tensor, "positions vocab"]:
-    """The log-probabilities of an answer's rows, without the tokens that their sequences forbid."""
-    log_norm = answer.stats.log_norm
-    parts = torch.empty(answer.logits.shape, dtype=log_norm.dtype, device=log_norm.device)
-    for settings, index in seen.draw.parts(answer.row, "forbidden"):
-        parts[index] = forbid(answer.logits[index].to(log_norm.dtype), settings.forbidden)
-    return parts - log_norm.unsqueeze(-1)
+def compared_with(
+    seen: Situation, answer: Answer, before: Kept | None, index: Int[Tensor, " positions"]
+) -> tuple[Answer, Kept, Float[Tensor, " positions"]]:
+    """Compares an answer with rows that were kept, without the tokens that their sequences forbid.
+
+    Args:
+        seen: The situation.
+        answer: The answer; if it was not measured, it is now, and rows that are no distribution are an error.
+        before: Rows that were kept.
+        index: Which of them each row of the answer is compared with; -1 for none.
+
+    Returns:
+        The answer with its statistics, its logits to be kept, and `KL(now || before)` of each row in nats.
+
+    Raises:
+        LogitsError: If a row is no distribution, unless the answer came measured; then the turn says so at its end.
+    """
+    parts = list(seen.draw.parts(answer.row, "forbidden"))
+    if len(parts) == 1 and isinstance(parts[0][1], slice):
+        found = compared(answer.logits, before, index, parts[0][0].forbidden, answer.marginals)
+    else:
+        found = _joined(answer, before, index, parts)
+    stats, kept, drift = found
+    if answer.marginals is None:
+        _check(answer, stats)
+        answer = replace(answer, marginals=stats)
+    return answer, kept, drift
+
+
+def _joined(
+    answer: Answer,
+    before: Kept | None,
+    index: Int[Tensor, " positions"],
+    parts: Sequence[tuple[Settings, Int[Tensor, " part"] | slice]],
+) -> tuple[Marginals, Kept, Float[Tensor, " positions"]]:
+    """`compared` of each of some parts of the rows, with the tokens that are forbidden there."""
+    columns: dict[str, Tensor] = {}
+
+    def put(name: str, values: Tensor | None, rows: Int[Tensor, " part"] | slice) -> None:
+        if values is not None:
+            empty = values.new_empty(len(index), *values.shape[1:])
+            columns.setdefault(name, empty)[rows] = values
+
+    for one, rows in parts:
+        stats, kept, drift = compared(answer.logits[rows], before, index[rows], one.forbidden)
+        for name in ("entropy", "doubt", "closeness", "token", "log_norm", "top"):
+            put(name, getattr(stats, name), rows)
+        put("norm", kept.norm, rows)
+        put("drift", drift, rows)
+    norm, drift = columns.pop("norm", None), columns.pop("drift")
+    return Marginals(**columns), Kept(answer.logits, columns["log_norm"], norm), drift
+
+
+def _check(answer: Answer, stats: Marginals) -> None:
+    """Raises `LogitsError` if a row of an answer is no distribution, and names its place."""
+    try:
+        check_marginals(stats)
+    except LogitsError as error:
+        position = int(answer.index[error.row]) % answer.ask.where.shape[1]
+        place = f" (unfinished sequence {int(answer.row[error.row])}, position {position})"
+        raise LogitsError(error.row, error.reason, place) from None
+
+
+def log_probs(seen: Situation, answer: Answer, chosen: Bool[Tensor, "rows length"]) -> Float[Tensor, "chosen vocab"]:
+    """The log-probabilities of those candidates that were chosen, without the tokens that their sequences forbid."""
+    taken = chosen[seen.candidate].nonzero().squeeze(-1)
+    log_norm = answer.stats.log_norm[taken].unsqueeze(-1)
+    logits = answer.logits[taken].to(log_norm.dtype)
+    for settings, index in seen.draw.parts(answer.row[taken], "forbidden"):
+        logits[index] = forbid(logits[index], settings.forbidden)
+    return logits.sub_(log_norm)
+
+
+def _looks_back(part: object) -> int:
+    """How many comparisons with the evaluation before a part of a rule wants to see."""
+    return getattr(part, "history", 0)
 
 
 def history_of(rule: Rule) -> int:
     """How many comparisons with the evaluation before the parts of a rule want to see."""
-    return max(getattr(part, "history", 0) for part in (rule.budget, rule.predictor))
+    return max(_looks_back(part) for part in (rule.budget, rule.predictor))

@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..schedule import Linear, Schedule
-from .history import Past, Remembered, compare, history_of
+from .history import Past, Remembered, compare
 from .speaker import Speaker
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class Predictor(Speaker):
     history: ClassVar[int] = 1
 
     def turn(self, rule: Rule, seen: Situation) -> Conversation:
-        """Takes one turn, which compares the evaluation with the one before it."""
-        return compare(rule, seen, history_of(rule))
+        """Takes one turn, which keeps the evaluation for the next one."""
+        return compare(rule, seen)
 
     def remember(self, numbers: Float[Tensor, "batch memory"]) -> Remembered:
         """Returns the initial memory: the budget's numbers, and room for the last evaluation."""
@@ -98,10 +98,12 @@ class Extrapolate(Predictor):
             span = (past.time - time).unsqueeze(-1)
             weight = (time.unsqueeze(-1) - self.schedule.inverse(noise)) / span.clamp(min=1e-12)
             weight = weight.clamp(min=0).masked_fill(span <= 0, 0.0)
-        known, then = past.at(chosen)
-        p = log_p[known].exp()
-        moved = p + weight[chosen][known].unsqueeze(-1) * (p - then.exp())
-        moved = torch.maximum(moved, self.floor * p)
+        index = past.index(chosen)
+        known = (index >= 0).nonzero().squeeze(-1)
+        p, then = log_p[known].exp(), past.kept.log_p(index[known]).exp_()
+        moved = p + weight[chosen][known].unsqueeze(-1) * (p - then)
+        # What is impossible now stays so, tokens that are forbidden among it, whose logits may have been anything.
+        moved = torch.where(p > 0, torch.maximum(moved, self.floor * p), 0.0)
         predicted = log_p.clone()
         predicted[known] = (moved / moved.sum(-1, keepdim=True)).log()
         return predicted

@@ -51,6 +51,26 @@ def row_kernel(logits: Tensor) -> RowKernel | None:
     return _load(logits.device.type)
 
 
+@runtime_checkable
+class ComparingKernel(Protocol):
+    """What a device's module of kernels does besides, where it compares rows with earlier ones."""
+
+    def compared(
+        self, logits: Tensor, old: Tensor, index: Tensor, old_norms: Tensor, forbidden: Sequence[int]
+    ) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor]:
+        """Returns what `statistics` does, the normalisers of the rows, and their divergences from earlier ones."""
+        ...
+
+
+def comparing_kernel(logits: Tensor) -> ComparingKernel | None:
+    """The kernel that compares these logits with earlier ones, or `None` where plain PyTorch has to do."""
+    if logits.device.type != "cpu" or row_kernel(logits) is None:
+        return None
+    from . import numba_compare
+
+    return numba_compare
+
+
 @cache
 def _load(device: str) -> RowKernel | None:
     if device == "cuda":

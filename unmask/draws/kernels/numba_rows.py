@@ -110,7 +110,7 @@ def _moment(part, top, beta, lanes, totals):
 
 @njit(**INLINE)
 @no_type_check
-def any_nan(row, forbidden):
+def _any_nan(row, forbidden):
     """NaN if the row has one at a token that is not forbidden, else 0."""
     for token in range(len(row)):
         x = as_float32(bits_of(row[token]))
@@ -121,11 +121,34 @@ def any_nan(row, forbidden):
 
 @njit(**INLINE)
 @no_type_check
-def _row_statistics(row, forbidden, beta, tile, lanes, totals, tops, out, tokens, r):
-    """The columns of one row, and the largest logit of each of its parts."""
+def columns(row, forbidden, top, second, s, t, out, r):
+    """Writes the columns of a row that follow from its two largest logits and its sums; returns `log Σ e^d`."""
+    if top == np.inf:  # the sum says nothing then
+        s = types.float64(_any_nan(row, forbidden))
+    finite = finite_or_0(top)
+    log_z = math.log1p(s)
+    out[0, r] = top if s == s else types.float32(np.nan)
+    out[1, r] = log_z + t / (1.0 + s)
+    out[2, r] = s / (1.0 + s)
+    out[3, r] = (s + math.exp(types.float64(second) - finite)) / (1.0 + s)
+    out[4, r] = finite + log_z
+    return log_z
+
+
+@njit(**INLINE)
+@no_type_check
+def finite_or_0(top):
+    """What is subtracted from the logits of a row without making NaN."""
+    return types.float32(0.0) if not math.isfinite(top) else top
+
+
+@njit(**INLINE)
+@no_type_check
+def row_statistics(row, forbidden, beta, tile, lanes, totals, tops, out, tokens, r):
+    """The columns of one row, and the largest logit of each of its parts; returns `log Σ e^d`."""
     top, best = heights(row, forbidden, tile, tops)
     best //= TILE // PART
-    finite = types.float32(0.0) if not math.isfinite(top) else top
+    finite = finite_or_0(top)
     totals[:] = 0.0
     second, token = MINUS_INFINITY, 0
     for number in range((len(row) + TILE - 1) // TILE):
@@ -152,18 +175,11 @@ def _row_statistics(row, forbidden, beta, tile, lanes, totals, tops, out, tokens
     s, t, m = 0.0, 0.0, 0.0
     for j in range(LANES):
         s, t, m = s + totals[0, j], t + totals[1, j], m + totals[2, j]
-    if top == np.inf:  # the sum says nothing then
-        s = types.float64(any_nan(row, forbidden))
-    out[0, r] = top if s == s else types.float32(np.nan)
-    s, t, m = s * UNLIFT, t * UNLIFT, m * UNLIFT
-    log_z = math.log1p(s)
-    out[1, r] = log_z + t / (1.0 + s)
-    out[2, r] = s / (1.0 + s)
-    out[3, r] = (s + math.exp(types.float64(second) - finite)) / (1.0 + s)
-    out[4, r] = finite + log_z
+    log_z = columns(row, forbidden, top, second, s * UNLIFT, t * UNLIFT, out, r)
     if beta is not None:
-        out[5, r] = math.log1p(m) - beta * log_z
+        out[5, r] = math.log1p(m * UNLIFT) - beta * log_z
     tokens[r] = token
+    return log_z
 
 
 @njit(error_model="numpy", nogil=True, cache=True)
@@ -175,7 +191,7 @@ def _statistics(logits, forbidden, power, tops, out, tokens, tile, lanes, totals
         if r >= len(logits):
             return
         beta = None if power is None else power[r]
-        _row_statistics(logits[r], forbidden, beta, tile, lanes, totals, tops[r], out, tokens, r)
+        row_statistics(logits[r], forbidden, beta, tile, lanes, totals, tops[r], out, tokens, r)
 
 
 @cache
