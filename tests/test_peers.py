@@ -156,6 +156,7 @@ def test_subtracting_the_last_entropy_is_the_budget_itself_where_entropies_rise_
     assert entropy(falling).tolist() == pytest.approx([0.693, 0.325, 0.325], abs=1e-3)
     counts = [[within(0.6, own)(p, p[:, 0], 0) for own in (False, True)] for p in (falling, falling.flip(0))]
     assert counts == [[2, 1], [2, 2]]
+    assert [within(0.6, always=most)(falling, falling[:, 0], 0) for most in (0.0, 0.5, 0.8)] == [1, 2, 3]
 
 
 def test_wino_without_a_second_look_writes_what_is_above_the_threshold(monkeypatch: pytest.MonkeyPatch):

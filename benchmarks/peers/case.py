@@ -31,6 +31,7 @@ class Case:
         largest: The largest batch that it is timed with; none: the largest there is.
         mixed: Whether sequences of a batch can begin with different tokens.
         instead: What its code does if that is something else, so that the law of that can be enumerated.
+        does_so: How the sequences are drawn that this is said of: `alone`, or `mixed` if it is right alone.
     """
 
     label: str
@@ -41,6 +42,7 @@ class Case:
     largest: int | None = None
     mixed: bool = False
     instead: Process | None = None
+    does_so: str = "alone"
 
 
 _borrowed: dict[str, ModuleType | None] = {}

@@ -115,12 +115,15 @@ def above(threshold: float) -> Count:
     return lambda p, scores, evaluation: max(int((scores > threshold).sum()), 1)
 
 
-def within(gamma: float, own: bool = False) -> Count:
-    """As many as fit `sum H - max H <= gamma`; with `own`, the last entropy is subtracted instead of the largest."""
+def within(gamma: float, own: bool = False, always: float | None = None) -> Count:
+    """As many as fit `sum H - max H <= gamma`.
+
+    With `own`, the last entropy is subtracted instead of the largest; with `always`, that number is, whatever they are.
+    """
 
     def count(p: Tensor, scores: Tensor, evaluation: int) -> int:
         h = entropy(p)
-        less = h if own else h.cummax(0).values
+        less = always if always is not None else h if own else h.cummax(0).values
         return max(int((h.cumsum(0) - less <= gamma).sum()), 1)
 
     return count

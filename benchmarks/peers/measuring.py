@@ -79,7 +79,7 @@ def measured(
         found.setdefault("nfe", model.seen / samples)
     found["chance"], found["limit"] = chance(law, samples)
     if case.instead is not None:
-        found["instead"] = _instead(case, Answers(oracle, LENGTH), next(iter(drawn.values())))
+        found["instead"] = _instead(case, Answers(oracle, LENGTH), drawn.get(case.does_so, next(iter(drawn.values()))))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 import sys
 from functools import partial
@@ -12,8 +13,8 @@ from typing import Any
 from torch import Tensor
 
 from ..case import Case, load, stand_in
-from ..enumerated import DRAWN, Count, Loop, above, by_draws, quota, within
-from ..oracle import LENGTH, Answers
+from ..enumerated import DRAWN, Count, Loop, above, by_draws, by_entropy, quota, within
+from ..oracle import LENGTH, SYMBOLS, Answers
 
 
 def cases(clone: Path) -> list[Case]:
@@ -44,11 +45,20 @@ def cases(clone: Path) -> list[Case]:
             label, claims, partial(run, **options), largest=64, mixed=True, instead=instead
         )  # 20,000 take it minutes
 
+    mates = math.log(SYMBOLS)
     entropies = partial(run, alg="entropy", gamma=0.5)
     own, by_confidence = f"{DRAWN}, takes off the last entropy", "entropy-bound:gamma=0.5,proxy=confidence"
     return [
         drawn("maskgit_plus, one at a time", "top1-confidence", quota(1, 1, 1, 1)),
-        Case("entropy, γ = 0.5", "entropy-bound:gamma=0.5", entropies, largest=64, mixed=True),
+        Case(
+            "entropy, γ = 0.5",
+            "entropy-bound:gamma=0.5",
+            entropies,
+            largest=64,
+            mixed=True,
+            instead=Loop("in a mixed batch, takes off the other texts' entropy", by_entropy, within(0.5, always=mates)),
+            does_so="mixed",
+        ),
         drawn("maskgit_plus, γ = 0.5", by_confidence, within(0.5, own=True), own, gamma=0.5),
         drawn("threshold 0.6", "threshold:threshold=0.6", above(0.6), threshold=0.6),
     ]
