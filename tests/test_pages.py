@@ -27,7 +27,6 @@ from benchmarks import (
     language,
     masked_lms,
     numerics,
-    peers,
     performance,
     results,
     rounding,
@@ -38,6 +37,7 @@ from benchmarks import (
     working,
 )
 from benchmarks.pages import between, fill
+from benchmarks.peers import page as peers
 from unmask import Entropy, EntropyBound, Rule
 from unmask.oracles import MarkovDenoiser
 from unmask.rules.profile import Line, Profile
