@@ -66,17 +66,42 @@ def compared(
         forbidden: Tokens that count as `-inf` in both.
         stats: The statistics, if they are known.
     """
-    kernel = comparing_kernel(logits)
-    if kernel is not None and (before is None or (before.norm is not None and before.logits.dtype == logits.dtype)):
-        old = logits[:0] if before is None else before.logits
-        norms = torch.empty(0, 2, dtype=torch.float64) if before is None or before.norm is None else before.norm
-        columns, tops, norm, moved = kernel.compared(logits, old, index, norms, forbidden)
-        top, token, entropy, doubt, closeness, log_norm = columns
+    found = _by_kernel(logits, before, index, forbidden)
+    if found is not None:
+        (top, token, entropy, doubt, closeness, log_norm), tops, norm, moved = found
         stats = Marginals(entropy, doubt, closeness, token, log_norm, None, top, tops)
         return stats, Kept(logits, log_norm, norm), moved
     stats = marginals(logits, forbidden, check=False) if stats is None else stats
-    moved = torch.full((len(logits),), torch.inf, dtype=torch.float64, device=logits.device)
+    return stats, Kept(logits, stats.log_norm), _moved(logits, before, index, forbidden)
+
+
+def moved(
+    logits: Float[Tensor, "rows vocab"], before: Kept, index: Int[Tensor, " rows"], forbidden: Sequence[int] = ()
+) -> Float[Tensor, " rows"]:
+    """Returns the divergences alone (see `compared`)."""
+    found = _by_kernel(logits, before, index, forbidden)
+    return _moved(logits, before, index, forbidden) if found is None else found[-1]
+
+
+def _by_kernel(
+    logits: Tensor, before: Kept | None, index: Tensor, forbidden: Sequence[int]
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor, Tensor] | None:
+    """What the kernel says, if there is one for these logits and those before."""
+    kernel = comparing_kernel(logits)
+    if kernel is None:
+        return None
+    if before is None:
+        none = torch.empty(0, 2, dtype=torch.float64)
+        return kernel.compared(logits, logits[:0], index, none, forbidden)
+    if before.norm is None or before.logits.dtype != logits.dtype:
+        return None
+    return kernel.compared(logits, before.logits, index, before.norm, forbidden)
+
+
+def _moved(logits: Tensor, before: Kept | None, index: Tensor, forbidden: Sequence[int]) -> Float[Tensor, " rows"]:
+    """The divergences by plain PyTorch."""
+    found = torch.full((len(logits),), torch.inf, dtype=torch.float64, device=logits.device)
     known = (index >= 0).nonzero().squeeze(-1)
     if before is not None and len(known):
-        moved[known] = divergence(logits[known], before.logits[index[known]], forbidden)
-    return stats, Kept(logits, stats.log_norm), moved
+        found[known] = divergence(logits[known], before.logits[index[known]], forbidden)
+    return found

@@ -173,7 +173,8 @@ def compare(rule: Rule, seen: Situation) -> Conversation:
     past, count = memory.past, seen.masked.sum(-1)
     if history:
         index = torch.full_like(answer.index, -1) if past is None else past.index(seen.candidate)
-        answer, kept, drift = compared_with(seen, answer, None if past is None else past.kept, index)
+        stats, kept, drift = compared_with(seen, answer, None if past is None else past.kept, index)
+        answer = measured(answer, stats)
     else:
         kept, drift = Kept(answer.logits, answer.stats.log_norm), answer.stats.log_norm.double()
     now = Past.after(past, seen.candidate, kept, drift, count, answer.ask.time, history)
@@ -188,31 +189,22 @@ def compare(rule: Rule, seen: Situation) -> Conversation:
 
 def compared_with(
     seen: Situation, answer: Answer, before: Kept | None, index: Int[Tensor, " positions"]
-) -> tuple[Answer, Kept, Float[Tensor, " positions"]]:
+) -> tuple[Marginals, Kept, Float[Tensor, " positions"]]:
     """Compares an answer with rows that were kept, without the tokens that their sequences forbid.
 
     Args:
         seen: The situation.
-        answer: The answer; if it was not measured, it is now, and rows that are no distribution are an error.
+        answer: The answer, measured or not.
         before: Rows that were kept.
         index: Which of them each row of the answer is compared with; -1 for none.
 
     Returns:
-        The answer with its statistics, its logits to be kept, and `KL(now || before)` of each row in nats.
-
-    Raises:
-        LogitsError: If a row is no distribution, unless the answer came measured; then the turn says so at its end.
+        The statistics of the answer, its logits to be kept, and `KL(now || before)` of each row in nats.
     """
     parts = list(seen.draw.parts(answer.row, "forbidden"))
     if len(parts) == 1 and isinstance(parts[0][1], slice):
-        found = compared(answer.logits, before, index, parts[0][0].forbidden, answer.marginals)
-    else:
-        found = _joined(answer, before, index, parts)
-    stats, kept, drift = found
-    if answer.marginals is None:
-        _check(answer, stats)
-        answer = replace(answer, marginals=stats)
-    return answer, kept, drift
+        return compared(answer.logits, before, index, parts[0][0].forbidden, answer.marginals)
+    return _joined(answer, before, index, parts)
 
 
 def _joined(
@@ -239,14 +231,22 @@ def _joined(
     return Marginals(**columns), Kept(answer.logits, columns["log_norm"], norm), drift
 
 
-def _check(answer: Answer, stats: Marginals) -> None:
-    """Raises `LogitsError` if a row of an answer is no distribution, and names its place."""
+def measured(answer: Answer, stats: Marginals) -> Answer:
+    """Returns an answer with its statistics, which were not asked for.
+
+    Raises:
+        LogitsError: If a row is no distribution; it names its place. Of an answer that came with statistics the turn
+            says so at its end.
+    """
+    if answer.marginals is not None:
+        return answer
     try:
         check_marginals(stats)
     except LogitsError as error:
         position = int(answer.index[error.row]) % answer.ask.where.shape[1]
         place = f" (unfinished sequence {int(answer.row[error.row])}, position {position})"
         raise LogitsError(error.row, error.reason, place) from None
+    return replace(answer, marginals=stats)
 
 
 def log_probs(seen: Situation, answer: Answer, chosen: Bool[Tensor, "rows length"]) -> Float[Tensor, "chosen vocab"]:

@@ -25,10 +25,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..draws.kept import Kept, moved
 from ..draws.streams import Purpose
 from ..sampling.conversation import Answer, Ask, Conversation, LawKind, Move, Situation
 from ..sampling.view import View, spread
 from .budget import leading, no_memory
+from .history import compared_with, measured
 from .speaker import Speaker
 from .ties import place
 
@@ -92,21 +94,39 @@ class IndependenceTest(Speaker):
         """
         if seen.wants_time:
             raise ValueError(f"{self} evaluates drafts, which have no time; give a denoiser that ignores the time")
-        answer = yield Ask(seen.candidate)
+        answer = yield Ask(seen.candidate, measure=not seen.x.is_cpu)  # on a CPU it is made ready to be compared with
+        stats, kept, _ = compared_with(seen, answer, None, torch.full_like(answer.index, -1))
+        answer = measured(answer, stats)
         again = seen.fresh(Purpose.TOKEN)[seen.candidate]
-        tokens = seen.draw.tokens(answer.logits, None, answer.row, again)
-        return (yield from self.test(rule, seen, answer, tokens))
+        tokens = seen.draw.tokens(answer.logits, None, answer.row, again, stats)
+        return (yield from self.test(rule, seen, answer, tokens, kept))
 
-    def test(self, rule: Rule, seen: Situation, answer: Answer, tokens: Int[Tensor, " candidates"]) -> Conversation:
-        """Tests the drafts of all candidates; the move keeps the drafts that are left."""
+    def test(
+        self,
+        rule: Rule,
+        seen: Situation,
+        answer: Answer,
+        tokens: Int[Tensor, " candidates"],
+        kept: Kept | None = None,
+    ) -> Conversation:
+        """Tests the drafts of all candidates; the move keeps the drafts that are left.
+
+        Args:
+            rule: The rule, whose order ranks the candidates.
+            seen: The sequences, and their candidates.
+            answer: The answer about the candidates.
+            tokens: Their drafts.
+            kept: The logits of the answer, ready to be compared with; default: as they are.
+        """
         key = rule.order.key(seen.view(answer)).masked_fill(~seen.candidate, torch.inf)
-        chosen = yield from self.prune(seen, answer, place(key), spread(tokens, seen.candidate, seen.mask_id))
+        kept = Kept(answer.logits, answer.stats.log_norm) if kept is None else kept
+        chosen = yield from self.prune(seen, kept, place(key), spread(tokens, seen.candidate, seen.mask_id))
         return Move(chosen, seen.memory, answer, tokens=tokens)
 
     def prune(
         self,
         seen: Situation,
-        answer: Answer,
+        kept: Kept,
         rank: Int[Tensor, "rows length"],
         drafts: Int[Tensor, "rows length"],
     ) -> Generator[Ask, Answer, Bool[Tensor, "rows length"]]:
@@ -114,12 +134,12 @@ class IndependenceTest(Speaker):
 
         Args:
             seen: The sequences, and their candidates.
-            answer: The answer about the candidates.
+            kept: The logits of the candidates.
             rank: The place of each candidate in the ranking; what is none comes after them.
             drafts: The token drafted at each candidate.
         """
         where, left = seen.candidate, seen.candidate
-        number = spread(torch.arange(len(answer.logits), device=where.device), where, -1)
+        number = spread(torch.arange(len(kept.logits), device=where.device), where, -1)
         # Halves, quarters, ... of the ranking of each sequence, rounded up to a power of two; 0 is past the last.
         size = torch.tensor([_half(n) for n in where.sum(-1).tolist()], device=where.device).unsqueeze(-1)
         while bool((size > 0).any()):
@@ -128,9 +148,11 @@ class IndependenceTest(Speaker):
             row = test.any(-1).nonzero().squeeze(-1)
             if len(row):
                 x = torch.where(filled[row], drafts[row], seen.x[row])
-                moved = yield Ask(test[row], x=x, row=row, measure=False)
-                old = answer.logits[number[row][test[row]]]
-                influence = seen.draw.divergence(moved.logits, old, moved.row)
+                answer = yield Ask(test[row], x=x, row=row, measure=False)
+                index = number[row][test[row]]
+                influence = torch.zeros(len(index), dtype=torch.float64, device=where.device)
+                for one, part in seen.draw.parts(answer.row, "forbidden"):
+                    influence[part] = moved(answer.logits[part], kept, index[part], one.forbidden)
                 # A draft that cannot be, of which no divergence is a number, rejects as well.
                 rejected = torch.zeros_like(left[row]).masked_scatter_(test[row], ~(influence <= self.epsilon))
                 left = left.index_copy(0, row, left[row] & ~rejected)
