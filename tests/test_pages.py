@@ -14,6 +14,7 @@ from test_tutorials import SAID
 
 import unmask
 from benchmarks import (
+    attention,
     conditional,
     conversation,
     dependence,
@@ -63,6 +64,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     for copy in copies.values():
         fill(copy, dict.fromkeys(BEGIN.findall(copy.read_text(encoding="utf-8")), "(nothing)"))
     for module in (
+        attention,
         conditional,
         conversation,
         dependence,
@@ -88,7 +90,7 @@ def test_every_table_of_every_page_is_generated(tmp_path: Path, monkeypatch: pyt
     for module in (performance, text_plane):
         monkeypatch.setattr(module, "plot", no_plot)
 
-    for module in (conditional, dependence, fleet, infilling, performance, results, rules, serving):
+    for module in (attention, conditional, dependence, fleet, infilling, performance, results, rules, serving):
         module.render()
     conversation.render(figures("conversation"))
     frontier_page.write_page(figures("frontier"))

@@ -101,6 +101,22 @@ class Block(nn.Module):
             place: The number of the relative position of each pair of cells, a row of the table of biases.
             hidden: True where the cell of the row must not attend to that of the column; `None`: nowhere.
         """
+        weights, values = self.attention(state, place, hidden)
+        mixed = (weights @ values).transpose(1, 2).reshape(state.shape)
+        state = state + F.linear(mixed, self.out)
+        normed = F.rms_norm(state, state.shape[-1:], self.mlp_norm, 1e-6)
+        return state + F.linear(F.silu(F.linear(normed, self.up)), self.down)
+
+    def attention(
+        self, state: Float[Tensor, "batch cells width"], place: Int[Tensor, "cells cells"], hidden: Tensor | None
+    ) -> tuple[Float[Tensor, "batch heads cells cells"], Float[Tensor, "batch heads cells size"]]:
+        """Returns how much each cell (row) attends to each other (column), by head, and the values that are mixed.
+
+        Args:
+            state: As in `forward`.
+            place: As in `forward`.
+            hidden: As in `forward`.
+        """
         batch, cells, width = state.shape
         normed = F.rms_norm(state, (width,), self.attention_norm, 1e-6)
         q, k, v = F.linear(normed, self.qkv).view(batch, cells, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
@@ -109,10 +125,7 @@ class Block(nn.Module):
             bias = bias.masked_fill(hidden, -math.inf)
         # Plain matrix products: scaled_dot_product_attention in bfloat16 took half the time of a step on a CPU.
         scores = (q * (width // self.heads) ** -0.5) @ k.transpose(-1, -2) + bias
-        mixed = (scores.softmax(-1) @ v).transpose(1, 2).reshape(batch, cells, width)
-        state = state + F.linear(mixed, self.out)
-        normed = F.rms_norm(state, (width,), self.mlp_norm, 1e-6)
-        return state + F.linear(F.silu(F.linear(normed, self.up)), self.down)
+        return scores.softmax(-1), v
 
 
 class Transformer(nn.Module):
