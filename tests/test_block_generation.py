@@ -171,11 +171,11 @@ def test_a_server_keeps_finished_blocks_by_default(tmp_path):
 
 
 def scores(model: LanguageModel, pairs: list[tuple[str, str]], batch_size: int = 4) -> list[tuple[float, bool]]:
-    from lm_eval.api.instance import Instance
+    instance = pytest.importorskip("lm_eval.api.instance", reason="needs lm_eval: the extra eval")
 
     from unmask.integrations.lm_eval import UnmaskLM
 
-    asked = [Instance("loglikelihood", {}, pair, index, ("task", index, 1)) for index, pair in enumerate(pairs)]
+    asked = [instance.Instance("loglikelihood", {}, pair, index, ("task", index, 1)) for index, pair in enumerate(pairs)]
     return UnmaskLM(model, "left-to-right", batch_size=batch_size).loglikelihood(asked)
 
 
