@@ -1,6 +1,6 @@
 r"""Attention as a price of dependence, beside the averaged profile: for docs/dependence.md.
 
-    python -m benchmarks.attention [MODEL ...]            # measure what has no figures yet, then the page (an hour)
+    python -m benchmarks.attention [MODEL ...]            # measure what has no figures yet, then the page
     python -m benchmarks.attention --again MODEL ...      # measure them again
     python -m benchmarks.attention render                 # the page's tables, from the saved figures
 
