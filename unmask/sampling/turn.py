@@ -226,7 +226,7 @@ class Turn:
         if not self._every:
             columns = {name: getattr(state, name).index_copy(0, self.live, part) for name, part in columns.items()}
             memory = put_memory(state.memory, self.live, memory)
-        new = replace(state, memory=memory, **columns)
+        new = state.changed(memory=memory, **columns)
         if move.erase is not None:
             return new.mask(torch.zeros_like(state.pending).index_copy(0, self.live, move.erase)), info
         return self._masks.after(new, self._alive, taken, move.more), info

@@ -10,11 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 from ..draws.categorical import Marginals
+from .host import FEW
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,11 @@ def dependence_bound(
         chosen: Positions drawn together.
         entropy: The entropy of each of these positions, in nats, row-major.
     """
+    if chosen.is_cpu and chosen.numel() <= FEW:
+        each = np.zeros(chosen.shape)
+        each[chosen.numpy()] = entropy.numpy()
+        each[np.arange(len(each)), each.argmax(-1)] = 0.0
+        return torch.from_numpy(each.cumsum(-1)[:, -1])
     h = torch.zeros(chosen.shape, dtype=torch.float64, device=chosen.device).masked_scatter_(chosen, entropy.double())
     h = h.scatter(1, h.argmax(-1, keepdim=True), 0.0)
     return h.cumsum(-1)[:, -1]  # sequential, so that padding changes no bit
