@@ -120,7 +120,7 @@ def sent(array: Shaped[np.ndarray, "*shape"], device: torch.device) -> Shaped[Te
 def any_true(mask: Bool[np.ndarray, "rows length"]) -> Bool[np.ndarray, " rows"]:
     """Whether anything is True in each row."""
     if mask.size <= FEW:
-        return mask.any(-1)
+        return np.logical_or.reduce(mask, axis=-1)
     return torch.from_numpy(mask).any(-1).numpy()
 
 
