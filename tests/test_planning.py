@@ -1,12 +1,13 @@
-"""What is ranked and admitted with NumPy, against the same with PyTorch."""
+"""What is ranked and admitted with lists, against the same with tensors."""
 
 import pytest
 import torch
+from torch import Tensor
 
 from unmask import Confidence, Entropy, Margin, Rule, TopK
 from unmask.draws.categorical import marginals
-from unmask.rules.budget import All, EntropyBound, Steps, Threshold
-from unmask.rules.planning import planned
+from unmask.rules.budget import All, Budget, EntropyBound, Steps, Threshold
+from unmask.rules.planning import MOST, planned
 from unmask.sampling import view as views
 from unmask.sampling.conversation import Answer, Ask, Situation
 from unmask.sampling.draw import Draw, Settings
@@ -14,7 +15,8 @@ from unmask.sampling.host import FEW, any_true
 from unmask.sampling.view import dependence_bound
 
 
-def situation(candidate, budget):
+def situation(candidate: Tensor, budget: Budget) -> Situation:
+    """The situation of sequences in which nothing but some candidates matters."""
     none = torch.zeros(candidate.shape, dtype=torch.float64)
     whole = torch.zeros(candidate.shape, dtype=torch.int64)
     counts = candidate.sum(-1)
@@ -44,7 +46,7 @@ def situation(candidate, budget):
     [TopK(1), TopK(3), All(), Threshold(0.5), EntropyBound(0.0), EntropyBound(1.5), EntropyBound(float("inf"))],
     ids=repr,
 )
-def test_what_numpy_chooses_is_what_pytorch_chooses(dtype, batch, budget):
+def test_lists_choose_what_tensors_choose(dtype, batch, budget):
     generator = torch.Generator().manual_seed(0)
     for trial in range(12):
         candidate = torch.rand(batch, 9, generator=generator) < 0.6
@@ -52,15 +54,18 @@ def test_what_numpy_chooses_is_what_pytorch_chooses(dtype, batch, budget):
         # Rounded, so that positions tie; then the lower one goes first.
         logits = (torch.randn(int(candidate.sum()), 5, generator=generator) * 4).round().to(dtype)
         seen, stats = situation(candidate, budget), marginals(logits)
-        answer = Answer(Ask(candidate), seen.index, logits, stats)
+        index = candidate.flatten().nonzero().squeeze(-1)
+        answer = Answer(Ask(candidate), index, logits, stats)
         for order in (Entropy(), Confidence(), Margin()):
             rule = Rule(order, budget)
             chosen, memory = rule.choose(seen.view(answer))
-            assert torch.equal(planned(rule, seen, stats), chosen)
-            assert torch.equal(memory, seen.memory)  # which is why the rule may keep it as it is
+            found = planned(rule, seen, stats)
+            assert found is not None
+            assert torch.equal(found, chosen)
+            assert torch.equal(memory, seen.numbers)  # which is why the rule may keep it as it is
 
 
-def test_parts_that_numpy_does_not_know_are_left_to_pytorch():
+def test_other_parts_are_left_to_tensors():
     candidate = torch.ones(1, 4, dtype=torch.bool)
     stats = marginals(torch.zeros(4, 3))
 
@@ -71,8 +76,8 @@ def test_parts_that_numpy_does_not_know_are_left_to_pytorch():
         assert planned(rule, situation(candidate, rule.budget), stats) is None
 
 
-def test_many_positions_are_left_to_pytorch():
-    candidate = torch.ones(2, FEW // 2 + 1, dtype=torch.bool)
+def test_many_candidates_are_left_to_tensors():
+    candidate = torch.ones(2, MOST // 2 + 1, dtype=torch.bool)
     stats = marginals(torch.zeros(candidate.numel(), 2))
     assert planned(Rule(Entropy(), TopK(1)), situation(candidate, TopK(1)), stats) is None
 
@@ -83,7 +88,7 @@ def test_few_and_many_positions_have_the_same_bounds(monkeypatch):
     chosen[2] = False
     entropy = torch.rand(int(chosen.sum()), generator=generator).exp()
     few = dependence_bound(chosen, entropy)
-    monkeypatch.setattr(views, "FEW", 0)
+    monkeypatch.setattr(views, "_FEW", 0)
     assert torch.equal(dependence_bound(chosen, entropy), few)
 
 

@@ -61,6 +61,8 @@ def _by_sequence(bounds: list[tuple[Tensor, Tensor]], sequences: int) -> tuple[t
     if not bounds:
         return ((),) * sequences
     sequence, nats = (torch.cat(column).cpu().numpy() for column in zip(*bounds, strict=True))
+    if sequences == 1:
+        return (tuple(nats.tolist()),)
     values = nats[sequence.argsort(kind="stable")].tolist()
     ends = np.bincount(sequence, minlength=sequences).cumsum().tolist()
     return tuple([tuple(values[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)])
