@@ -42,7 +42,7 @@ class HostMasks:
     @staticmethod
     def of(state: State) -> HostMasks:
         """What was noted of a state, or fresh copies."""
-        noted = vars(state).get(_NOTE)
+        noted = vars(state).get(NOTE)
         if noted is not None:
             return noted
         return HostMasks(state.pending.cpu().numpy(), state.block.cpu().numpy(), state.more.cpu().numpy())
@@ -72,7 +72,7 @@ class HostMasks:
 
         Unless `more` is `None`, it was changed.
 
-        The note is no field: what `dataclasses.replace` makes of the state comes without it.
+        The note is no field: what `dataclasses.replace` or `State.changed` makes of the state comes without it.
         """
         if state.pending.is_cpu:
             left = state.pending.numpy()
@@ -80,11 +80,12 @@ class HostMasks:
             left = self.pending.copy()
             left[rows] &= ~taken
         now = self.more if more is None else state.more.cpu().numpy()
-        object.__setattr__(state, _NOTE, HostMasks(left, self.block, now))
+        object.__setattr__(state, NOTE, HostMasks(left, self.block, now))
         return state
 
 
-_NOTE = "_host"
+NOTE = "_host"
+"""The attribute of a state that holds what is noted of it."""
 
 FEW = 1 << 12
 """Positions of a batch up to which NumPy, quicker to start, has gone through short rows before PyTorch has."""
