@@ -125,7 +125,7 @@ class FullDenoiser:
         expected = (*query.x.shape, self.vocab_size)
         if tuple(logits.shape) != expected:
             raise ValueError(f"the denoiser's function returned shape {tuple(logits.shape)}, expected {expected}")
-        return logits.flatten(0, 1)[query.rows]
+        return logits.flatten(0, 1).index_select(0, query.rows)
 
 
 class NetworkDenoiser:

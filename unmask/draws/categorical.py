@@ -8,6 +8,7 @@ uniform of a position, so a class of probability 1e-7 comes up once in 10⁷, wh
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +32,10 @@ figures for both). The number is part of what a seed means.
 
 _CHUNK = 1 << 18
 """Elements of logits worked on at once, or a 64th of all: bounds what a pass allocates beyond the logits themselves."""
+
+
+_SHORT = 1 << 14
+"""Terms of a sum that PyTorch does not split between threads, even if there is no other."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +143,7 @@ def _in_chunks(logits: Tensor, forbidden: Sequence[int], power: Tensor | None) -
     """`_statistics` of a part of the rows at a time, where no kernel can do it."""
     dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
     size = max(2, max(_CHUNK, logits.numel() // 64) // logits.shape[1])
-    if 0 < len(logits) <= size:
+    if 0 < logits.shape[0] <= size:
         beta = None if power is None else power.to(dtype)
         return _statistics(forbid(logits.contiguous().to(dtype), forbidden), beta)
     chunks = logits.contiguous().split(size)
@@ -152,7 +157,7 @@ def _in_chunks(logits: Tensor, forbidden: Sequence[int], power: Tensor | None) -
 
 def _statistics(z: Tensor, power: Tensor | None) -> tuple[Tensor, ...]:
     """Maximum, argmax, then the statistics of float32 or float64 rows, which it overwrites."""
-    if len(z) == 1:
+    if z.shape[0] == 1 and z.shape[1] > _SHORT:
         # PyTorch splits the sum of a single long row between threads, and that of several rows not: a row's bits would
         # depend on whether it is alone.
         return tuple(column[:1] for column in _statistics(z.repeat(2, 1), None if power is None else power.repeat(2)))
@@ -269,7 +274,7 @@ def draw_rows(
         return kernel.draw(logits, rows, uniform.double(), tau.contiguous(), forbidden, tops)
     logits = forbid(logits if rows is None else logits[rows], forbidden)
     size, drawn = max(1, _CHUNK // 2 // max(1, logits.shape[1])), _race if races else _invert
-    if 0 < len(logits) <= size:
+    if 0 < logits.shape[0] <= size:
         return drawn(logits.double(), uniform.double(), tau, top_k, top_p)
     chunks = logits.split(size)
     taus = [None] * len(chunks) if tau is None else tau.split(size)
@@ -308,44 +313,47 @@ def draw_log_prob(
     """
     check_draw(temperature, top_k, top_p)
     tau = torch.as_tensor(temperature, dtype=torch.float64, device=logits.device).expand(len(logits))
-    z, token = _tempered(logits.double(), tau, top_k, top_p)
-    point = torch.full_like(z, -torch.inf).scatter(-1, token.unsqueeze(-1), 0.0)
+    z = _tempered(logits.double(), tau, top_k, top_p)
+    point = torch.full_like(z, -torch.inf).scatter(-1, logits.argmax(-1, keepdim=True), 0.0)
     return torch.where((tau == 0).unsqueeze(-1), point, z.log_softmax(-1))
 
 
-def _tempered(z: Tensor, tau: Tensor | None, top_k: int | None, top_p: float | None) -> tuple[Tensor, Tensor]:
-    """The logits a draw is made from, at most 0 (untempered where the temperature is 0), and the argmax."""
-    top, token = z.max(-1)
+def _tempered(z: Tensor, tau: Tensor | None, top_k: int | None, top_p: float | None) -> Tensor:
+    """The logits a draw is made from, at most 0 (untempered where the temperature is 0); always a new tensor."""
     # Subtracting the maximum first keeps a tiny temperature from overflowing: the argmax stays at 0.
-    z = z - top.unsqueeze(-1)
-    return truncate(z if tau is None else z / torch.where(tau == 0, 1.0, tau).unsqueeze(-1), top_k, top_p), token
+    z = z - z.amax(-1, keepdim=True)
+    return truncate(z if tau is None else z / torch.where(tau == 0, 1.0, tau).unsqueeze(-1), top_k, top_p)
 
 
 def _race(z: Tensor, u: Tensor, tau: Tensor | None, top_k: int | None, top_p: float | None) -> Tensor:
     tau = torch.ones_like(u) if tau is None else tau
     if top_k is not None or top_p is not None:
-        z = z.masked_fill(_tempered(z, tau, top_k, top_p)[0] == -torch.inf, -torch.inf)
+        z = z.masked_fill(_tempered(z, tau, top_k, top_p) == -torch.inf, -torch.inf)
     return torch.where(tau == 0, z.argmax(-1), race(z, u, torch.where(tau == 0, 1.0, tau)))
 
 
 def _invert(z: Tensor, u: Tensor, tau: Tensor | None, top_k: int | None, top_p: float | None) -> Tensor:
-    z, token = _tempered(z, tau, top_k, top_p)
-    cdf = z.exp().cumsum(-1)
+    cdf = _tempered(z, tau, top_k, top_p).exp_().cumsum(-1)
     total = cdf[:, -1:]
     # u·total can round up to total; one step below it still falls in the last token with mass.
-    target = torch.minimum(u.unsqueeze(-1) * total, torch.nextafter(total, torch.zeros_like(total)))
+    target = torch.minimum(u.unsqueeze(-1) * total, total.nextafter(torch.zeros_like(total)))
     drawn = torch.searchsorted(cdf, target, right=True).squeeze(-1)
-    return drawn if tau is None else torch.where(tau == 0, token, drawn)
+    return drawn if tau is None else torch.where(tau == 0, z.argmax(-1), drawn)
 
 
-def check_draw(temperature: float | Tensor, top_k: int | None, top_p: float | None) -> None:
-    """Raises `ValueError` unless temperature is finite and >= 0, `top_k` >= 1 and `0 < top_p <= 1`."""
+def _check_temperature(temperature: float | Tensor) -> None:
     try:
         values = torch.as_tensor(temperature)
     except (TypeError, ValueError, RuntimeError, OverflowError):
         raise ValueError(f"temperature must be a finite number >= 0, got {temperature!r:.80}") from None
     if values.dtype == torch.bool or not bool((values.isfinite() & (values >= 0)).all()):
         raise ValueError(f"temperature must be a finite number >= 0 (0 takes the argmax), got {temperature}")
+
+
+def check_draw(temperature: float | Tensor, top_k: int | None, top_p: float | None) -> None:
+    """Raises `ValueError` unless temperature is finite and >= 0, `top_k` >= 1 and `0 < top_p <= 1`."""
+    if not (type(temperature) is float and 0 <= temperature < math.inf):
+        _check_temperature(temperature)
     if top_k is not None:
         whole("top_k", top_k)
     if top_p is not None and not (isinstance(top_p, (int, float)) and 0 < top_p <= 1):

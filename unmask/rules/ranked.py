@@ -22,6 +22,7 @@ from ..sampling.view import View
 from .budget import Budget
 from .history import history_of
 from .order import Order
+from .planning import planned
 from .speaker import Speaker
 from .ties import settled
 
@@ -112,7 +113,11 @@ class Rule:
             chosen, memory = self.choose(seen.view())
             return Move(chosen, memory, (yield Ask(chosen, time=time)))
         answer = yield Ask(seen.candidate, time=time)
-        chosen, memory = self.choose(seen.view(answer))
+        late = seen.late(answer)
+        chosen = planned(self, seen, answer.stats) if late is None else None
+        if chosen is not None:
+            return Move(chosen, seen.memory, answer)
+        chosen, memory = self.choose(seen.view().measured(answer.stats, late))
         return Move(chosen, memory, answer)
 
     def time(self, seen: Situation) -> Float[Tensor, " rows"] | None:

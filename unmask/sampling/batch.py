@@ -48,9 +48,9 @@ def as_batch(x: Tokens, denoiser: Denoiser) -> tuple[Int[Tensor, "batch length"]
     if limit is not None and len(matrix) and matrix.shape[1] > limit:
         row = 0 if isinstance(x, Tensor) else max(range(len(matrix)), key=lambda index: len(x[index]))
         raise ValueError(f"sequence {row} has {matrix.shape[1]} tokens, more than the {limit} that the model takes")
-    wrong = (matrix < 0) | (matrix >= denoiser.vocab_size)
-    if bool(wrong.any()):
-        row, position = wrong.nonzero()[0].tolist()
+    least, largest = matrix.aminmax() if matrix.numel() else (0, 0)
+    if not 0 <= int(least) <= int(largest) < denoiser.vocab_size:
+        row, position = ((matrix < 0) | (matrix >= denoiser.vocab_size)).nonzero()[0].tolist()
         raise ValueError(
             f"token {int(matrix[row, position])} at sequence {row}, position {position} is outside the vocabulary:"
             f" token ids are 0..{denoiser.vocab_size - 1}, the mask token is {denoiser.mask_id}"

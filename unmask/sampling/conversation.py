@@ -185,12 +185,18 @@ class Situation:
             numbers: The budget's memory, if the rule remembers more than that.
         """
         view = self._blank(self.numbers if numbers is None else numbers)
-        if answer is None:
-            return view
-        late = self.draw.late(answer.stats.token, answer.row) if self.draw.waits else None
-        if late is not None and late.is_cpu and not bool(late.any()):  # none waits: a device would have to be asked
-            late = None
-        return view.measured(answer.stats, late)
+        return view if answer is None else view.measured(answer.stats, self.late(answer))
+
+    def late(self, answer: Answer) -> Bool[Tensor, " positions"] | None:
+        """True where a candidate has to wait for the others; `None` if none has to, as far as the host knows.
+
+        Args:
+            answer: The answer to a question about the candidates of the sequences as they are.
+        """
+        if not self.draw.waits:
+            return None
+        late = self.draw.late(answer.stats.token, answer.row)
+        return late if not late.is_cpu or bool(late.any()) else None  # a device would have to be asked
 
     def _blank(self, numbers: Float[Tensor, "rows memory"]) -> View:
         """A view without marginals, whose `masked` and `known` are made when they are looked at."""

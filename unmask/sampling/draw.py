@@ -138,6 +138,9 @@ class Draw:
             row: The sequence of each value.
             *names: The settings that matter; sequences that differ in others are alike.
         """
+        if len(self.settings) == 1:
+            yield self.settings[0], slice(None)
+            return
         keys = [tuple(getattr(one, name) for name in names) for one in self.settings]
         first = [keys.index(key) for key in keys]
         if not any(first):
@@ -170,6 +173,8 @@ class Draw:
         self, logits: Float[Tensor, "rows vocab"], row: Int[Tensor, " rows"], power: Float[Tensor, " rows"] | None
     ) -> Marginals:
         """Returns `marginals` of each row without the tokens that its sequence forbids; not checked."""
+        if len(self.settings) == 1:
+            return marginals(logits, self.settings[0].forbidden, power, check=False)
         whole: dict[str, Tensor] = {}
         for settings, index in self.parts(row, "forbidden"):
             if isinstance(index, slice):
@@ -205,19 +210,20 @@ class Draw:
             power: The power to which the marginals are raised before drawing.
         """
         if self.common == 0 and stats is not None:  # the argmax, which is known
-            return stats.token if rows is None else stats.token[rows]
+            return stats.token if rows is None else stats.token.index_select(0, rows)
         tau = 1.0 if self.common == 1 else self.temperature[row]
         tau = tau if power is None else tau / power
-        drawn = torch.empty_like(row)
+        drawn: Tensor | None = None
         for one, index in self.parts(row, "top_k", "top_p", "forbidden"):
             if isinstance(index, slice):
                 return draw_rows(logits, rows, uniform, tau, one.top_k, one.top_p, one.forbidden, stats)
+            drawn = torch.empty_like(row) if drawn is None else drawn
             rows = torch.arange(len(row), device=row.device) if rows is None else rows
             tau = torch.as_tensor(tau, dtype=torch.float64, device=row.device).expand(len(row))
             drawn[index] = draw_rows(
                 logits, rows[index], uniform[index], tau[index], one.top_k, one.top_p, one.forbidden, stats
             )
-        return drawn
+        return row if drawn is None else drawn  # no part: nothing to draw
 
     def divergence(
         self, new: Float[Tensor, "rows vocab"], old: Float[Tensor, "rows vocab"], row: Int[Tensor, " rows"]
@@ -247,8 +253,8 @@ class Draw:
 
     @property
     def waits(self) -> bool:
-        """Whether any sequence lets some tokens wait for the others."""
-        return any(one.last for one in self.settings)
+        """Whether any sequence lets some tokens wait for the others, and may write them at all."""
+        return any(not set(one.last) <= set(one.forbidden) for one in self.settings if one.last)
 
     def late(self, token: Int[Tensor, " rows"], row: Int[Tensor, " rows"]) -> Bool[Tensor, " rows"]:
         """True where a token is one that has to wait for the others in its sequence."""

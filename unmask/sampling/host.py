@@ -35,50 +35,60 @@ class HostMasks:
         more: True where the rule has more to do even if no mask remains.
     """
 
-    pending: Bool[Tensor, "batch length"]
-    block: Int[Tensor, "batch length"]
-    more: Bool[Tensor, " batch"]
+    pending: Bool[np.ndarray, "batch length"]
+    block: Int[np.ndarray, "batch length"]
+    more: Bool[np.ndarray, " batch"]
 
     @staticmethod
     def of(state: State) -> HostMasks:
         """What was noted of a state, or fresh copies."""
-        noted = vars(state).get(_NOTE)
-        return HostMasks(state.pending.cpu(), state.block.cpu(), state.more.cpu()) if noted is None else noted
+        noted = vars(state).get(NOTE)
+        if noted is not None:
+            return noted
+        return HostMasks(state.pending.cpu().numpy(), state.block.cpu().numpy(), state.more.cpu().numpy())
 
     @property
-    def alive(self) -> Int[Tensor, " alive"]:
+    def alive(self) -> Int[np.ndarray, " alive"]:
         """The rows that are not finished."""
-        return torch.from_numpy(np.flatnonzero(self.pending.numpy().any(-1) | self.more.numpy()))
+        return (any_true(self.pending) | self.more).nonzero()[0]
 
     @property
-    def open(self) -> Bool[Tensor, "batch length"]:
+    def open(self) -> Bool[np.ndarray, "batch length"]:
         """The masks of the open block of each sequence: the candidates."""
-        return open_block(self.pending, self.block) if self.block.numpy().any() else self.pending
+        if not np.count_nonzero(self.block):
+            return self.pending
+        return open_block(torch.from_numpy(self.pending), torch.from_numpy(self.block)).numpy()
 
-    def of_rows(self, rows: Int[Tensor, " rows"]) -> HostMasks:
+    def of_rows(self, rows: Int[np.ndarray, " rows"]) -> HostMasks:
         """Those of some sequences, in ascending order."""
         if len(rows) == len(self.pending):
             return self
         return HostMasks(self.pending[rows], self.block[rows], self.more[rows])
 
     def after(
-        self, state: State, rows: Int[Tensor, " rows"], taken: Bool[Tensor, "rows length"], more: Tensor | None
+        self, state: State, rows: Int[np.ndarray, " rows"], taken: Bool[np.ndarray, "rows length"], more: Tensor | None
     ) -> State:
         """Notes on a state what is left of these masks after some rows were written, and returns it.
 
         Unless `more` is `None`, it was changed.
 
-        The note is no field: what `dataclasses.replace` makes of the state comes without it.
+        The note is no field: what `dataclasses.replace` or `State.changed` makes of the state comes without it.
         """
-        if state.pending.device.type != "cpu":
-            left = self.pending.index_copy(0, rows, self.pending[rows] & ~taken)
-            object.__setattr__(
-                state, _NOTE, HostMasks(left, self.block, self.more if more is None else state.more.cpu())
-            )
+        if state.pending.is_cpu:
+            left = state.pending.numpy()
+        else:
+            left = self.pending.copy()
+            left[rows] &= ~taken
+        now = self.more if more is None else state.more.cpu().numpy()
+        object.__setattr__(state, NOTE, HostMasks(left, self.block, now))
         return state
 
 
-_NOTE = "_host"
+NOTE = "_host"
+"""The attribute of a state that holds what is noted of it."""
+
+FEW = 1 << 12
+"""Positions of a batch up to which NumPy, quicker to start, has gone through short rows before PyTorch has."""
 
 
 def all_finite(values: Float[Tensor, " values"]) -> Bool[Tensor, ""] | bool:
@@ -93,18 +103,31 @@ def all_finite(values: Float[Tensor, " values"]) -> Bool[Tensor, ""] | bool:
 
 def to_host(
     chosen: Bool[Tensor, "rows length"], fine: Sequence[Bool[Tensor, ""] | bool]
-) -> tuple[Bool[Tensor, "rows length"], bool]:
+) -> tuple[Bool[np.ndarray, "rows length"], bool]:
     """Fetches what was chosen, and whether all is well, at once: the one time a step waits for the device."""
     if chosen.is_cpu:
-        return chosen, all(fine)
+        return chosen.numpy(), all(fine)
     flags = [torch.as_tensor(flag, device=chosen.device).reshape(1) for flag in fine]
-    both = torch.cat([chosen.flatten(), *flags]).cpu()
-    return both[: chosen.numel()].view(chosen.shape), bool(both[chosen.numel() :].all())
+    both = torch.cat([chosen.flatten(), *flags]).cpu().numpy()
+    return both[: chosen.numel()].reshape(chosen.shape), bool(both[chosen.numel() :].all())
 
 
-def where_true(mask: Bool[Tensor, "..."], device: torch.device) -> Int[Tensor, " true"]:
-    """Indices into the flattened mask of what is True in it, computed on the host and sent to a device."""
-    return torch.from_numpy(np.flatnonzero(mask.numpy())).to(device, non_blocking=True)
+def sent(array: Shaped[np.ndarray, "*shape"], device: torch.device) -> Shaped[Tensor, "*shape"]:
+    """An array as a tensor on a device, without waiting for it; on a CPU they share memory."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.to(device, non_blocking=True)
+
+
+def any_true(mask: Bool[np.ndarray, "rows length"]) -> Bool[np.ndarray, " rows"]:
+    """Whether anything is True in each row."""
+    if mask.size <= FEW:
+        return np.logical_or.reduce(mask, axis=-1)
+    return torch.from_numpy(mask).any(-1).numpy()
+
+
+def true_places(mask: Bool[np.ndarray, "..."]) -> Int[np.ndarray, " true"]:
+    """Indices into the flattened mask of what is True in it."""
+    return mask.ravel().nonzero()[0]
 
 
 def to_lists(*columns: Shaped[Tensor, " _"]) -> list[list[Any]]:

@@ -106,7 +106,7 @@ class Sampler:
         pending = pending if fill is None else pending & fill
         position = torch.arange(x.shape[1], device=device)
         none = torch.zeros(batch, dtype=torch.int64, device=device)
-        purposes = torch.tensor([Purpose.TOKEN, Purpose.ORDER], device=device).reshape(2, 1, 1)
+        purposes = torch.tensor((Purpose.TOKEN, Purpose.ORDER), device=device).reshape(2, 1, 1)
         token_noise, order_noise = uniforms(ids.unsqueeze(-1), position, purposes)
         return State(
             slot=torch.arange(batch, device=device) if slots is None else torch.tensor(list(slots), device=device),

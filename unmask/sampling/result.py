@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -59,10 +60,12 @@ def _by_sequence(bounds: list[tuple[Tensor, Tensor]], sequences: int) -> tuple[t
     """The numbers of each sequence in order of the steps, of steps that say to which sequences theirs belong."""
     if not bounds:
         return ((),) * sequences
-    sequence, nats = (torch.cat(column).cpu() for column in zip(*bounds, strict=True))
-    values = nats[sequence.argsort(stable=True)].tolist()
-    ends = torch.bincount(sequence, minlength=sequences).cumsum(0).tolist()
-    return tuple(tuple(values[begin:end]) for begin, end in zip([0, *ends], ends, strict=False))
+    sequence, nats = (torch.cat(column).cpu().numpy() for column in zip(*bounds, strict=True))
+    if sequences == 1:
+        return (tuple(nats.tolist()),)
+    values = nats[sequence.argsort(kind="stable")].tolist()
+    ends = np.bincount(sequence, minlength=sequences).cumsum().tolist()
+    return tuple([tuple(values[begin:end]) for begin, end in zip([0, *ends], ends, strict=False)])
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,7 @@ class Result:
             forward_passes=forward_passes,
             bounds=_by_sequence(bounds, len(state.x)),
             masks_left=state.pending.sum(-1),
-            streams=tuple(stream % 2**64 for stream in state.streams.tolist()),
+            streams=tuple(state.streams.cpu().numpy().view(np.uint64).tolist()),
             initial=initial,
             pending=state.pending,
             steps=None if steps is None else tuple(steps),

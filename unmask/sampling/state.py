@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..draws.streams import Purpose, uniforms
 from .draw import Draw
+from .host import NOTE
 
 _Self = TypeVar("_Self", bound="Rows")
 
@@ -104,6 +105,13 @@ class State:
     def temperature(self) -> Float[Tensor, " batch"]:
         """The temperature of the draw of each sequence."""
         return self.draw.temperature
+
+    def changed(self, **columns: Any) -> State:
+        """Returns this state with some columns replaced: `dataclasses.replace` in a quarter of the time."""
+        new = object.__new__(State)
+        vars(new).update(vars(self), **columns)
+        vars(new).pop(NOTE, None)  # it says what the masks were
+        return new
 
     def select(self, rows: Int[Tensor, " kept"]) -> State:
         """Returns some of the sequences, in the given order, with everything remembered of them."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,7 +14,7 @@ from ..denoiser import Query, check_logits
 from ..draws.categorical import check_marginals
 from ..errors import LogitsError, RuleError
 from .conversation import Answer, AnyRule, Ask, Move, Situation
-from .host import HostMasks, all_finite, to_host, where_true
+from .host import HostMasks, all_finite, any_true, sent, to_host, true_places
 from .result import StepInfo
 from .state import State, put_memory, select_memory
 from .view import dependence_bound
@@ -45,13 +46,13 @@ class Turn:
         self._alive = self._masks.alive
         if not len(self._alive):
             return
-        self.live = self._alive.to(device, non_blocking=True)
-        self._every = len(self._alive) == len(state.x)
+        self.live = sent(self._alive, device)
+        self._every = len(self._alive) == state.x.shape[0]
         mine = self._masks.of_rows(self._alive)
         self._pending, self._open = mine.pending, mine.open
         self.seen = Situation(
             x=self._rows(state.x),
-            candidate=self._open.to(device, non_blocking=True),
+            candidate=sent(self._open, device),
             pending=self._rows(state.pending),
             editable=self._rows(state.editable),
             valid=self._rows(state.valid),
@@ -64,7 +65,7 @@ class Turn:
             draw=state.draw if self._every else state.draw.select(self.live),
             mask_id=state.mask_id,
             wants_time=wants_time,
-            index=where_true(self._open, device),
+            index=sent(true_places(self._open), device),
         )
         self._slots = self._rows(state.slot)
         self._talk = rule.turn(self.seen)
@@ -131,7 +132,7 @@ class Turn:
         self._answers.append(answer)
         self._hear(answer)
 
-    def check(self) -> Bool[Tensor, "rows length"]:
+    def check(self) -> Bool[np.ndarray, "rows length"]:
         """Checks answers and move, and fetches what was chosen to the host: the one wait for the device.
 
         Raises:
@@ -149,10 +150,10 @@ class Turn:
         taken, sound = to_host(move.chosen, fine)
         if not sound:
             self._report()
-        chosen, allowed, pending = taken.numpy(), self._open.numpy(), self._pending.numpy()
+        pending = self._pending
         # A rule that says which rows it draws from may have looked further than the open block.
-        wrong = chosen > (allowed if move.rows is None else pending)
-        idle = allowed.any(-1) > chosen.any(-1)
+        wrong = taken > (self._open if move.rows is None else pending)
+        idle = any_true(self._open) > any_true(taken)
         if move.erase is not None or move.tokens is not None:
             editable = (self.seen.editable & self.seen.valid).cpu().numpy()
             if move.tokens is not None:
@@ -160,10 +161,10 @@ class Turn:
             if move.erase is not None:
                 erase = move.erase.cpu().numpy()
                 idle &= ~erase.any(-1)
-                wrong |= erase & (~editable | (pending & ~chosen))
+                wrong |= erase & (~editable | (pending & ~taken))
         if move.more is not None:  # it counts its turns, and one of them may change nothing
             idle &= ~move.more.cpu().numpy()
-        if idle.any() or wrong.any():
+        if np.count_nonzero(idle) or np.count_nonzero(wrong):
             row = int((idle | wrong.any(-1)).argmax())
             raise RuleError(
                 f"{self.rule} must unmask at least one candidate of every sequence, and candidates only"
@@ -212,8 +213,7 @@ class Turn:
         if move is None:
             return state, StepInfo.empty(state.x)
         taken = self.check()
-        at = where_true(taken, state.x.device)
-        info = self._draw(move, taken, at, candidates)
+        info = self._draw(move, taken, candidates)
         columns = {
             "x": self.seen.x.masked_scatter(move.chosen, info.tokens),
             "pending": self.seen.pending > move.chosen,
@@ -226,18 +226,20 @@ class Turn:
         if not self._every:
             columns = {name: getattr(state, name).index_copy(0, self.live, part) for name, part in columns.items()}
             memory = put_memory(state.memory, self.live, memory)
-        new = replace(state, memory=memory, **columns)
+        new = state.changed(memory=memory, **columns)
         if move.erase is not None:
             return new.mask(torch.zeros_like(state.pending).index_copy(0, self.live, move.erase)), info
         return self._masks.after(new, self._alive, taken, move.more), info
 
-    def _draw(self, move: Move, taken: Tensor, at: Int[Tensor, " chosen"], candidates: int) -> StepInfo:
+    def _draw(self, move: Move, taken: Bool[np.ndarray, "rows length"], candidates: int) -> StepInfo:
         """Draws a token for each chosen position, and says what was done."""
-        seen, answer, chosen = self.seen, move.answer, move.chosen
-        row = at.div(chosen.shape[1], rounding_mode="floor")
+        seen, answer, chosen, device = self.seen, move.answer, move.chosen, self.live.device
+        places = true_places(taken)
         if answer is None:
-            if len(at):
-                raise RuleError(f"{self.rule} writes without an answer to draw from ({self._who(int(row[0]))})")
+            if len(places):
+                raise RuleError(
+                    f"{self.rule} writes without an answer to draw from ({self._who(places[0] // taken.shape[1])})"
+                )
             return replace(
                 StepInfo.empty(seen.x),
                 sequence=self.live,
@@ -248,31 +250,32 @@ class Turn:
                 evaluations=self._counts[1],
                 erased=move.erase,
             )
-        stats = answer.stats
+        stats, row = answer.stats, sent(places // taken.shape[1], device)
         if move.rows is not None:
             picked = move.rows
         elif answer.ask.where is chosen:
-            picked = torch.arange(len(at), device=at.device)
+            picked = sent(np.arange(len(places)), device)
         else:
-            asked = self._open if answer.ask.where is seen.candidate else answer.ask.where.cpu()
-            picked = where_true(taken[asked], at.device)
+            asked = self._open if answer.ask.where is seen.candidate else answer.ask.where.cpu().numpy()
+            picked = sent(true_places(taken[asked]), device)
         if move.tokens is not None:
             tokens = move.tokens[picked]
         else:
-            uniform, power = seen.token_noise.flatten()[at], None if move.power is None else move.power[row]
+            power = None if move.power is None else move.power[row]
+            uniform = seen.token_noise.take(sent(places, device))
             if move.logits is not None:
                 tokens = seen.draw.tokens(move.logits, None, row, uniform, power=power)
             else:
                 tokens = seen.draw.tokens(answer.logits, picked, row, uniform, stats, power)
-        entropy = stats.entropy[picked]
+        entropy = stats.entropy.index_select(0, picked)
         info = StepInfo(
             sequence=self.live,
             candidate=seen.candidate,
             chosen=chosen,
             tokens=tokens,
-            log_prob=answer.logits[picked, tokens].to(stats.log_norm.dtype) - stats.log_norm[picked],
+            log_prob=answer.logits[picked, tokens].to(stats.log_norm.dtype) - stats.log_norm.index_select(0, picked),
             entropy=entropy,
-            bound=dependence_bound(chosen, entropy) if move.together and len(at) > 1 else self._nothing(),
+            bound=dependence_bound(chosen, entropy) if move.together and len(places) > 1 else self._nothing(),
             forward_passes=self.passes,
             evaluations=self._counts[1],
             erased=move.erase,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -122,6 +123,9 @@ class View:
 _COLUMNS = tuple(column.name for column in fields(View))
 _STATISTICS = ("entropy", "doubt", "closeness")
 
+_FEW = 256
+"""Positions drawn together that are added up one by one as fast as by starting operations on tensors."""
+
 
 def dependence_bound(
     chosen: Bool[Tensor, "batch length"], entropy: Float[Tensor, " chosen"]
@@ -132,6 +136,16 @@ def dependence_bound(
         chosen: Positions drawn together.
         entropy: The entropy of each of these positions, in nats, row-major.
     """
+    if entropy.is_cpu and max(entropy.shape[0], chosen.shape[0]) <= _FEW:
+        values, bounds = iter(entropy.tolist()), []
+        for count in chosen.numpy().sum(-1).tolist():
+            own, total = list(islice(values, count)), 0.0
+            if own:
+                own.remove(max(own))
+            for nats in own:
+                total += nats
+            bounds.append(total)
+        return torch.tensor(bounds, dtype=torch.float64)
     h = torch.zeros(chosen.shape, dtype=torch.float64, device=chosen.device).masked_scatter_(chosen, entropy.double())
     h = h.scatter(1, h.argmax(-1, keepdim=True), 0.0)
     return h.cumsum(-1)[:, -1]  # sequential, so that padding changes no bit
