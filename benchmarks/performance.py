@@ -118,11 +118,11 @@ BOUND = "entropy-bound"
 """The rule whose step is the measure of all others."""
 
 
-def plan_part(length: int = 1024, vocab: int = 50_368, repeats: int = 5) -> dict[str, Any]:
+def plan_part(length: int = 1024, vocab: int = 50_368, repeats: int = 3) -> dict[str, Any]:
     """A step of every named rule with the network's answers ready, beside one of the EB-Sampler, on one thread.
 
     It is the second step where there is one, as some rules compare it with the first. Each rule takes turns with the
-    EB-Sampler, five of each; the least of the processor's time counts.
+    EB-Sampler, three of each; the least of the processor's time counts.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -149,7 +149,7 @@ def test_the_pages_have_the_tables_they_are_known_for():
         "results.md": 15,
         "dependence.md": 9,
         "frontier.md": 7,
-        "performance.md": 8,
+        "performance.md": 9,
         "language.md": 5,
     }
     least |= {

@@ -12,6 +12,7 @@ from typing import Any, no_type_check
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic, overload
 
 TILE = 2048
@@ -70,6 +71,23 @@ def claim(typingctx: Any, counter: Any) -> Any:
         return builder.atomic_rmw("add", array.data, ir.Constant(ir.IntType(64), 1), "monotonic")
 
     return types.int64(counter), generate
+
+
+@intrinsic
+@no_type_check
+def prefetch(typingctx: Any, array: Any, index: Any) -> Any:
+    """Asks for the cache line with an element of an array, and does not wait for it."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        made = context.make_array(signature.args[0])(context, builder, arguments[0])
+        byte, word = ir.IntType(8).as_pointer(), ir.IntType(32)
+        place = builder.bitcast(builder.gep(made.data, [arguments[1]]), byte)
+        kind = ir.FunctionType(ir.VoidType(), [byte, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [place, word(0), word(3), word(1)])  # for reading, to be kept, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate
 
 
 @no_type_check

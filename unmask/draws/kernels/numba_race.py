@@ -28,10 +28,13 @@ from .numba_bits import (
     heights,
     largest,
     patched,
+    prefetch,
     touched,
 )
 
 _LOG2 = math.log(2)
+LINE = 64
+"""Bytes that the memory gives at once."""
 _SLACK = 1e-5
 """What is left out falls short by more than this, so that no rounding matters."""
 
@@ -75,9 +78,12 @@ def _lead(word):
 
 @njit(**INLINE)
 @no_type_check
-def _race_tile(part, begin, tops, scale, key, leads, best, token):
-    """The better of a token with its score, and the best of a tile, given the largest logit of each of its parts."""
-    groups, first = (len(part) + GROUP - 1) // GROUP, begin // GROUP
+def _race_tile(part, begin, tops, scale, key, leads, marked, best, token):
+    """The better of a token with its score, and the best of a tile, given the largest logit of each of its parts.
+
+    The memory is asked at once for all groups that could win as things stand, before the first of them is looked into.
+    """
+    groups, first, count = (len(part) + GROUP - 1) // GROUP, begin // GROUP, 0
     for g in range(groups):
         leads[g] = _lead(_mix(_counter(key, first + g))) + math.log(GROUP)
     for number in range(len(tops)):
@@ -87,11 +93,19 @@ def _race_tile(part, begin, tops, scale, key, leads, best, token):
         for g in range(number * (PART // GROUP), min(groups, (number + 1) * (PART // GROUP))):
             if top + leads[g] < best:
                 continue
-            some = part[g * GROUP : (g + 1) * GROUP]
-            highest = types.float64(largest(some)) * scale
-            if highest == -np.inf or highest + leads[g] < best:
-                continue
-            best, token = _race_group(some, begin + g * GROUP, highest, scale, key, leads[g], best, token)
+            marked[count] = g
+            count += 1
+            for i in range(g * GROUP, min(len(part), (g + 1) * GROUP), LINE // part.itemsize):
+                prefetch(part, i)
+    for i in range(count):
+        g = marked[i]
+        if types.float64(tops[g // (PART // GROUP)]) * scale + leads[g] < best:
+            continue
+        some = part[g * GROUP : (g + 1) * GROUP]
+        highest = types.float64(largest(some)) * scale
+        if highest == -np.inf or highest + leads[g] < best:
+            continue
+        best, token = _race_group(some, begin + g * GROUP, highest, scale, key, leads[g], best, token)
     return best, token
 
 
@@ -146,7 +160,7 @@ def _next(part, enough, after):
 
 @njit(**INLINE)
 @no_type_check
-def _row_race(row, uniform, temperature, forbidden, known, tops, tile, leads):
+def _row_race(row, uniform, temperature, forbidden, known, tops, tile, leads, marked):
     """The token of one row whose clock rings first, see `draws.race`; at temperature 0 the first of the largest.
 
     With known tops of the parts it begins where the highest is, and reads no part that cannot win.
@@ -173,11 +187,11 @@ def _row_race(row, uniform, temperature, forbidden, known, tops, tile, leads):
             shown = tile[: len(part)]
             if not known:
                 _fill(shown, tall)
-            best, token = _race_tile(shown, begin, tall, scale, key, leads, best, token)
+            best, token = _race_tile(shown, begin, tall, scale, key, leads, marked, best, token)
         else:
             if not known:
                 _fill(part, tall)
-            best, token = _race_tile(part, begin, tall, scale, key, leads, best, token)
+            best, token = _race_tile(part, begin, tall, scale, key, leads, marked, best, token)
     return token
 
 
@@ -191,7 +205,7 @@ def _fill(part, tops):
 
 @njit(error_model="numpy", nogil=True, cache=True)
 @no_type_check
-def draw(logits, rows, uniform, temperature, forbidden, known, tops, out, tile, mine, leads, counter):
+def draw(logits, rows, uniform, temperature, forbidden, known, tops, out, tile, mine, leads, marked, counter):
     """Draws for rows until there are none left; see `numba_rows.draw`."""
     while True:
         r = claim(counter)
@@ -199,9 +213,10 @@ def draw(logits, rows, uniform, temperature, forbidden, known, tops, out, tile, 
             return
         row = rows[r]
         tall = tops[row] if known else mine
-        out[r] = _row_race(logits[row], uniform[r], temperature[r], forbidden, known, tall, tile, leads)
+        out[r] = _row_race(logits[row], uniform[r], temperature[r], forbidden, known, tall, tile, leads, marked)
 
 
 def scratch(parts: int) -> tuple[np.ndarray, ...]:
     """Room for a thread: a tile, the tops of the parts of a row, and what is known of the groups of a tile."""
-    return np.empty(TILE, np.int32), np.empty(parts, np.float32), np.empty(TILE // GROUP, np.float64)
+    groups = TILE // GROUP
+    return np.empty(TILE, np.int32), np.empty(parts, np.float32), np.empty(groups), np.empty(groups, np.int64)
