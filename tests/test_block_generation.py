@@ -175,7 +175,9 @@ def scores(model: LanguageModel, pairs: list[tuple[str, str]], batch_size: int =
 
     from unmask.integrations.lm_eval import UnmaskLM
 
-    asked = [instance.Instance("loglikelihood", {}, pair, index, ("task", index, 1)) for index, pair in enumerate(pairs)]
+    asked = [
+        instance.Instance("loglikelihood", {}, pair, index, ("task", index, 1)) for index, pair in enumerate(pairs)
+    ]
     return UnmaskLM(model, "left-to-right", batch_size=batch_size).loglikelihood(asked)
 
 

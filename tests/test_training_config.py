@@ -24,6 +24,7 @@ from unmask.models.networks.transformer import Transformer
 from unmask.tasks import of_model
 from unmask.tasks.named import named_task
 from unmask.tasks.text import TextTask
+from unmask.training import run
 from unmask.training.config import TrainConfig, read_config
 from unmask.training.networks import build_network, save_network
 
@@ -270,3 +271,19 @@ def test_a_start_that_does_not_fit_is_refused(
     other.write_text(TEXT.replace("q", "z") * 20)
     with pytest.raises(ValueError, match="the task has others"):
         saved(tmp_path / "other", other, 8, start=str(start))
+
+
+def test_a_run_that_is_stopped_says_where_it_goes_on(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch):
+    settings = {"name": "text", "length": 16, "data": str(text)}
+    path = write(tmp_path, task=settings, steps=2, decay_steps=1, save_every=2)
+    unmask("train", str(path))
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run, "train", stopped)
+        result = CliRunner().invoke(app, ["train", str(path), "--steps", "4"])
+    assert result.exit_code == 130
+    assert "Going on from step 2 of 4." in result.stderr
+    assert "goes on from step 2, the last one that was saved (--save-every is 2)" in " ".join(result.stderr.split())

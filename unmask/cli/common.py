@@ -20,8 +20,17 @@ from ..viewing.progress import progress as shared_progress
 if TYPE_CHECKING:
     import torch
 
+    from ..language import Completion
+
 out = Console()
 err = Console(stderr=True)
+
+
+def cost(answer: Completion) -> str:
+    """Says what an answer took, and why it ended."""
+    evaluations = "1 evaluation" if answer.nfe == 1 else f"{answer.nfe} evaluations"
+    return f"{evaluations}, {answer.new_tokens} tokens, {answer.seconds:.2f} s, {answer.finish_reason}"
+
 
 Temperature = Annotated[float, typer.Option(help="Temperature of the draw; 0 takes the argmax.")]
 Seed = Annotated[int, typer.Option(help="Seed of every random stream.")]

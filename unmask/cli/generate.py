@@ -208,9 +208,8 @@ def chat(
             common.out.print(f"[yellow]{escape(str(error))}[/]", highlight=False, soft_wrap=True)
             continue
         history.append({"role": "assistant", "content": answer.text})
-        note = f"{answer.nfe} evaluations, {answer.new_tokens} tokens, {answer.seconds:.2f} s, {answer.finish_reason}"
         common.out.print(Text(answer.text))
-        common.out.print(f"[dim]{note}[/]", highlight=False)
+        common.out.print(f"[dim]{common.cost(answer)}[/]", highlight=False)
 
 
 def _check_field(input: Path | None, field: str | None, encoding: str | None) -> None:

@@ -158,7 +158,6 @@ def _show(completions: list[Completion], named: NamedRule, json: bool) -> None:
         return
     for one in completions:
         common.out.print(Text(one.text))
-        note = f"{one.nfe} evaluations, {one.new_tokens} tokens, {one.seconds:.2f} s, {one.finish_reason}"
-        common.out.print(f"[dim]{note}[/]", highlight=False)
+        common.out.print(f"[dim]{common.cost(one)}[/]", highlight=False)
     if named.says:
         common.out.print(f"[dim]{escape(named.says)}[/]", highlight=False, soft_wrap=True)

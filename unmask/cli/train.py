@@ -28,7 +28,7 @@ def train(
     save_every: Annotated[int | None, typer.Option(min=1, help="Steps between two saved states.")] = None,
     json: common.Json = False,
 ) -> None:
-    """Train a network; a run that was killed continues where it stopped. Needs the extra `train`.
+    """Train a network; a run that was killed continues from its last saved state. Needs the extra `train`.
 
     A configuration file names a task and says what to train; options override it. Training is data-parallel under
     `accelerate launch -m unmask train CONFIG.yaml`. The target `sudoku` is the recipe of the shipped checkpoint: its
@@ -90,9 +90,22 @@ def _configured(
 
         importlib.import_module("accelerate")  # the library asks for it only when training begins, and names no extra
     config = read_config(path, **given, out=None if out is None else str(out))
+    from ..training.run import newest_step
     from ..training.run import train as run
 
-    return run(config, resume=resume, on_step=on_step), config.steps
+    step = newest_step(config.out)
+    if resume and 0 < step < config.steps:
+        common.err.print(f"Going on from step {step} of {config.steps}.", highlight=False)
+    try:
+        return run(config, resume=resume, on_step=on_step), config.steps
+    except KeyboardInterrupt:
+        common.err.print(
+            f"Stopped. The same command goes on from step {newest_step(config.out)}, the last one that was saved"
+            f" (--save-every is {config.save_every}).",
+            highlight=False,
+            soft_wrap=True,
+        )
+        raise typer.Exit(130) from None
 
 
 def _metrics(checkpoint: Path) -> dict[str, Any]:

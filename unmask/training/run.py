@@ -252,6 +252,12 @@ class _Run:
         )
 
 
+def newest_step(out: Path) -> int:
+    """Returns the step of the last state that a run has saved in its folder; 0 if there is none."""
+    last = next(iter(saved_checkpoints(out / "state")), None)
+    return int(last.name.split("-")[1]) if last else 0
+
+
 def _remember(config: TrainConfig, task: Task, resume: bool) -> None:
     path = config.out / "run.json"
     wanted = {"recipe": config.recipe(), "task": saved_settings(task, task_ids(task))}
@@ -267,6 +273,5 @@ def _remember(config: TrainConfig, task: Task, resume: bool) -> None:
             raise AdapterError(
                 f"{path} does not hold the configuration of a run ({type(error).__name__}: {error})"
             ) from error
-        last = next(iter(saved_checkpoints(config.out / "state")), None)
-        folder.continues(path, old, {**wanted["recipe"], **known}, int(last.name.split("-")[1]) if last else 0)
+        folder.continues(path, old, {**wanted["recipe"], **known}, newest_step(config.out))
     write_atomically(path, (json.dumps(wanted, indent=2) + "\n").encode())

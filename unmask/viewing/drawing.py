@@ -16,7 +16,7 @@ def missing(*packages: str) -> list[str]:
 def check_drawing(what: str, *packages: str) -> None:
     """Raises `ImportError` if one of the packages is not installed; `what` needs them, in the plural."""
     if gone := missing(*packages):
-        raise ImportError(f'{what} need {" and ".join(gone)}: pip install "unmask[plot]"')
+        raise ImportError(f'{what} need {" and ".join(gone)}: pip install "unmask[plot]", or ".[plot]" in a clone')
 
 
 def pyplot(what: str = "plots") -> Any:
