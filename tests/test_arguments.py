@@ -77,7 +77,7 @@ def test_gaps_of_absurd_size_are_refused_before_they_are_written(size, model):
         ("1+1=", {"stop": LONE}, "half of a surrogate pair"),
         ("1+1=", {"seed": None}, "seed is an integer, got None"),
         ("1+1=", {"seed": "x"}, "seed is an integer, got 'x'"),
-        ("1+1=", {"rule": None}, "rule is a Rule or its name"),
+        ("1+1=", {"rule": 5}, "rule is a Rule or its name"),
         ("1+1=", {"max_new_tokens": 10**12}, "more than the 64 that the model takes"),
         ([[{"role": "user"}]], {}, "both texts"),
     ],

@@ -184,7 +184,7 @@ def test_commands_ask_nothing_and_swallow_no_prompt(tmp_path, mark):
     command = [sys.executable, "-m", "unmask", "chat", str(folder)]
     talk = subprocess.run(command, input="y\n9+4=\n8+8=\n", capture_output=True, text=True, check=False)
     assert talk.returncode == 0, talk.stderr
-    assert talk.stdout.count("evaluations") == 3
+    assert talk.stdout.count(" evaluation") == 3
     assert "16" in talk.stdout
     assert "custom code" not in talk.stdout + talk.stderr
     asked = CliRunner().invoke(app, ["generate", str(folder), "--input", "-", "--json"], input='"y"\n"8+8="\n')

@@ -148,7 +148,6 @@ class Fails(StoppingCriteria):
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"rule": None}, ValueError),
         ({"rule": "entropybound"}, ValueError),
         ({"repetition_penalty": 1.3}, ValueError),
         ({"max_new_tokens": 500}, ValueError),

@@ -68,7 +68,7 @@ def test_chat_remembers_and_obeys(folder):
     assert "topk:k=4" in result.stdout
     assert "unknown command /nothing" in result.stdout
     assert "more than the" in result.stdout  # a line that does not fit is refused, and the chat goes on
-    assert result.stdout.count("evaluations") == 2
+    assert result.stdout.count(" evaluation") == 2
 
 
 @pytest.mark.parametrize(

@@ -217,12 +217,13 @@ def test_the_version_of_a_package_is_its_own(tmp_path: Path):
 
 
 def test_names_that_a_clone_takes_are_given_back(tmp_path: Path):
-    before = sys.modules["json"]
+    before, inside = sys.modules["json"], sys.modules["json.decoder"]
     with borrowed_names():
         stand_in("json")
         stand_in("json.never", tmp_path)
         assert sys.modules["json"] is not before
     assert sys.modules["json"] is before
+    assert sys.modules["json.decoder"] is inside
     assert "json.never" not in sys.modules
 
 

@@ -45,24 +45,26 @@ class Case:
     does_so: str = "alone"
 
 
-_borrowed: dict[str, ModuleType | None] = {}
+_borrowed: set[str] = set()
 
 
 def _borrow(name: str, module: ModuleType) -> None:
     """Puts a module in the place of that name."""
-    _borrowed.setdefault(name, sys.modules.get(name))
+    _borrowed.add(name)
     sys.modules[name] = module
 
 
 @contextmanager
 def borrowed_names() -> Iterator[None]:
     """Gives the names of modules back that a clone has taken, when its loops have run: clones take the same ones."""
+    before = dict(sys.modules)
     try:
         yield
     finally:
         for name in [name for name in sys.modules if any(f"{name}.".startswith(f"{own}.") for own in _borrowed)]:
             del sys.modules[name]
-        sys.modules.update({name: before for name, before in _borrowed.items() if before is not None})
+        # With all that belongs to them: without json.decoder the json of others would fail.
+        sys.modules.update({name: known for name, known in before.items() if name not in sys.modules})
         _borrowed.clear()
 
 
@@ -90,9 +92,8 @@ def load(file: Path, name: str) -> ModuleType:
 
 def import_from(folder: Path, name: str) -> ModuleType:
     """Imports a package that lies in a folder, also where another version of it is imported already."""
-    _borrowed.setdefault(name, sys.modules.get(name))
+    _borrowed.add(name)
     for known in [known for known in sys.modules if f"{known}.".startswith(f"{name}.")]:
-        _borrowed.setdefault(known, sys.modules[known])
         del sys.modules[known]
     sys.path.insert(0, str(folder))
     try:
