@@ -69,7 +69,7 @@ def auto_choice(loss: float, temperature: float, profile: Profile | None) -> tup
 def auto_expects(loss: float, temperature: float, profile: Profile | None) -> str:
     """Says what is expected to be lost, and whether a profile of the model was there to say how."""
     if is_open(profile):
-        return f"as its profile has it, tokens drawn together lose at most {100 * loss:g} % of the entropy of a sequence"
+        return f"as its profile has it, tokens drawn together lose at most {100 * loss:g} % of a sequence's entropy"
     chosen = auto_choice(loss, temperature, profile)[1]
     told = (
         f"as the model has it, a token taken beside others is wrong with a chance of at most"
