@@ -23,14 +23,19 @@ def found(name: str, rule: str) -> list[dict[str, Any]]:
     return rows
 
 
+def gentle(name: str) -> list[dict[str, Any]]:
+    """The dependence bound up to γ 0.1."""
+    return [row for row in found(name, "dependence-bound") if row["settings"]["gamma"] <= 0.1]
+
+
 def test_the_large_ones_are_from_two_seeds_of_characters_and_from_subwords():
     assert [name for name, report in REPORTS.items() if report["samples"] >= 500] == LARGE
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_nine_times_fewer_evaluations_than_one_at_a_time_at_equal_quality(name: str):
-    """The page says 9.7, 9.5 and 9.2: every row of ours agrees in every column, and the least takes a ninth."""
-    ours = found(name, "dependence-bound")
+    """The page says 10.7, 9.5 and 9.2: up to γ 0.1 rows agree in every column, and the least takes a ninth."""
+    ours = gentle(name)
     for row in ours:
         assert all(agrees(row, column) for column in COLUMNS), row
     assert 9 * min(row["nfe_mean"] for row in ours) <= 128
@@ -39,12 +44,21 @@ def test_nine_times_fewer_evaluations_than_one_at_a_time_at_equal_quality(name: 
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("rule", ["random-k", "dilated", "entropy-bound"])
 def test_the_others_are_far_outside_the_intervals(name: str, rule: str):
-    """At as many evaluations as the least of ours, within one; dilated groups take 7."""
-    ours = min(row["nfe_mean"] for row in found(name, "dependence-bound"))
-    assert min(abs(row["nfe_mean"] - (7 if rule == "dilated" else ours)) for row in found(name, rule)) <= 1
+    """At as many evaluations as one of ours that agrees, within one; dilated groups take 7."""
+    ours = [7.0] if rule == "dilated" else [row["nfe_mean"] for row in gentle(name)]
+    assert min(abs(row["nfe_mean"] - nfe) for row in found(name, rule) for nfe in ours) <= 1
     for row in found(name, rule):
         for column in ("nelbo", "judge"):
             assert row[f"{column}_difference"] > 5 * row[f"{column}_difference_ci95"], (row["rule"], column)
+
+
+def test_a_larger_gamma_and_the_default_lose_a_little():
+    """γ 0.2 and `auto` lose more than their intervals, and less than a fortieth of the NELBO."""
+    rows = REPORTS["characters"]["rows"]
+    bold = [row for row in rows if row["rule"] == "auto" or row["settings"].get("gamma") == 0.2]
+    assert [row["rule"] for row in bold] == ["auto", "dependence-bound"]
+    for row in bold:
+        assert row["nelbo_difference_ci95"] < row["nelbo_difference"] < row["nelbo"] / 40
 
 
 def test_subwords_at_both_settings_of_the_page():
