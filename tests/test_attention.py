@@ -8,19 +8,9 @@ import math
 import pytest
 import torch
 
-from benchmarks.attention import (
-    MODELS,
-    PROFILE,
-    RESULTS,
-    OfContext,
-    Watched,
-    Weights,
-    at_equal_loss,
-    correlation,
-    non_negative,
-    path_losses,
-    ranks,
-)
+from benchmarks.attention import MODELS, RESULTS
+from benchmarks.attention_frontier import OfContext, at_equal_loss, path_losses
+from benchmarks.attention_prices import PROFILE, Watched, Weights, correlation, non_negative, ranks
 from unmask import DependenceBound, Entropy, EntropyBound, One, Rule
 from unmask.denoiser import NetworkDenoiser, Query
 from unmask.models.networks.transformer import Transformer, TransformerConfig

@@ -93,6 +93,8 @@ class Denoiser(Protocol):
     def __call__(self, query: Query) -> Float[Tensor, "rows vocab"]:
         """Returns one row of logits per True in `query.where`, in row-major order (as `logits[query.where]`).
 
+        The rows are the caller's: rules that compare evaluations keep them, so a later call must not overwrite them.
+
         Rows may be unnormalised and may contain `-inf`. The row of a position may depend on its own sequence only.
         """
         ...

@@ -44,8 +44,8 @@ from ..language.chats import chat_text, system_in_user
 from ..language.prompts import Prompt, encode_text, surroundings
 from ..language.whole_blocks import WholeBlocks, in_blocks
 from ..likelihood.nelbo import nelbo
-from ..rules.named import NamedRule, named_rule
-from ..rules.usual import UNNAMED, suited
+from ..rules.named import NamedRule
+from ..rules.usual import suited_rule
 from ..sampling.sample import sample
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ class UnmaskLM(TemplateLM):
     def __init__(
         self,
         pretrained: LanguageModel | str | Path,
-        rule: str | NamedRule = UNNAMED,
+        rule: str | NamedRule | None = None,
         *,
         temperature: float | None = None,
         max_new_tokens: int | None = None,
@@ -154,9 +154,8 @@ class UnmaskLM(TemplateLM):
             raise ValueError(f"unknown dtype {dtype!r}; use a floating-point type, such as float32 or bfloat16")
         options = {"revision": revision, "token": token, "local_files_only": local_files_only}
         self.model = _language_model(pretrained, device=device, dtype=kind, mask_id=mask_id, **options)
-        if isinstance(rule, str):
-            told = suited(rule, self.model.source, 0.0 if temperature is None else temperature)
-            rule = named_rule(rule, **told | settings)
+        if not isinstance(rule, NamedRule):
+            rule = suited_rule(rule, self.model.source, 0.0 if temperature is None else temperature, **settings)
         self.rule = rule
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"batch_size must be an integer >= 1, got {batch_size!r}")

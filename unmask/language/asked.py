@@ -17,7 +17,7 @@ from ..denoiser import Denoiser
 from ..draws.categorical import check_draw
 from ..draws.streams import prompt_streams
 from ..models.pretrained.cache import check_cache, usual_cache
-from ..rules.usual import rule_of
+from ..rules.usual import suited_rule
 from ..sampling.conversation import REVISITS, AnyRule, LawKind
 from ..sampling.draw import Processor
 from .arguments import check_answer, checked_prompts, checked_spans, checked_tokens, stop_strings
@@ -142,7 +142,8 @@ def asked_generate(
         block_length = model.block_causal
     elif whole("block_length", block_length) and model.block_causal is None and max_new_tokens % block_length:
         raise ValueError(f"block_length {block_length} does not divide max_new_tokens {max_new_tokens}")
-    chosen = rule_of(rule, model.source, temperature)
+    check_draw(temperature, top_k, top_p)
+    chosen = _rule(rule, model, temperature)
     cache = usual_cache(model.network, chosen, guidance) if cache is None else cache
     if end_last and not chosen.waits:
         raise ValueError(f"end_last does not go with {rule}, which chooses before it knows what is probable")
@@ -152,7 +153,6 @@ def asked_generate(
         raise ValueError("stop strings need a tokenizer")
     encoded = [prompt for prompt in as_prompts(prompts, model.tokenizer, model.mask_id) for _ in range(n)]
     rows = [(*prompt.tokens, *[model.mask_id] * max_new_tokens, *prompt.suffix) for prompt in encoded]
-    check_draw(temperature, top_k, top_p)
     settings = Settings(
         rule=chosen,
         temperature=temperature,
@@ -209,7 +209,7 @@ def asked_infill(
     special = set(model.end_ids) | set([] if model.tokenizer is None else model.tokenizer.all_special_ids)
     check_draw(temperature, top_k, top_p)
     settings = Settings(
-        rule=rule_of(rule, model.source, temperature),
+        rule=_rule(rule, model, temperature),
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
@@ -256,3 +256,8 @@ def _streams(rows: Sequence[Sequence[int]], seed: int, streams: Sequence[int] | 
     if len(streams) != len(rows):
         raise ValueError(f"{len(streams)} streams for {len(rows)} answers")
     return list(streams)
+
+
+def _rule(rule: AnyRule | str | None, model: LanguageModel, temperature: float) -> AnyRule:
+    """The rule itself, which may be given by its name, or not at all."""
+    return suited_rule(rule, model.source, temperature).rule if rule is None or isinstance(rule, str) else rule

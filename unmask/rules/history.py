@@ -53,7 +53,7 @@ class Past:
         before: Past | None,
         where: Bool[Tensor, "rows length"],
         kept: Kept,
-        drift: Float[Tensor, " positions"],
+        drift: Float[Tensor, " positions"] | None,
         masked: Int[Tensor, " rows"],
         time: Float[Tensor, " rows"] | None,
         history: int,
@@ -64,18 +64,18 @@ class Past:
             before: What came before it.
             where: The positions that were evaluated.
             kept: Their logits.
-            drift: How far each has moved since the evaluation before.
+            drift: How far each has moved since the evaluation before; `None` if no comparisons are kept.
             masked: How many positions of each row are masked.
             time: The diffusion time of each row.
             history: How many comparisons are kept.
         """
         if before is None:
-            shape = (*where.shape, history)
-            return Past(
-                where, kept, torch.full(shape, torch.inf, dtype=torch.float64, device=where.device), masked, time
-            )
-        latest = spread(drift, where).unsqueeze(-1)[..., :history]
-        return Past(where, kept, torch.cat([before.drifts[..., 1:], latest], -1), masked, time)
+            drifts = torch.full((*where.shape, history), torch.inf, dtype=torch.float64, device=where.device)
+        elif drift is None:
+            drifts = before.drifts
+        else:
+            drifts = torch.cat([before.drifts[..., 1:], spread(drift, where).unsqueeze(-1)], -1)
+        return Past(where, kept, drifts, masked, time)
 
     def select(self, rows: Int[Tensor, " kept"]) -> Past:
         """Some of the rows, in the given order."""
@@ -176,7 +176,7 @@ def compare(rule: Rule, seen: Situation) -> Conversation:
         stats, kept, drift = compared_with(seen, answer, None if past is None else past.kept, index)
         answer = measured(answer, stats)
     else:
-        kept, drift = Kept(answer.logits, answer.stats.log_norm), answer.stats.log_norm.double()
+        kept, drift = Kept(answer.logits, answer.stats.log_norm), None
     now = Past.after(past, seen.candidate, kept, drift, count, answer.ask.time, history)
     view = seen.view(answer, memory.numbers)
     chosen, numbers = rule.choose(replace(view, drift=now.drifts.amax(-1)) if history else view)

@@ -111,25 +111,22 @@ def suited(name: str, own: str | Path | Profile | None, temperature: float) -> d
     return {key: value for key, value in found.items() if key not in told}
 
 
-def rule_of(
-    rule: AnyRule | NamedRule | str | None, own: str | Path | Profile | None = None, temperature: float = 1.0
-) -> AnyRule:
-    """Returns the rule that an argument stands for: a rule, a rule's name with settings, or `None`, the usual one.
+def suited_rule(
+    name: str | None, own: str | Path | Profile | None = None, temperature: float = 1.0, /, **settings: Any
+) -> NamedRule:
+    """Builds the rule of a name for a model and a draw, as the library does: without settings of its own choice.
 
     Args:
-        rule: The argument.
+        name: Name of the rule, perhaps with settings; `None` is the usual one.
         own: Where the model's dependence profile may be, or the profile, for rules that can do without one.
         temperature: The temperature of the draw, for rules that take it.
+        **settings: Settings of the rule.
 
     Raises:
         ValueError: If there is no such rule, or a setting is missing or does not apply.
     """
-    if isinstance(rule, NamedRule):
-        return rule.rule
-    if rule is None or isinstance(rule, str):
-        name = name_or_usual(rule, {})
-        return named_rule(name, **suited(name, own, temperature)).rule
-    return rule
+    name = name_or_usual(name, settings)
+    return named_rule(name, **suited(name, own, temperature) | settings)
 
 
 def _profile_of(own: str | Path | Profile | None) -> str | Profile:

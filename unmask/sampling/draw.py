@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..draws.categorical import Marginals, check_draw, divergence, draw_rows, ids, marginals, most_probable
+from ..draws.categorical import Marginals, check_draw, draw_rows, ids, marginals, most_probable
 
 
 @runtime_checkable
@@ -224,15 +224,6 @@ class Draw:
                 logits, rows[index], uniform[index], tau[index], one.top_k, one.top_p, one.forbidden, stats
             )
         return row if drawn is None else drawn  # no part: nothing to draw
-
-    def divergence(
-        self, new: Float[Tensor, "rows vocab"], old: Float[Tensor, "rows vocab"], row: Int[Tensor, " rows"]
-    ) -> Float[Tensor, " rows"]:
-        """Returns `KL(new || old)` of each row of logits in nats, without the tokens that its sequence forbids."""
-        found = torch.zeros(len(new), dtype=torch.float64, device=new.device)
-        for one, index in self.parts(row, "forbidden"):
-            found[index] = divergence(new[index], old[index], one.forbidden)
-        return found
 
     def most_probable(
         self, logits: Float[Tensor, "rows vocab"], log_norm: Float[Tensor, " rows"], row: Tensor, count: int
